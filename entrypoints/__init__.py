@@ -1,0 +1,71 @@
+"""What the verbs share: flags, logging, progress, and how a user's mistake ends."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
+
+MODEL_NAME = "open-cities-buildings"
+
+
+def parser(verb: str, description: str) -> argparse.ArgumentParser:
+    """A parser that shows every default in its help and takes no abbreviations."""
+    return argparse.ArgumentParser(
+        prog=f"python -m entrypoints.{verb}",
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def number(low: float, high: float = float("inf"), *, whole: bool = False) -> Callable[[str], float]:
+    """A parser's type for numbers of `low` to `high`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = int(text) if whole else float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"a {'whole ' * whole}number is needed, got {text}") from None
+        if not low <= value <= high:
+            limits = f"at least {low:g}" if high == float("inf") else f"{low:g} to {high:g}"
+            raise argparse.ArgumentTypeError(f"must be {limits}, got {text}")
+        return value
+
+    return parse
+
+
+def whole(low: int, high: float = float("inf")) -> Callable[[str], float]:
+    """A parser's type for whole numbers of `low` to `high`."""
+    return number(low, high, whole=True)
+
+
+def switch(text: str) -> bool:
+    """A parser's type for true and false."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"true or false is needed, got {text}")
+    return text.lower() == "true"
+
+
+def progress(items: Iterable[_T], total: int, what: str = "") -> Iterable[_T]:
+    """The items, with a bar on a terminal and nothing elsewhere."""
+    from tqdm import tqdm
+
+    return tqdm(items, total=total, desc=what, disable=None, leave=False)
+
+
+def start(main: Callable[[Any], None], arguments: Any) -> None:
+    """Run a verb; a mistake of the user's ends it with one line that says what would do, and exit status 1."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # greetings and hints; what goes wrong reaches Python
+    from ocmlflow.errors import InputError
+
+    for noisy in ("alembic", "mlflow.store", "mlflow.system_metrics", "absl", "pyogrio", "rasterio", "botocore"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        main(arguments)
+    except InputError as error:
+        sys.exit(f"error: {error}")

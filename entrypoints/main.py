@@ -1,0 +1,105 @@
+"""The whole line: prepare, train, evaluate and predict, as child runs of one parent."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+from entrypoints import MODEL_NAME, parser, prepare, start, train, whole
+
+log = logging.getLogger(__name__)
+
+ROOT = Path(__file__).parent.parent
+SAMPLE_PLACE = "bay"
+"""The place of the built-in sample that is held out."""
+
+
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    """The verb's parameters and their defaults."""
+    p = parser("main", "Run prepare, train, evaluate and predict; without a catalogue, on the built-in sample.")
+    p.add_argument("--catalog", default=None, help="catalogue to learn from; the built-in sample if not given")
+    p.add_argument("--images", default=None, help="what to predict; the sample's test chips if not given")
+    p.add_argument("--validation", default=None, help="as in prepare; one place of the sample if not given")
+    p.add_argument("--epochs", type=whole(1), default=30, help="as in train")
+    p.add_argument("--seed", type=whole(0), default=0, help="of every step")
+    p.add_argument("--output", default="output", help="folder or s3:// address for the predictions")
+    p.add_argument("--name", default=MODEL_NAME, help="registered model that gets a new version")
+    p.add_argument("--work", default=".ocmlflow", help="folder for the sample")
+    args = p.parse_args(words)
+    if args.catalog and not (args.images and args.validation):
+        p.error("argument --catalog: needs --validation and --images beside it")
+    return args
+
+
+def main(args: argparse.Namespace) -> None:
+    from ocmlflow import tracking
+
+    with tracking.run("main", vars(args)):
+        catalog, images, validation = args.catalog, args.images, args.validation
+        if catalog is None:
+            sample = _sample(Path(args.work), args.seed)
+            catalog = str(sample / "train_tier_1" / "catalog.json")
+            images = images or str(sample / "test" / "catalog.json")
+            validation = validation or SAMPLE_PLACE
+        cutting = {"catalog": catalog, "validation": validation, "seed": args.seed}
+        chips = _step("prepare", cutting, key=prepare.key(prepare.parse(_words(cutting))))
+        learning = {"chips": chips, "epochs": args.epochs, "seed": args.seed, "name": args.name}
+        trained = _step("train", learning, key=train.key(train.parse(_words(learning)), tracking.chips_digest(chips)))
+        version = tracking.version_of(trained, args.name)
+        _step("evaluate", {"model": f"models:/{args.name}/{version}"})
+        _step("predict", {"model": f"models:/{args.name}@champion", "images": images, "output": args.output})
+        tracking.describe(
+            f"`{catalog}`: chips of run {chips}, {args.name} version {version}, buildings in `{args.output}`"
+        )
+        log.info("done: buildings are in %s; see the runs with `mlflow ui`", args.output)
+
+
+def _step(verb: str, parameters: dict[str, object], *, key: str | None = None) -> str:
+    """Run id of a step: of a finished one with the same key, else of a new child run of its own process."""
+    import mlflow
+    from mlflow.exceptions import ExecutionException
+
+    from ocmlflow import tracking
+    from ocmlflow.errors import InputError
+
+    finished = tracking.newest(verb, key=key) if key else None
+    if finished:
+        log.info("%s: run %s did the same already", verb, finished.info.run_id)
+        return str(finished.info.run_id)
+    # The environment of this process, whichever manager made it, is the steps' too.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    try:
+        submitted = mlflow.projects.run(
+            str(ROOT),
+            verb,
+            parameters=parameters,
+            env_manager="local",
+            run_name=verb,
+            experiment_id=tracking.active().info.experiment_id,
+        )
+    except ExecutionException as error:
+        raise InputError(f"step {verb} failed; its own message stands above") from error
+    return str(submitted.run_id)
+
+
+def _sample(work: Path, seed: int) -> Path:
+    """Folder of the built-in sample of a seed, made unless it is there."""
+    from ocmlflow import sample
+
+    folder = work.resolve() / f"sample-{seed}"
+    if not folder.exists():
+        log.info("drawing the built-in sample, in %s", folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        sample.write(folder, seed=seed)
+    return folder
+
+
+def _words(parameters: dict[str, object]) -> list[str]:
+    return [word for name, value in parameters.items() for word in (f"--{name}", str(value))]
+
+
+if __name__ == "__main__":
+    start(main, parse())

@@ -1,0 +1,155 @@
+"""A segmentation network, trained on the chips of a `prepare` run and registered."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+from entrypoints import MODEL_NAME, number, parser, start, whole
+
+if TYPE_CHECKING:
+    from geopandas import GeoDataFrame
+
+    from ocmlflow.chips import Chips
+    from ocmlflow.inference import Predict
+
+log = logging.getLogger(__name__)
+
+
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    """The verb's parameters and their defaults."""
+    p = parser("train", "Train a network on chips, log every epoch, and register the best one as @candidate.")
+    p.add_argument("--chips", default=None, help="run id of a `prepare` run; the experiment's newest if not given")
+    p.add_argument("--epochs", type=whole(1), default=30, help="times that as many crops are drawn as there are chips")
+    p.add_argument("--architecture", default="unet", help="decoder of the network")
+    p.add_argument("--encoder", default="efficientnet-lite0", help="encoder of the network")
+    p.add_argument("--weights", choices=("imagenet", "none"), default="imagenet", help="start of the encoder")
+    p.add_argument("--loss", default="bce+dice", help="bce, dice, or a sum")
+    p.add_argument("--batch_size", type=whole(1), default=8, help="crops a step")
+    p.add_argument("--crop", type=whole(32), default=256, help="pixels along a side of a crop, a multiple of 32")
+    p.add_argument("--learning_rate", type=number(1e-8, 1), default=1e-3, help="highest, after the warm-up")
+    p.add_argument("--weight_decay", type=number(0, 1), default=1e-2, help="of AdamW")
+    p.add_argument("--warmup", type=number(0, 1), default=0.05, help="share of the steps of rising learning rate")
+    p.add_argument("--seed", type=whole(0), default=0, help="draws weights, crops and augmentation")
+    p.add_argument("--picture_epochs", type=whole(1), default=5, help="epochs from one picture to the next")
+    p.add_argument("--workers", type=whole(1), default=2, help="threads that read chips")
+    p.add_argument("--name", default=MODEL_NAME, help="registered model that gets a new version")
+    args = p.parse_args(words)
+    if args.crop % 32:
+        p.error(f"argument --crop: must be a multiple of 32, got {args.crop}")
+    return args
+
+
+def key(args: argparse.Namespace, digest: str) -> str:
+    """Names chips, parameters and code: equal keys make equal models."""
+    from ocmlflow import storage, tracking
+
+    recipe = {name: value for name, value in vars(args).items() if name not in ("chips", "workers")}
+    return storage.digest(tracking.code_digest(), repr(sorted(recipe.items())), digest)
+
+
+def main(args: argparse.Namespace) -> None:
+    import mlflow
+
+    from ocmlflow import chips, models, tracking
+
+    with tracking.run("train", vars(args)) as run:
+        chips_run = tracking.chips_run(args.chips)
+        made = chips.load(tracking.chips_folder(chips_run))
+        _check(made, args)
+        digest = chips.digest(made.index)
+        mlflow.set_tags({tracking.KEY: key(args, digest), "ocmlflow.chips.run": chips_run})
+        tracking.log_dataset(made.index, source=made.rules["catalog"], digest=digest)
+        model, best_epoch, best = _fit(made, args)
+        facts = {
+            "gsd": made.rules["gsd"],
+            "chips": chips_run,
+            "data": digest,
+            "validation": made.rules["validation"],
+            "run": run.info.run_id,
+            "architecture": args.architecture,
+            "encoder": args.encoder,
+            "multiple": models.STRIDE,
+        }
+        version = tracking.log_model(model, facts, name=args.name)
+        mlflow.log_metrics({"best_epoch": best_epoch, "validation/best_iou": best})
+        tracking.describe(
+            f"`{args.architecture}` on `{args.encoder}`, registered as **{args.name}** version {version}: pooled "
+            f"validation IoU {best:.3f} after epoch {best_epoch} of {args.epochs}, on `{made.rules['validation']}`"
+        )
+        log.info("%s version %s: validation IoU %.3f (epoch %d)", args.name, version, best, best_epoch)
+
+
+def _check(made: Chips, args: argparse.Namespace) -> None:
+    """Raise InputError for what cannot be trained, before anything is built."""
+    from ocmlflow import chips, losses, models
+    from ocmlflow.errors import InputError
+
+    chips.check_apart(made.index)
+    models.check(architecture=args.architecture, encoder=args.encoder)
+    losses.named(args.loss)
+    count = len(made.select("train"))
+    if args.batch_size > count:
+        raise InputError(f"batch_size={args.batch_size} is more than the {count} training chips")
+    if args.crop > made.rules["size"]:
+        raise InputError(f"crop={args.crop} is more than the chips' {made.rules['size']} pixels along a side")
+
+
+def _fit(made: Chips, args: argparse.Namespace) -> tuple[Any, int, float]:
+    """The trained network with probabilities, its best epoch and that epoch's validation IoU."""
+    import keras
+    import mlflow
+
+    from ocmlflow import augment, dataset, losses, models, training
+
+    keras.utils.set_random_seed(args.seed)
+    network = models.build(architecture=args.architecture, encoder=args.encoder, pretrained=args.weights == "imagenet")
+    model = models.with_probability(network)
+    crops = dataset.Crops(
+        made, side=augment.context(args.crop), batch_size=args.batch_size, seed=args.seed, workers=args.workers
+    )
+    # Whole chips are larger than crops: as many pixels a batch as in training, or memory would be set by validation.
+    at_once = max(1, args.batch_size * args.crop**2 // made.rules["size"] ** 2)
+    rows = made.select("validation")
+    whole_chips = dataset.WholeChips(made.folder, rows, batch_size=at_once)
+    mlflow.log_params({"train_chips": len(crops.rows), "validation_chips": len(rows)})
+    mlflow.log_params({"network_parameters": network.count_params(), "keras_backend": keras.backend.backend()})
+
+    def report(epoch: int, figures: dict[str, float]) -> None:
+        mlflow.log_metrics({_metric(name): value for name, value in figures.items()}, step=epoch)
+        if epoch in (1, args.epochs) or epoch % args.picture_epochs == 0:
+            mlflow.log_image(_picture(model.predict_on_batch, made, rows), key="validation chips", step=epoch)
+
+    recipe = training.Recipe(args.epochs, args.crop, args.learning_rate, args.weight_decay, args.warmup, args.seed)
+    best_epoch, best = training.fit(
+        network,
+        crops,
+        whole_chips,
+        recipe=recipe,
+        loss=losses.named(args.loss),
+        report=report,
+        progress=sys.stdout.isatty(),
+    )
+    return model, best_epoch, best
+
+
+def _picture(predict: Predict, made: Chips, rows: GeoDataFrame) -> Any:
+    """Validation chips, spread over the places: image and label, probability, errors."""
+    from ocmlflow import evaluation
+
+    chosen = rows[rows.building_share > 0].sort_values(["place", "id"])
+    chosen = chosen.iloc[:: max(1, len(chosen) // 4)].head(4)
+    return evaluation.picture(predict, made.folder, chosen, threshold=50)
+
+
+def _metric(name: str) -> str:
+    """Name of a figure in MLflow, whose page puts what stands before a slash under one heading."""
+    if name in ("learning_rate", "chips_per_second", "seconds"):
+        return name
+    return f"validation/{name.removeprefix('val_')}" if name.startswith("val_") else f"train/{name}"
+
+
+if __name__ == "__main__":
+    start(main, parse())

@@ -1,0 +1,92 @@
+"""Chip index, to batches of uint8 crops, in an order that the seed decides.
+
+A batch is (batch, side, side, 4) uint8: RGB and the coded label (1 building, 0 not, 255 not valid).
+"""
+
+import math
+from pathlib import Path
+
+import geopandas as gpd
+import keras
+import numpy as np
+
+from ocmlflow import chips
+from ocmlflow.labels import NOT_VALID
+
+
+class Crops(keras.utils.PyDataset):
+    """Random crops of the training chips, drawn so that no scene and no empty ground drowns the others.
+
+    A scene is drawn in proportion to the root of its number of chips; half of the crops are centred near a building.
+    The batch of an epoch and number is the same whichever thread makes it.
+    """
+
+    def __init__(self, made: chips.Chips, *, side: int, batch_size: int, seed: int, workers: int) -> None:
+        super().__init__(workers=workers, max_queue_size=4)
+        self.rows = made.select("train")
+        self.folder, self.side, self.batch_size, self.seed = made.folder, side, batch_size, seed
+        self.epoch = 0
+        scenes = self.rows.groupby("scene").id.transform("size").to_numpy()
+        self.chances = _shares(1 / np.sqrt(scenes))
+        built = self.rows.building_share.to_numpy() > 0
+        self.built_chances = _shares(built / np.sqrt(scenes)) if built.any() else None
+
+    def __len__(self) -> int:
+        """Batches an epoch: as many crops as there are chips."""
+        return math.ceil(len(self.rows) / self.batch_size)
+
+    def __getitem__(self, number: int) -> tuple[np.ndarray]:
+        draw = np.random.default_rng([self.seed, self.epoch, number])
+        return (np.stack([self._crop(draw) for _ in range(self.batch_size)]),)
+
+    def on_epoch_end(self) -> None:
+        self.epoch += 1
+
+    def _crop(self, draw: np.random.Generator) -> np.ndarray:
+        at_building = self.built_chances is not None and draw.random() < 0.5
+        number = draw.choice(len(self.rows), p=self.built_chances if at_building else self.chances)
+        chip = chips.read(self.folder, self.rows.iloc[number])
+        return crop(chip, side=self.side, at_building=at_building, draw=draw)
+
+
+class WholeChips(keras.utils.PyDataset):
+    """The chips of some rows of an index, whole and in their order; the last batch may be smaller."""
+
+    def __init__(self, folder: Path, rows: gpd.GeoDataFrame, *, batch_size: int) -> None:
+        super().__init__()
+        self.folder, self.rows, self.batch_size = folder, rows, batch_size
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.rows) / self.batch_size)
+
+    def __getitem__(self, number: int) -> tuple[np.ndarray]:
+        rows = self.rows.iloc[number * self.batch_size : (number + 1) * self.batch_size]
+        return (np.stack([chips.read(self.folder, row) for _, row in rows.iterrows()]),)
+
+
+def crop(chip: np.ndarray, *, side: int, at_building: bool, draw: np.random.Generator) -> np.ndarray:
+    """(side, side, 4) uint8 of a (height, width, 4) chip, from anywhere or around some pixel of a building.
+
+    Where the chip is smaller than `side` the rest is not valid.
+    """
+    missing = [max(side - length, 0) for length in chip.shape[:2]]
+    if any(missing):
+        space = [(gap // 2, gap - gap // 2) for gap in missing]
+        image = np.pad(chip[..., :3], (*space, (0, 0)))
+        label = np.pad(chip[..., 3:], (*space, (0, 0)), constant_values=NOT_VALID)
+        chip = np.concatenate([image, label], axis=-1)
+    height, width = chip.shape[:2]
+    row, col = draw.integers(height - side + 1), draw.integers(width - side + 1)
+    building = np.flatnonzero(chip[..., 3] == 1) if at_building else np.empty(0)
+    if len(building):
+        middle = np.unravel_index(draw.choice(building), (height, width))
+        jitter = draw.integers(-side // 4, side // 4 + 1, size=2)
+        row, col = (
+            int(np.clip(at + off - side // 2, 0, length - side))
+            for at, off, length in zip(middle, jitter, (height, width), strict=True)
+        )
+    return chip[row : row + side, col : col + side]
+
+
+def _shares(weights: np.ndarray) -> np.ndarray:
+    return weights / weights.sum()

@@ -1,0 +1,74 @@
+"""Height and width, to windows."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from rasterio.windows import Window
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One step of a prediction over a scene."""
+
+    window: Window
+    """What the network sees."""
+    core: Window
+    """What is kept of it; the cores of a scene touch each pixel once."""
+
+
+def starts(length: int, *, size: int, stride: int) -> list[int]:
+    """First pixel of each window along one axis; the last window ends at the edge."""
+    if not 0 < stride <= size:
+        raise ValueError(f"stride must lie in 1..{size}, the window size, got {stride}")
+    last = max(length - size, 0)
+    return [*range(0, last, stride), last]
+
+
+def reaching(length: int, *, size: int, stride: int) -> list[int]:
+    """First pixel of each window along one axis, in equal steps; the last window may reach beyond the edge.
+
+    With `stride` equal to `size` every pixel lies in one window, so that no score counts it twice.
+    """
+    if not 0 < stride <= size:
+        raise ValueError(f"stride must lie in 1..{size}, the window size, got {stride}")
+    return list(range(0, max(length - size, 0) + stride, stride))
+
+
+def blocks(height: int, width: int, *, size: int) -> list[Window]:
+    """Windows that touch every pixel once, by rows; those at the right and lower edge may be smaller."""
+    return [
+        Window(col, row, min(size, width - col), min(size, height - row))
+        for row in range(0, height, size)
+        for col in range(0, width, size)
+    ]
+
+
+def tiles(height: int, width: int, *, size: int, margin: int) -> list[Tile]:
+    """Windows inside the scene that overlap by at least `2 * margin`, and the core of each, cut midway in the overlap.
+
+    A core lies at least `margin` pixels inside its window, but at the edge of the scene, where there is no more to
+    see. A side shorter than `size` gets one window of that side.
+    """
+    return [
+        Tile(Window(col.first, row.first, col.size, row.size), Window(col.core, row.core, col.keep, row.keep))
+        for row in _steps(height, size=size, margin=margin)
+        for col in _steps(width, size=size, margin=margin)
+    ]
+
+
+@dataclass(frozen=True)
+class _Step:
+    first: int
+    size: int
+    core: int
+    keep: int
+
+
+def _steps(length: int, *, size: int, margin: int) -> list[_Step]:
+    if not 0 <= 2 * margin < size:
+        raise ValueError(f"margin must lie in 0..{(size - 1) // 2}, less than half the window of {size}, got {margin}")
+    size = min(size, length)
+    first = starts(length, size=size, stride=size - 2 * margin) if length > size else [0]
+    cuts = [(left + right + size) // 2 for left, right in pairwise(first)]
+    edges = [0, *cuts, length]
+    return [_Step(f, size, a, b - a) for f, a, b in zip(first, edges[:-1], edges[1:], strict=True)]

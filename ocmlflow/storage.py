@@ -1,0 +1,149 @@
+"""Hrefs: what lies at a path, an https or an s3 address, and putting files there."""
+
+import hashlib
+import os
+import posixpath
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import boto3
+import botocore.exceptions
+import requests
+from botocore import UNSIGNED
+from botocore.config import Config
+
+# data.source.coop, a home of the challenge's data, answers 403 to the default agents.
+USER_AGENT = "ocmlflow (https://mlflow.org/docs/latest/projects.html)"
+TIMEOUT_S = 60
+
+
+def is_remote(href: str) -> bool:
+    """Whether `href` is an address, not a path of this machine."""
+    return urlparse(href).scheme in ("http", "https", "s3")
+
+
+def path(href: str) -> Path:
+    """The local path of an href that is not remote; `file://` and `~` are understood."""
+    return Path(href.removeprefix("file://")).expanduser()
+
+
+def absolute(href: str) -> str:
+    """The same href, independent of the working directory."""
+    return href if is_remote(href) else str(path(href).resolve())
+
+
+def join(base: str, *names: str) -> str:
+    """An href below `base`."""
+    return posixpath.join(base, *names) if is_remote(base) else str(path(base).joinpath(*names))
+
+
+def read(href: str) -> bytes:
+    """The bytes at `href`; FileNotFoundError or PermissionError, naming it, where there are none to be had."""
+    if href.startswith("s3://"):
+        return bytes(_s3_call("get_object", href)["Body"].read())
+    if is_remote(href):
+        return _https("GET", href).content
+    return path(href).read_bytes()
+
+
+def fingerprint(href: str) -> str:
+    """Text that changes when the file at `href` does: size and time, or the server's ETag. Reads no content."""
+    if href.startswith("s3://"):
+        return str(_s3_call("head_object", href)["ETag"])
+    if is_remote(href):
+        headers = _https("HEAD", href).headers
+        return headers.get("ETag") or f"{headers.get('Content-Length')} {headers.get('Last-Modified')}"
+    status = path(href).stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def put(source: Path, href: str) -> None:
+    """Move the local file `source` to `href`; a reader of `href` sees the old file or the new one, never half."""
+    if href.startswith("s3://"):
+        bucket, key = _bucket_and_key(href)
+        s3_client().upload_file(str(source), bucket, key)  # an object appears only when it is whole
+        source.unlink()
+        return
+    target = path(href)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".part")  # same file system as the target, so that the rename is atomic
+    shutil.move(source, part)
+    part.replace(target)
+
+
+def check_writable(folder: str) -> None:
+    """Raise OSError, naming `folder`, unless files can be written there; an empty folder is made."""
+    if is_remote(folder) and not folder.startswith("s3://"):
+        raise OSError(f"cannot write to {folder}: an output is a folder or an s3:// address")
+    probe = join(folder, ".ocmlflow-probe")
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            source = Path(scratch) / "probe"
+            source.touch()
+            put(source, probe)
+        delete(probe)
+    except (OSError, boto3.exceptions.S3UploadFailedError, botocore.exceptions.BotoCoreError) as error:
+        raise OSError(f"cannot write to {folder}: {error}") from error
+
+
+def delete(href: str) -> None:
+    """Remove the file at `href`."""
+    if href.startswith("s3://"):
+        _s3_call("delete_object", href)
+    else:
+        path(href).unlink()
+
+
+def s3_endpoint() -> str | None:
+    """Address of the S3 server where it is not Amazon's: the AWS setting, else the one MLflow users have."""
+    settings = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL")
+    return next((os.environ[name] for name in settings if os.environ.get(name)), None)
+
+
+def s3_session() -> tuple[boto3.Session, bool]:
+    """The session of the environment or profile, and whether requests go unsigned because it has no credentials."""
+    session = boto3.Session()
+    return session, session.get_credentials() is None
+
+
+def s3_client() -> Any:
+    """A boto3 client of the server that `s3_endpoint` names."""
+    session, unsigned = s3_session()
+    config = Config(signature_version=UNSIGNED) if unsigned else None
+    return session.client("s3", endpoint_url=s3_endpoint(), config=config)
+
+
+def digest(*texts: str) -> str:
+    """32 hex digits that name the texts; MLflow takes at most 36 as a dataset's digest."""
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:32]
+
+
+def _https(method: str, href: str) -> requests.Response:
+    try:
+        response = requests.request(
+            method, href, headers={"User-Agent": USER_AGENT}, timeout=TIMEOUT_S, allow_redirects=True
+        )
+    except requests.ConnectionError as error:
+        raise FileNotFoundError(f"no answer from {href}") from error
+    if not response.ok:
+        raise FileNotFoundError(f"{href} answers {response.status_code} {response.reason}")
+    return response
+
+
+def _s3_call(operation: str, href: str) -> Any:
+    bucket, key = _bucket_and_key(href)
+    try:
+        return getattr(s3_client(), operation)(Bucket=bucket, Key=key)
+    except botocore.exceptions.ClientError as error:
+        code = error.response["Error"]["Code"]
+        raise FileNotFoundError(f"{href}: the S3 server answers {code}") from error
+    except botocore.exceptions.BotoCoreError as error:  # no server, no region, broken credentials
+        raise FileNotFoundError(f"{href}: {error}") from error
+
+
+def _bucket_and_key(href: str) -> tuple[str, str]:
+    parts = urlparse(href)
+    return parts.netloc, parts.path.lstrip("/")

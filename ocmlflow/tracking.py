@@ -1,0 +1,268 @@
+"""MLflow: runs, parameters, artifacts, the registry. Nothing else here or elsewhere remembers anything."""
+
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import mlflow
+import numpy as np
+from mlflow.data.pandas_dataset import from_pandas
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
+from mlflow.types import Schema, TensorSpec
+
+import ocmlflow
+from ocmlflow import storage
+from ocmlflow.errors import InputError
+
+log = logging.getLogger(__name__)
+
+VERB, KEY, DIGEST = "ocmlflow.verb", "ocmlflow.key", "ocmlflow.chips.digest"
+CANDIDATE, CHAMPION = "candidate", "champion"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "ocmlflow"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A registered version, or any other model that `train` logged."""
+
+    uri: str
+    """As it was asked for."""
+    keras: Any
+    """keras.Model: uint8 RGB (batch, height, width, 3) to probability (batch, height, width, 1) float32."""
+    facts: dict[str, Any]
+    """What training recorded with it: gsd, chips (run id), multiple, data, run, encoder …"""
+    name: str
+    """Registered name; empty for a model that is not registered."""
+    version: str
+    threshold: int
+    """Percent; chosen by the version's last evaluation, 50 before."""
+
+    def __str__(self) -> str:
+        return f"{self.name} version {self.version}" if self.name else self.uri
+
+
+@contextmanager
+def run(verb: str, parameters: Mapping[str, Any]) -> Iterator[Run]:
+    """The run that `mlflow run` made for this process, or a new one in MLflow's current experiment.
+
+    Logs the parameters that MLflow has not logged itself; a failure ends the run as FAILED and says why on its page.
+    """
+    with mlflow.start_run(run_name=None if "MLFLOW_RUN_ID" in os.environ else verb, log_system_metrics=True) as active:
+        logged = active.data.params
+        mlflow.log_params({k: _public(v) for k, v in parameters.items() if k not in logged and v is not None})
+        mlflow.set_tags({VERB: verb, "ocmlflow.version": ocmlflow.__version__, **_source()})
+        try:
+            yield active
+        except Exception as error:
+            describe(f"**Failed**: {type(error).__name__}: {error}")
+            raise
+
+
+def active() -> Run:
+    """The run that `run` has open."""
+    found = mlflow.active_run()
+    if found is None:
+        raise RuntimeError("no run is open: call this inside `tracking.run`")
+    return found
+
+
+def describe(text: str) -> None:
+    """Set the active run's description (Markdown), which MLflow shows above everything."""
+    mlflow.set_tag("mlflow.note.content", text)
+
+
+def newest(verb: str, *, key: str | None = None) -> Run | None:
+    """The newest finished run of a verb in the active run's experiment, with this key if one is given."""
+    wanted = f"attributes.status = 'FINISHED' and tags.`{VERB}` = '{verb}'"
+    if key:
+        wanted += f" and tags.`{KEY}` = '{key}'"
+    experiment = active().info.experiment_id
+    found = mlflow.MlflowClient().search_runs([experiment], wanted, order_by=["attributes.start_time DESC"])
+    return found[0] if found else None
+
+
+def chips_run(chips: str | None) -> str:
+    """Run id of the chips named by a run id or a `runs:/` address, or of the newest finished `prepare` run."""
+    if chips is None:
+        found = newest("prepare")
+        if found is None:
+            raise InputError(
+                "this experiment has no finished `prepare` run: make chips first, with "
+                "`mlflow run . -e prepare -P catalog=HREF`, or name such a run of another one with chips=RUN_ID"
+            )
+        return str(found.info.run_id)
+    run_id = chips.removeprefix("runs:/").split("/")[0]
+    try:
+        found = mlflow.get_run(run_id)
+    except MlflowException as error:
+        raise InputError(f"chips={chips} names no run of {mlflow.get_tracking_uri()}") from error
+    if found.data.tags.get(VERB) != "prepare":
+        raise InputError(f"run {run_id} is no `prepare` run, but {found.data.tags.get(VERB, 'of another project')}")
+    return run_id
+
+
+def chips_digest(run_id: str) -> str:
+    """The digest of the chips of a `prepare` run."""
+    return str(mlflow.get_run(run_id).data.tags[DIGEST])
+
+
+def version_of(run_id: str, name: str) -> str:
+    """The version of a registered model that a `train` run made."""
+    found = mlflow.MlflowClient().search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    return str(found[0].version)
+
+
+def chips_folder(run_id: str) -> Path:
+    """Local folder with the chips of a `prepare` run: where they lie, or a copy in the user's cache."""
+    address = RunsArtifactRepository.get_underlying_uri(f"runs:/{run_id}/chips")
+    if urlparse(address).scheme in ("", "file"):
+        return storage.path(address)
+    target = CACHE / "chips" / run_id
+    if not target.exists():
+        part = target.with_name(f"{run_id}.{os.getpid()}.part")
+        part.mkdir(parents=True)
+        mlflow.artifacts.download_artifacts(f"runs:/{run_id}/chips", dst_path=str(part))
+        (part / "chips").replace(target)
+        shutil.rmtree(part)
+    return target
+
+
+def chips_file(run_id: str, name: str) -> Path:
+    """A local copy of one file of the chips of a `prepare` run; InputError where it cannot be had."""
+    try:
+        return Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/chips/{name}"))
+    except (MlflowException, OSError) as error:
+        raise InputError(f"cannot read {name} of the chips of run {run_id}: {error}") from error
+
+
+def log_dataset(index: Any, *, source: str, digest: str) -> None:
+    """Name the chips (rows of an index) as what the active run trains on."""
+    rows = index.drop(columns="geometry")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # on whole numbers, which are whole here, and on kinds of source
+        dataset = from_pandas(rows, source=storage.absolute(_public(source)), name="chips", digest=digest)
+    mlflow.log_input(dataset, context="training")
+
+
+def log_model(model: Any, facts: Mapping[str, Any], *, name: str) -> str:
+    """Log an uncompiled keras.Model of built-in layers and register it as `name`; returns the version.
+
+    The version gets the alias `candidate`. `facts` become its metadata and tags.
+    """
+    import keras
+
+    signature = mlflow.models.ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, -1, -1, 3), "image")]),
+        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, -1, -1, 1))]),
+    )
+    # Named here: MLflow's own guess takes seconds, and knows no backend (mlflow/mlflow issue 16183 for the example).
+    requirements = [f"keras=={keras.__version__}", f"numpy=={np.__version__}", "tensorflow>=2.20,<3"]
+    info = mlflow.keras.log_model(
+        model,
+        name="model",
+        signature=signature,
+        pip_requirements=[f"mlflow=={mlflow.__version__}", *requirements],
+        metadata=dict(facts),
+        registered_model_name=name,
+    )
+    version = str(info.registered_model_version)
+    client = mlflow.MlflowClient()
+    for fact, value in facts.items():
+        client.set_model_version_tag(name, version, fact, str(value))
+    client.set_registered_model_alias(name, CANDIDATE, version)
+    return version
+
+
+def load_model(uri: str) -> Model:
+    """The model at a `models:/name@alias`, `models:/name/version`, `runs:/` or other address of MLflow."""
+    try:
+        info = mlflow.models.get_model_info(uri)
+        name, version = _registered(uri)
+        found = Model(uri, mlflow.keras.load_model(uri), dict(info.metadata or {}), name, version, 50)
+    except (MlflowException, OSError) as error:
+        raise InputError(f"no model {uri}{_hint(uri)}") from error
+    if "gsd" not in found.facts:
+        raise InputError(f"model {uri} does not say its ground resolution: it was not logged by `train`")
+    if name and version:
+        threshold = mlflow.MlflowClient().get_model_version(name, version).tags.get("threshold", "0.50")
+        return Model(uri, found.keras, found.facts, name, version, round(100 * float(threshold)))
+    return found
+
+
+def champion(name: str) -> Model | None:
+    """The present champion of a registered model, if it has one."""
+    if CHAMPION not in mlflow.MlflowClient().get_registered_model(name).aliases:
+        return None
+    return load_model(f"models:/{name}@{CHAMPION}")
+
+
+def promote(model: Model) -> None:
+    """Make a registered version the champion."""
+    mlflow.MlflowClient().set_registered_model_alias(model.name, CHAMPION, model.version)
+
+
+def describe_version(model: Model, tags: Mapping[str, Any], description: str) -> None:
+    """Set tags and the description of a registered version."""
+    client = mlflow.MlflowClient()
+    for tag, value in tags.items():
+        client.set_model_version_tag(model.name, model.version, tag, str(value))
+    client.update_model_version(model.name, model.version, description)
+
+
+def code_digest() -> str:
+    """32 hex digits that name the code of package and entry points as it lies here, committed or not."""
+    root = Path(ocmlflow.__file__).parent.parent
+    files = sorted(
+        [*root.glob("ocmlflow/**/*.py"), *root.glob("entrypoints/**/*.py"), *root.glob("ocmlflow/**/*.html")]
+    )
+    return storage.digest(*(f"{file.relative_to(root)}\0{file.read_text()}" for file in files))
+
+
+def _registered(uri: str) -> tuple[str, str]:
+    """Name and version of a `models:/` address; empty for what is not registered."""
+    if not uri.startswith("models:/") or ("@" not in uri and "/" not in uri.removeprefix("models:/")):
+        return "", ""
+    name = uri.removeprefix("models:/").rpartition("@" if "@" in uri else "/")[0]
+    alias_or_version = uri.rpartition("@" if "@" in uri else "/")[2]
+    if "@" in uri:
+        return name, str(mlflow.MlflowClient().get_model_version_by_alias(name, alias_or_version).version)
+    return name, alias_or_version
+
+
+def _hint(uri: str) -> str:
+    known = {m.name: sorted(m.aliases) for m in mlflow.MlflowClient().search_registered_models()}
+    if not known:
+        return f": no model is registered at {mlflow.get_tracking_uri()}; `mlflow run . -e train` registers one"
+    listed = "; ".join(
+        f"{name} with {', '.join('@' + a for a in aliases) or 'no alias'}" for name, aliases in known.items()
+    )
+    return f". Registered are {listed}, and their versions by number, as models:/NAME/1"
+
+
+def _public(value: Any) -> str:
+    """The value as text, without what follows the `?` of an address: signatures stand there."""
+    text = str(value)
+    return text.split("?")[0] if storage.is_remote(text) else text
+
+
+def _source() -> dict[str, str]:
+    """What MLflow does not record: the code as it lies here, and whether it differs from the commit."""
+    root = Path(ocmlflow.__file__).parent.parent
+    tags = {"ocmlflow.code": code_digest(), "ocmlflow.python": platform.python_version()}
+    try:
+        status = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
+        tags["ocmlflow.git.dirty"] = str(bool(status.stdout.strip())).lower()
+    except (OSError, subprocess.CalledProcessError):
+        pass  # no git, or no checkout: an image of the code, say
+    return tags

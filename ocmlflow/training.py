@@ -1,0 +1,165 @@
+"""Model and batches, to a fitted model and its history."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import keras
+from keras import ops
+
+from ocmlflow.augment import augment
+from ocmlflow.errors import InputError
+from ocmlflow.labels import NOT_VALID
+from ocmlflow.losses import Loss
+
+log = logging.getLogger(__name__)
+
+Tensor: TypeAlias = Any  # of whichever backend
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a training is told, beside its data."""
+
+    epochs: int
+    crop: int
+    """Pixels along a side of what the network sees in training."""
+    learning_rate: float
+    """At its highest, after the warm-up; then down to a fiftieth along a cosine."""
+    weight_decay: float
+    warmup: float
+    """Share of the steps in which the learning rate rises."""
+    seed: int
+
+
+class Learner(keras.Model):
+    """A network that learns from coded batches (batch, side, side, 4) uint8 on any backend of Keras.
+
+    Augmentation runs inside, on the device; the output is logits, label and valid, one channel each, so that loss and
+    metrics see the label that was moved with its image.
+    """
+
+    def __init__(self, network: keras.Model, loss: Loss, *, crop: int, seed: int) -> None:
+        super().__init__()
+        self.network = network
+        self.chip_loss = loss
+        self.crop = crop
+        self.seed = keras.random.SeedGenerator(seed)
+        self.scores = PooledScores()
+
+    def call(self, coded: Tensor, training: bool = False) -> Tensor:
+        if training:
+            coded = augment(coded, self.seed, crop=self.crop)
+        coded = ops.cast(coded, "float32")
+        image, label = coded[..., :3], coded[..., 3:]
+        logits = self.network(ops.cast(ops.round(image), "uint8"), training=training)
+        valid = ops.cast(label != NOT_VALID, "float32")
+        return ops.concatenate([ops.cast(logits, "float32"), label * valid, valid], axis=-1)
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Tensor:
+        logits, label, valid = ops.split(y_pred, 3, axis=-1)
+        return ops.mean(self.chip_loss(logits, label, valid))
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
+        self.scores.update_state(*ops.split(y_pred, 3, axis=-1))
+        return self.get_metrics_result()
+
+
+class PooledScores(keras.metrics.Metric):
+    """IoU, precision and recall of the building class at probability 0.5, pooled over all valid pixels seen."""
+
+    def __init__(self) -> None:
+        super().__init__(name="scores")
+        self.totals = [self.add_variable((), "zeros", name=name) for name in ("tp", "fp", "fn")]
+
+    def update_state(self, logits: Tensor, label: Tensor, valid: Tensor) -> None:
+        predicted = ops.cast(logits >= 0.0, "float32") * valid
+        found = (predicted * label, predicted * (1.0 - label), (valid - predicted) * label)
+        for total, pixels in zip(self.totals, found, strict=True):
+            total.assign(total + ops.sum(pixels))
+
+    def result(self) -> dict[str, Tensor]:
+        tp, fp, fn = (ops.convert_to_tensor(total) for total in self.totals)
+        tiny = 1e-12  # no building and none predicted: 0, where NaN would spoil the curve
+        return {"iou": tp / (tp + fp + fn + tiny), "precision": tp / (tp + fp + tiny), "recall": tp / (tp + fn + tiny)}
+
+
+class Reporter(keras.callbacks.Callback):
+    """Hands the figures of each epoch to `report(epoch, figures)` and keeps the weights of the best one."""
+
+    def __init__(self, network: keras.Model, chips_per_epoch: int, report: Callable[[int, dict[str, float]], None]):
+        super().__init__()
+        self.network, self.chips_per_epoch, self.report = network, chips_per_epoch, report
+        self.best, self.best_epoch, self.weights = -math.inf, 0, network.get_weights()
+        self.started = self.trained = 0.0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.started = time.perf_counter()
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        self.trained = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        figures = {name: float(value) for name, value in (logs or {}).items()}
+        figures["learning_rate"] = float(ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        figures["chips_per_second"] = self.chips_per_epoch / (self.trained - self.started)
+        figures["seconds"] = time.perf_counter() - self.started
+        if not math.isfinite(figures["loss"]):
+            raise InputError(f"the loss of epoch {epoch + 1} is {figures['loss']}: a lower learning_rate would do")
+        if figures["val_iou"] > self.best:
+            self.best, self.best_epoch, self.weights = figures["val_iou"], epoch + 1, self.network.get_weights()
+        shown = ("loss", "iou", "val_loss", "val_iou", "val_precision", "val_recall", "seconds")
+        log.info("epoch %d: %s", epoch + 1, ", ".join(f"{name} {figures[name]:.3f}" for name in shown))
+        self.report(epoch + 1, figures)
+
+
+def fit(
+    network: keras.Model,
+    train: keras.utils.PyDataset,
+    validation: keras.utils.PyDataset,
+    *,
+    recipe: Recipe,
+    loss: Loss,
+    report: Callable[[int, dict[str, float]], None],
+    progress: bool,
+) -> tuple[int, float]:
+    """Train the network in place; returns the epoch (from 1) with the best pooled validation IoU, and that IoU.
+
+    The network has the weights of that epoch afterwards. `report(epoch, figures)` is called after each one.
+    """
+    steps = len(train) * recipe.epochs
+    learner = Learner(network, loss, crop=recipe.crop, seed=recipe.seed)
+    learner.compile(optimizer=_optimizer(network, recipe, steps), jit_compile="auto")
+    reporter = Reporter(network, len(train) * train.batch_size, report)
+    learner.fit(
+        train,
+        validation_data=validation,
+        epochs=recipe.epochs,
+        shuffle=False,  # the batches are random already, in an order that the seed decides
+        callbacks=[reporter],
+        verbose=1 if progress else 0,
+    )
+    network.set_weights(reporter.weights)
+    return reporter.best_epoch, reporter.best
+
+
+def _optimizer(network: keras.Model, recipe: Recipe, steps: int) -> keras.optimizers.Optimizer:
+    warmup = max(1, round(recipe.warmup * steps))
+    rate = keras.optimizers.schedules.CosineDecay(
+        recipe.learning_rate / 50,
+        decay_steps=max(1, steps - warmup),
+        alpha=1 / 50,
+        warmup_target=recipe.learning_rate,
+        warmup_steps=warmup,
+    )
+    optimizer = keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay, global_clipnorm=1.0)
+    # Scales and offsets are not decayed: it would only fight the batch norm.
+    optimizer.exclude_from_weight_decay(
+        var_list=[variable for variable in network.trainable_variables if len(variable.shape) <= 1]
+    )
+    return optimizer
