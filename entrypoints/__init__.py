@@ -61,6 +61,8 @@ def start(main: Callable[[Any], None], arguments: Any) -> None:
     """Run a verb; a mistake of the user's ends it with one line that says what would do, and exit status 1."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # greetings and hints; what goes wrong reaches Python
+    if not sys.stderr.isatty():
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from ocmlflow.errors import InputError
 
     for noisy in ("alembic", "mlflow.store", "mlflow.system_metrics", "absl", "pyogrio", "rasterio", "botocore"):

@@ -27,7 +27,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--seed", type=whole(0), default=0, help="of every step")
     p.add_argument("--output", default="output", help="folder or s3:// address for the predictions")
     p.add_argument("--name", default=MODEL_NAME, help="registered model that gets a new version")
-    p.add_argument("--work", default=".ocmlflow", help="folder for the sample")
+    p.add_argument("--work", default=".ocmlflow", help="folder for the sample and for files in the making")
     args = p.parse_args(words)
     if args.catalog and not (args.images and args.validation):
         p.error("argument --catalog: needs --validation and --images beside it")
@@ -44,13 +44,16 @@ def main(args: argparse.Namespace) -> None:
             catalog = str(sample / "train_tier_1" / "catalog.json")
             images = images or str(sample / "test" / "catalog.json")
             validation = validation or SAMPLE_PLACE
-        cutting = {"catalog": catalog, "validation": validation, "seed": args.seed}
+        cutting = {"catalog": catalog, "validation": validation, "seed": args.seed, "work": args.work}
         chips = _step("prepare", cutting, key=prepare.key(prepare.parse(_words(cutting))))
         learning = {"chips": chips, "epochs": args.epochs, "seed": args.seed, "name": args.name}
         trained = _step("train", learning, key=train.key(train.parse(_words(learning)), tracking.chips_digest(chips)))
         version = tracking.version_of(trained, args.name)
         _step("evaluate", {"model": f"models:/{args.name}/{version}"})
-        _step("predict", {"model": f"models:/{args.name}@champion", "images": images, "output": args.output})
+        _step(
+            "predict",
+            {"model": f"models:/{args.name}@champion", "images": images, "output": args.output, "work": args.work},
+        )
         tracking.describe(
             f"`{catalog}`: chips of run {chips}, {args.name} version {version}, buildings in `{args.output}`"
         )

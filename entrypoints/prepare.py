@@ -65,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
     import mlflow
     import pandas as pd
 
-    from ocmlflow import catalog, chips, tracking
+    from ocmlflow import catalog, chips, storage, tracking
     from ocmlflow.errors import InputError
 
     rules = chips.Rules(args.gsd, args.size, args.stride, args.min_valid)
@@ -76,7 +76,10 @@ def main(args: argparse.Namespace) -> None:
                 f"none of the {len(scenes)} scenes of {args.catalog} has labels: a label item is found by its `source` "
                 f"link, by the id SCENE{catalog.LABEL_SUFFIX} or by its scene's geometry"
             )
-        table = {scene.id: {"scene": scene.id, "place": scene.place, "image": scene.image} for scene in scenes}
+        table = {
+            scene.id: {"scene": scene.id, "place": scene.place, "image": storage.public(scene.image)}
+            for scene in scenes
+        }
         grids = _check(scenes, table, args)
         mlflow.set_tag(tracking.KEY, made := key(args))
         folder = Path(args.work) / "prepare" / made
@@ -86,7 +89,7 @@ def main(args: argparse.Namespace) -> None:
             raise InputError(f"no chip of {args.catalog} shows at least {args.min_valid:.0%} of imagery")
         split = {"validation": args.validation, "block_m": args.block_m, "seed": args.seed}
         index, dropped = chips.split(pd.concat(frames, ignore_index=True), **split)
-        chips.save(folder, index, chips.rules_of(rules, catalog=args.catalog, **split))
+        chips.save(folder, index, chips.rules_of(rules, catalog=storage.public(args.catalog), **split))
         _log(chips.load(folder), list(table.values()), len(dropped))
         shutil.rmtree(folder)
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import posixpath
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -15,8 +16,7 @@ import requests
 from botocore import UNSIGNED
 from botocore.config import Config
 
-# data.source.coop, a home of the challenge's data, answers 403 to the default agents.
-USER_AGENT = "ocmlflow (https://mlflow.org/docs/latest/projects.html)"
+USER_AGENT = "ocmlflow"  # data.source.coop, a home of the challenge's data, answers 403 to Python's own
 TIMEOUT_S = 60
 
 
@@ -114,6 +114,11 @@ def s3_client() -> Any:
     session, unsigned = s3_session()
     config = Config(signature_version=UNSIGNED) if unsigned else None
     return session.client("s3", endpoint_url=s3_endpoint(), config=config)
+
+
+def public(text: str) -> str:
+    """The text without what follows the `?` of an address in it: signatures stand there, and are for nobody else."""
+    return re.sub(r"((?:https?|s3)://[^\s?]+)\?\S+", r"\1", text)
 
 
 def digest(*texts: str) -> str:

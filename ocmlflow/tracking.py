@@ -60,7 +60,9 @@ def run(verb: str, parameters: Mapping[str, Any]) -> Iterator[Run]:
     """
     with mlflow.start_run(run_name=None if "MLFLOW_RUN_ID" in os.environ else verb, log_system_metrics=True) as active:
         logged = active.data.params
-        mlflow.log_params({k: _public(v) for k, v in parameters.items() if k not in logged and v is not None})
+        mlflow.log_params(
+            {k: storage.public(str(v)) for k, v in parameters.items() if k not in logged and v is not None}
+        )
         mlflow.set_tags({VERB: verb, "ocmlflow.version": ocmlflow.__version__, **_source()})
         try:
             yield active
@@ -79,7 +81,7 @@ def active() -> Run:
 
 def describe(text: str) -> None:
     """Set the active run's description (Markdown), which MLflow shows above everything."""
-    mlflow.set_tag("mlflow.note.content", text)
+    mlflow.set_tag("mlflow.note.content", storage.public(text))
 
 
 def newest(verb: str, *, key: str | None = None) -> Run | None:
@@ -151,7 +153,7 @@ def log_dataset(index: Any, *, source: str, digest: str) -> None:
     rows = index.drop(columns="geometry")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # on whole numbers, which are whole here, and on kinds of source
-        dataset = from_pandas(rows, source=storage.absolute(_public(source)), name="chips", digest=digest)
+        dataset = from_pandas(rows, source=storage.absolute(source), name="chips", digest=digest)
     mlflow.log_input(dataset, context="training")
 
 
@@ -248,12 +250,6 @@ def _hint(uri: str) -> str:
         f"{name} with {', '.join('@' + a for a in aliases) or 'no alias'}" for name, aliases in known.items()
     )
     return f". Registered are {listed}, and their versions by number, as models:/NAME/1"
-
-
-def _public(value: Any) -> str:
-    """The value as text, without what follows the `?` of an address: signatures stand there."""
-    text = str(value)
-    return text.split("?")[0] if storage.is_remote(text) else text
 
 
 def _source() -> dict[str, str]:

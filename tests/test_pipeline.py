@@ -1,0 +1,225 @@
+"""The whole line through `mlflow run`, on the built-in sample and on real scenes, and what stops each step."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from argparse import Namespace
+from pathlib import Path
+
+import geopandas as gpd
+import mlflow
+import numpy as np
+import pytest
+import rasterio
+from mlflow import MlflowClient
+from rio_cogeo import cog_validate
+
+from entrypoints import evaluate, predict, prepare, train
+from ocmlflow.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+REAL = ROOT.parent / "shared" / "data"
+NAME = "open-cities-buildings"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """An MLflow store of this module's own, and the environment of the processes that use it."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    mlflow.set_tracking_uri(uri)
+    for name in ("sample", "real", "empty"):
+        mlflow.create_experiment(name, artifact_location=(folder / "artifacts").as_uri())
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return Namespace(folder=folder, environment={**os.environ, "MLFLOW_TRACKING_URI": uri, "PATH": path})
+
+
+def run(store, verb, experiment, **parameters):
+    """The finished run of a verb, started as a user starts it."""
+    words = [word for name, value in parameters.items() for word in ("-P", f"{name}={value}")]
+    command = [sys.executable, "-m", "mlflow", "run", ".", "-e", verb, "--env-manager", "local"]
+    done = subprocess.run(
+        [*command, "--experiment-name", experiment, *words],
+        cwd=ROOT,
+        env=store.environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return mlflow.get_run(re.findall(r"in run with ID '(\w+)'", done.stderr)[0])
+
+
+def artifacts(run, path=""):
+    return {file.path for file in MlflowClient().list_artifacts(run.info.run_id, path)}
+
+
+@pytest.fixture(scope="module")
+def sample_line(store):
+    output, work = store.folder / "output", store.folder / "work"
+    parent = run(store, "main", "sample", epochs=2, output=output, work=work)
+    found = MlflowClient().search_runs([parent.info.experiment_id], f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
+    steps = {child.data.tags["ocmlflow.verb"]: child for child in found}
+    return Namespace(parent=parent, steps=steps, output=output, work=work)
+
+
+def test_main_runs_four_steps_under_one_parent(sample_line):
+    assert set(sample_line.steps) == {"prepare", "train", "evaluate", "predict"}
+    assert {child.info.status for child in sample_line.steps.values()} == {"FINISHED"}
+    for child in sample_line.steps.values():
+        assert child.data.tags["ocmlflow.git.dirty"] in ("true", "false")
+        assert len(child.data.tags["ocmlflow.code"]) == 32
+
+
+def test_prepare_leaves_chips_previews_and_a_table(sample_line):
+    prepared = sample_line.steps["prepare"]
+    scenes = json.loads(mlflow.artifacts.load_text(f"{prepared.info.artifact_uri}/scenes.json"))
+    assert [dict(zip(scenes["columns"], row, strict=True))["status"] for row in scenes["data"]] == ["cut"] * 4
+    assert len(artifacts(prepared, "previews")) == 4
+    assert {"chips/index.parquet", "chips/chips.json"} < artifacts(prepared, "chips")
+    assert prepared.data.metrics["train/chips"] > 0 < prepared.data.metrics["validation/chips"]
+    assert not list((sample_line.work / "prepare").iterdir())  # nothing left behind
+
+
+def test_train_logs_every_epoch_dataset_pictures_and_model(sample_line):
+    trained = sample_line.steps["train"]
+    client = MlflowClient()
+    for split in ("train", "validation"):
+        for figure in ("loss", "iou", "precision", "recall"):
+            history = client.get_metric_history(trained.info.run_id, f"{split}/{figure}")
+            assert [point.step for point in history] == [1, 2]
+    assert {"learning_rate", "chips_per_second", "best_epoch"} <= trained.data.metrics.keys()
+    assert trained.data.params["epochs"] == "2"
+    assert trained.data.params["encoder"] == "efficientnet-lite0"
+    (dataset,) = trained.inputs.dataset_inputs
+    assert dataset.dataset.digest == sample_line.steps["prepare"].data.tags["ocmlflow.chips.digest"]
+    assert "train_tier_1/catalog.json" in dataset.dataset.source
+    assert [name for name in artifacts(trained, "images") if "validation" in name]
+    version = client.get_model_version_by_alias(NAME, "candidate")
+    assert version.run_id == trained.info.run_id
+    assert version.tags["gsd"] == "0.1"
+
+
+def test_model_loads_without_the_package(sample_line, store):
+    code = (
+        "import sys, mlflow, numpy as np\n"
+        f"model = mlflow.keras.load_model('models:/{NAME}@champion')\n"
+        "p = model.predict(np.full((1, 96, 64, 3), 120, np.uint8), verbose=0)\n"
+        "assert p.shape == (1, 96, 64, 1) and p.dtype == np.float32 and 0 <= p.min() <= p.max() <= 1\n"
+        "assert not any(name.startswith('ocmlflow') for name in sys.modules)\n"
+    )
+    isolated = [sys.executable, "-P", "-c", code]  # -P: not even the working directory
+    done = subprocess.run(isolated, cwd=store.folder, env=store.environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_evaluate_scores_reports_and_promotes(sample_line):
+    evaluated = sample_line.steps["evaluate"]
+    figures = evaluated.data.metrics
+    assert figures["iou"] >= figures["iou_at_half"] > 0
+    assert figures["place/bay"] == pytest.approx(figures["iou"])  # the one place held out
+    names = artifacts(evaluated)
+    assert {"report.html", "scores_by_scene.json", "scores_by_place.json", "threshold_sweep.json"} <= names
+    page = mlflow.artifacts.load_text(f"{evaluated.info.artifact_uri}/report.html")
+    assert f"{figures['iou']:.3f}" in page
+    assert "becomes champion: there was none" in page
+    assert not re.search(r"(src|href)=\"(?!data:)", page)  # nothing loaded from outside
+    champion = MlflowClient().get_model_version_by_alias(NAME, "champion")
+    assert float(champion.tags["threshold"]) == pytest.approx(figures["threshold"])
+
+
+def test_predict_packs_the_samples_chips(sample_line):
+    with tarfile.open(sample_line.output / "submission.tgz") as archive:
+        names = archive.getnames()
+    chips = sorted(path.name for path in (sample_line.work / "sample-0" / "test").glob("*/*.tif"))
+    assert names == chips
+    assert sorted(path.name for path in (sample_line.output / "masks").iterdir()) == chips
+
+
+def test_main_reuses_chips_and_model(sample_line, store):
+    again = run(store, "main", "sample", epochs=2, output=sample_line.output, work=sample_line.work)
+    found = MlflowClient().search_runs([again.info.experiment_id], f"tags.mlflow.parentRunId = '{again.info.run_id}'")
+    assert {child.data.tags["ocmlflow.verb"] for child in found} == {"evaluate", "predict"}
+
+
+@pytest.fixture(scope="module")
+def real_line(store):
+    if not REAL.exists():
+        pytest.skip("no real scenes here")
+    catalog = REAL / "train_tier_1" / "catalog.json"
+    prepared = run(store, "prepare", "real", catalog=catalog, validation="kam", work=store.folder / "work")
+    recipe = {"epochs": 1, "crop": 128, "batch_size": 4, "name": "real"}
+    trained = run(store, "train", "real", **recipe)
+    evaluated = run(store, "evaluate", "real", model="models:/real@candidate")
+    return Namespace(prepared=prepared, trained=trained, evaluated=evaluated)
+
+
+def test_real_scenes_are_cut_and_learnt(real_line):
+    assert real_line.prepared.data.metrics["validation/chips"] == 15
+    # Everything called building would score .24 on kam.
+    assert real_line.evaluated.data.metrics["place/kam"] > 0.4
+
+
+def test_real_scene_becomes_cogs_and_footprints(real_line, store):
+    output = store.folder / "kam"
+    image = REAL / "train_tier_1" / "kam" / "kam01" / "kam01.tif"
+    run(store, "predict", "real", model="models:/real@candidate", images=image, output=output)
+    with rasterio.open(image) as scene, rasterio.open(output / "masks" / "kam01.tif") as mask:
+        assert (mask.crs, mask.transform, mask.shape) == (scene.crs, scene.transform, scene.shape)
+        valid, building = scene.read(4) > 127, mask.read(1)
+        pixel_m2 = abs(mask.transform.determinant)
+    assert set(np.unique(building)) == {0, 1, 255}
+    np.testing.assert_array_equal(building != 255, valid)
+    for name in ("masks", "probabilities"):
+        valid_cog, faults, warned = cog_validate(output / name / "kam01.tif", strict=True)
+        assert valid_cog, (faults, warned)
+    footprints = gpd.read_parquet(output / "footprints" / "kam01.parquet")
+    in_degrees = gpd.read_file(output / "footprints" / "kam01.geojson")
+    assert len(footprints) == len(in_degrees) > 50
+    assert in_degrees.crs.to_epsg() == 4326
+    assert footprints.area_m2.sum() == pytest.approx((building == 1).sum() * pixel_m2, rel=0.05)
+
+
+def test_real_chips_become_a_checked_submission(real_line, store):
+    output = store.folder / "chips"
+    run(store, "predict", "real", model="models:/real@candidate", images=REAL / "test/catalog.json", output=output)
+    with tarfile.open(output / "submission.tgz") as archive:
+        assert len(archive.getnames()) == 25
+    for path in (output / "masks").iterdir():
+        with rasterio.open(path) as mask, rasterio.open(REAL / "test" / path.stem / path.name) as chip:
+            assert (mask.count, mask.dtypes[0], mask.shape) == (1, "uint8", chip.shape)
+            assert set(np.unique(mask.read(1))) <= {0, 1}
+
+
+@pytest.fixture
+def empty(store, monkeypatch):
+    """An experiment without runs, for verbs called in this process."""
+    mlflow.set_experiment("empty")
+    monkeypatch.chdir(store.folder)
+
+
+@pytest.mark.usefixtures("empty")
+@pytest.mark.parametrize(
+    ("verb", "words", "message"),
+    [
+        (train, "", "no finished `prepare` run"),
+        (train, "--chips 0123456789abcdef0123456789abcdef", "names no run"),
+        (evaluate, "--model models:/nobody@champion", "no model models:/nobody@champion"),
+        (evaluate, "--model models:/open-cities-buildings@nobody", "@candidate"),
+        (prepare, "--catalog nowhere/catalog.json", "no STAC catalogue at nowhere/catalog.json"),
+        (predict, "--images nowhere.tif --output out", "no image at nowhere.tif"),
+    ],
+)
+def test_a_step_that_cannot_work_says_so_first(verb, words, message, sample_line):
+    with pytest.raises(InputError, match=re.escape(message)):
+        verb.main(verb.parse(words.split()))
+
+
+@pytest.mark.usefixtures("empty")
+def test_an_output_that_cannot_be_written_stops_predict_before_work(sample_line, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    images = next(sample_line.work.glob("sample-0/test/*/*.tif"))
+    with pytest.raises(InputError, match="cannot write to"):
+        predict.main(predict.parse(["--images", str(images), "--output", str(tmp_path / "file")]))

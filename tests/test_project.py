@@ -1,0 +1,97 @@
+"""The project's files agree with one another."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+VERBS = ("prepare", "train", "evaluate", "predict", "main")
+PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
+
+
+def test_conda_environment_is_that_of_the_package():
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    conda = yaml.safe_load((ROOT / "conda.yaml").read_text())["dependencies"]
+    assert conda == ["python=3.11", "pip", {"pip": dependencies}]
+
+
+def test_every_verb_is_an_entry_point():
+    assert set(PROJECT["entry_points"]) == set(VERBS)
+    assert {path.stem for path in (ROOT / "entrypoints").glob("[a-z]*.py")} == set(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_mlproject_declares_what_cannot_be_left_out(verb, capsys):
+    entry = PROJECT["entry_points"][verb]
+    declared = entry.get("parameters", {})
+    assert entry["command"] == " ".join([f"python -m entrypoints.{verb}", *(f"--{n} {{{n}}}" for n in declared)])
+    words = [word for name in declared for word in (f"--{name}", "x")]
+    import_module(f"entrypoints.{verb}").parse(words)  # complete
+    for left_out in declared:
+        words = [word for name in declared if name != left_out for word in (f"--{name}", "x")]
+        with pytest.raises(SystemExit):
+            import_module(f"entrypoints.{verb}").parse(words)
+        assert left_out in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("verb", "words", "message"),
+    [
+        ("prepare", "--catalog x --gsd 0", "--gsd: must be 0.01 to 10, got 0"),
+        ("prepare", "--catalog x --size 500", "--size: must be a multiple of 32, got 500"),
+        ("prepare", "--catalog x --stride 600", "--stride: must be at most the size of 512"),
+        ("prepare", "--catalog x --min_valid 2", "--min_valid: must be 0 to 1, got 2"),
+        ("prepare", "--catalog x --skip_unreadable yes", "--skip_unreadable: true or false is needed, got yes"),
+        ("train", "--epochs 0", "--epochs: must be at least 1, got 0"),
+        ("train", "--epochs many", "--epochs: a whole number is needed, got many"),
+        ("train", "--crop 100", "--crop: must be a multiple of 32, got 100"),
+        ("train", "--learning_rate -1", "--learning_rate: must be 1e-08 to 1, got -1"),
+        ("train", "--epoch 3", "unrecognized arguments: --epoch 3"),
+        ("evaluate", "--promote maybe", "--promote: true or false is needed, got maybe"),
+        ("predict", "--images x --output y --threshold 1", "--threshold: must be 0.01 to 0.99, got 1"),
+        ("predict", "--images x --output y --margin 512", "--margin: must be less than half the size of 1024"),
+        ("main", "--catalog x", "--catalog: needs --validation and --images beside it"),
+    ],
+)
+def test_parameters_out_of_range_are_refused_at_once(verb, words, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        import_module(f"entrypoints.{verb}").parse(words.split())
+    assert message in capsys.readouterr().err
+
+
+def test_a_users_mistake_ends_in_one_line_and_status_1(tmp_path):
+    verb = subprocess.run(
+        [sys.executable, "-m", "entrypoints.prepare", "--catalog", "nowhere/catalog.json"],
+        cwd=ROOT,
+        env={**_environment(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert verb.returncode == 1
+    assert verb.stderr.strip().splitlines()[-1].startswith("error: no STAC catalogue at nowhere/catalog.json")
+    assert "Traceback" not in verb.stderr
+
+
+def test_readme_and_ci_run_the_same_test_command():
+    commands = re.findall(r"^python3 -m venv .*$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(commands) == 2
+    found = subprocess.run(
+        ["bash", "-c", re.search(r"^command=\$\((.*)\)$", (ROOT / ".ci/run").read_text(), re.MULTILINE)[1]],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() == commands[1]
+
+
+def _environment(folder):
+    import os
+
+    return {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
