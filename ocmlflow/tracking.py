@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 import warnings
@@ -58,7 +59,9 @@ def run(verb: str, parameters: Mapping[str, Any]) -> Iterator[Run]:
 
     Logs the parameters that MLflow has not logged itself; a failure ends the run as FAILED and says why on its page.
     """
-    with mlflow.start_run(run_name=None if "MLFLOW_RUN_ID" in os.environ else verb, log_system_metrics=True) as active:
+    with mlflow.start_run(log_system_metrics=True) as active:
+        if re.fullmatch(r"[a-z]+-[a-z]+-\d+", active.info.run_name or ""):  # MLflow's own, which says nothing
+            mlflow.set_tag("mlflow.runName", verb)
         logged = active.data.params
         mlflow.log_params(
             {k: storage.public(str(v)) for k, v in parameters.items() if k not in logged and v is not None}
