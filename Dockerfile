@@ -5,7 +5,7 @@ FROM ${BASE_IMAGE}
 # GDAL reads the system's certificates, its Python wheel has none.
 RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates python3-venv && rm -rf /var/lib/apt/lists/*
 RUN python3 -m venv /opt/venv
-ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 GIT_PYTHON_REFRESH=quiet
 
 WORKDIR /app
 COPY pyproject.toml ./

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,12 +56,19 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def key(args: argparse.Namespace) -> str:
-    """Names inputs, parameters and code: equal keys make equal chips."""
+    """Names inputs, parameters and code: equal keys make equal chips, split alike."""
+    from ocmlflow import storage
+
+    return storage.digest(_cut_key(args), args.validation, str(args.block_m), str(args.seed))
+
+
+def _cut_key(args: argparse.Namespace) -> str:
+    """Names what the chips hold, however they are split."""
     from ocmlflow import catalog, storage, tracking
 
     hrefs = [href for scene in catalog.scenes(args.catalog) for href in (scene.image, *scene.labels)]
-    rules = {name: value for name, value in vars(args).items() if name not in ("workers", "work")}
-    return storage.digest(tracking.code_digest(), repr(sorted(rules.items())), *map(_fingerprint, hrefs))
+    rules = [args.catalog, args.gsd, args.size, args.stride, args.min_valid, args.skip_unreadable]
+    return storage.digest(tracking.code_digest(), repr(rules), *map(_fingerprint, hrefs))
 
 
 def main(args: argparse.Namespace) -> None:
@@ -81,17 +91,15 @@ def main(args: argparse.Namespace) -> None:
             for scene in scenes
         }
         grids = _check(scenes, table, args)
-        mlflow.set_tag(tracking.KEY, made := key(args))
-        folder = Path(args.work) / "prepare" / made
-        folder.mkdir(parents=True, exist_ok=True)
-        frames = _cut([scene for scene in scenes if scene.id in grids], grids, table, folder, rules, args)
-        if not sum(map(len, frames)):
-            raise InputError(f"no chip of {args.catalog} shows at least {args.min_valid:.0%} of imagery")
-        split = {"validation": args.validation, "block_m": args.block_m, "seed": args.seed}
-        index, dropped = chips.split(pd.concat(frames, ignore_index=True), **split)
-        chips.save(folder, index, chips.rules_of(rules, catalog=storage.public(args.catalog), **split))
-        _log(chips.load(folder), list(table.values()), len(dropped))
-        shutil.rmtree(folder)
+        mlflow.set_tag(tracking.KEY, key(args))
+        with _folder(Path(args.work) / "prepare" / _cut_key(args)) as folder:
+            frames = _cut([scene for scene in scenes if scene.id in grids], grids, table, folder, rules, args)
+            if not sum(map(len, frames)):
+                raise InputError(f"no chip of {args.catalog} shows at least {args.min_valid:.0%} of imagery")
+            split = {"validation": args.validation, "block_m": args.block_m, "seed": args.seed}
+            index, dropped = chips.split(pd.concat(frames, ignore_index=True), **split)
+            chips.save(folder, index, chips.rules_of(rules, catalog=storage.public(args.catalog), **split))
+            _log(chips.load(folder), list(table.values()), len(dropped))
 
 
 def _check(scenes: list[Scene], table: Table, args: argparse.Namespace) -> dict[str, Grid]:
@@ -168,6 +176,23 @@ def _log(made: Chips, rows: list[dict[str, Any]], dropped: int) -> None:
     mlflow.set_tag(tracking.DIGEST, chips.digest(made.index))
     tracking.describe(f"{len(made.index)} chips of {made.index.scene.nunique()} scenes of `{made.rules['catalog']}`")
     mlflow.log_artifacts(str(made.folder), "chips")
+
+
+@contextmanager
+def _folder(folder: Path) -> Iterator[Path]:
+    """The folder of chips in the making, for this process alone; what is in it is kept if the block fails."""
+    from ocmlflow.errors import InputError
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another prepare is making these chips, in {folder}: wait for it, or give work="
+            ) from None
+        yield folder
+        shutil.rmtree(folder)
 
 
 def _executor(workers: int) -> Executor:

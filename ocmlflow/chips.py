@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 BLOCK = 8
 """Chips along each side of a block, the unit of work and of storage."""
+ROWS = "rows.parquet"
+"""File in a scene's store with its rows of the index, before the split."""
 APART_DEG = 1e-7
 """Outlines nearer than this touch: a centimetre, more than reprojecting them loses."""
 
@@ -119,21 +121,21 @@ def check(scene: Scene, *, gsd: float) -> tuple[raster.Grid, float]:
 
 
 def cut(scene: Scene, target: raster.Grid, folder: Path, *, rules: Rules, executor: Executor) -> gpd.GeoDataFrame:
-    """Cut a labelled scene into chips: writes `<scene>.zarr` and its rows, and returns these, without a split.
+    """Cut a labelled scene into chips: writes `<scene>.zarr`, its rows inside, and returns these, without a split.
 
     What is whole already, from a call that was interrupted, is read and not made again.
     """
-    store, rows = folder / f"{scene.id}.zarr", folder / f"{scene.id}.parquet"
+    store = folder / f"{scene.id}.zarr"
     if store.exists():
         log.info("scene %s: chips are there already", scene.id)
-        return gpd.read_parquet(rows)
+        return gpd.read_parquet(store / ROWS)
     part = folder / f"{scene.id}.zarr.part"
     shutil.rmtree(part, ignore_errors=True)
     jobs = list(_jobs(scene, target, part, rules))
     _create(part, len(jobs) * BLOCK * BLOCK, rules.size)
     records = [record for found in executor.map(_cut_block, jobs) for record in found]
     index = _frame(records)
-    index.to_parquet(rows)
+    index.to_parquet(part / ROWS)
     part.rename(store)
     return index
 
@@ -182,8 +184,6 @@ def check_apart(index: gpd.GeoDataFrame) -> None:
 
 def save(folder: Path, index: gpd.GeoDataFrame, rules: dict[str, Any]) -> None:
     """Write the index and the rules of the chips in `folder`; the set is whole from then on."""
-    for rows in folder.glob("*.parquet"):
-        rows.unlink()
     index.to_parquet(folder / "index.parquet")
     (folder / "chips.json").write_text(json.dumps(rules, indent=2))
 

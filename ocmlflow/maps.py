@@ -157,17 +157,20 @@ def _to_own_grid(
     raster.to_cog(plain["mask"], cogs["mask"], overviews=Resampling.nearest)
     for path in plain.values():
         path.unlink()
-    footprints = _footprints(scene, own, parts, settings.min_area_m2)
+    footprints = _footprints(scene, own, parts, settings)
     return Map(cogs["probability"], cogs["mask"], footprints, pixels, buildings)
 
 
-def _footprints(scene: Scene, own: raster.Grid, parts: list[polygons.Part], min_area_m2: float) -> gpd.GeoDataFrame:
-    pixel = abs(own.transform.determinant) ** 0.5
-    found = polygons.to_ground(polygons.join(parts), own.transform, tolerance=pixel)
+def _footprints(scene: Scene, own: raster.Grid, parts: list[polygons.Part], settings: Settings) -> gpd.GeoDataFrame:
+    # A pixel of the network, in units of the scene's CRS: what is finer is interpolation, not knowledge.
+    tolerance = abs(own.transform.determinant) ** 0.5 * max(1.0, settings.gsd / raster.gsd(own))
+    found = polygons.to_ground(polygons.join(parts), own.transform, tolerance=tolerance)
     frame = gpd.GeoDataFrame(
         {"scene": scene.id, "probability": [round(f.probability, 4) for f in found]},
         geometry=[f.outline for f in found],
         crs=own.crs,
     )
     frame["area_m2"] = frame.to_crs(EQUAL_AREA).area.round(2)
-    return frame[frame.area_m2 >= min_area_m2].reset_index(drop=True)[["scene", "probability", "area_m2", "geometry"]]
+    return frame[frame.area_m2 >= settings.min_area_m2].reset_index(drop=True)[
+        ["scene", "probability", "area_m2", "geometry"]
+    ]

@@ -46,7 +46,7 @@ def tinted(image: np.ndarray, building: np.ndarray) -> np.ndarray:
 
 
 def preview(folder: Path, rows: gpd.GeoDataFrame, *, count: int = 4) -> np.ndarray:
-    """Chips of one scene, from the emptiest to the most built: image, image with the label's outlines, label and valid."""
+    """Chips of one scene, from the emptiest to the most built: image, label's outlines, label and valid."""
     ordered = rows.sort_values(["building_share", "id"])
     chosen = ordered.iloc[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))]
     return sheet([_triple(chips.read(folder, row)) for row in chosen.itertuples()])

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
 import boto3
 import botocore.exceptions
@@ -27,7 +27,7 @@ def is_remote(href: str) -> bool:
 
 def path(href: str) -> Path:
     """The local path of an href that is not remote; `file://` and `~` are understood."""
-    return Path(href.removeprefix("file://")).expanduser()
+    return Path(unquote(urlparse(href).path) if href.startswith("file://") else href).expanduser()
 
 
 def absolute(href: str) -> str:

@@ -80,7 +80,7 @@ def test_prepare_leaves_chips_previews_and_a_table(sample_line):
     assert len(artifacts(prepared, "previews")) == 4
     assert {"chips/index.parquet", "chips/chips.json"} < artifacts(prepared, "chips")
     assert prepared.data.metrics["train/chips"] > 0 < prepared.data.metrics["validation/chips"]
-    assert not list((sample_line.work / "prepare").iterdir())  # nothing left behind
+    assert {path.suffix for path in (sample_line.work / "prepare").iterdir()} == {".lock"}  # no chips left behind
 
 
 def test_train_logs_every_epoch_dataset_pictures_and_model(sample_line):
