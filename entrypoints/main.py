@@ -90,9 +90,9 @@ def _step(verb: str, parameters: dict[str, object], *, key: str | None = None) -
 
 def _sample(work: Path, seed: int) -> Path:
     """Folder of the built-in sample of a seed, made unless it is there."""
-    from ocmlflow import sample
+    from ocmlflow import __version__, sample
 
-    folder = work.resolve() / f"sample-{seed}"
+    folder = work.resolve() / f"sample-{__version__}-{seed}"
     if not folder.exists():
         log.info("drawing the built-in sample, in %s", folder)
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -63,6 +63,8 @@ def main(args: argparse.Namespace) -> None:
         mlflow.set_tags({tracking.KEY: key(args, digest), "ocmlflow.chips.run": chips_run})
         tracking.log_dataset(made.index, source=made.rules["catalog"], digest=digest)
         model, best_epoch, best = _fit(made, args)
+        # As a file too: that of the model logged, where the steps above end with the last epoch's.
+        mlflow.log_image(_picture(model.predict_on_batch, made, made.select("validation")), "validation.jpg")
         facts = {
             "gsd": made.rules["gsd"],
             "chips": chips_run,

@@ -49,6 +49,7 @@ class Learner(keras.Model):
         self.crop = crop
         self.seed = keras.random.SeedGenerator(seed)
         self.scores = PooledScores()
+        self.built = True  # or Keras would try it, without augmentation, on sides that only augmentation makes fit
 
     def call(self, coded: Tensor, training: bool = False) -> Tensor:
         if training:

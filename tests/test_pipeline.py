@@ -1,8 +1,10 @@
 """The whole line through `mlflow run`, on the built-in sample and on real scenes, and what stops each step."""
 
+import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -18,6 +20,7 @@ from mlflow import MlflowClient
 from rio_cogeo import cog_validate
 
 from entrypoints import evaluate, predict, prepare, train
+from ocmlflow import catalog, storage
 from ocmlflow.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -133,7 +136,7 @@ def test_evaluate_scores_reports_and_promotes(sample_line):
 def test_predict_packs_the_samples_chips(sample_line):
     with tarfile.open(sample_line.output / "submission.tgz") as archive:
         names = archive.getnames()
-    chips = sorted(path.name for path in (sample_line.work / "sample-0" / "test").glob("*/*.tif"))
+    chips = sorted(path.name for path in sample_line.work.glob("sample-*/test/*/*.tif"))
     assert names == chips
     assert sorted(path.name for path in (sample_line.output / "masks").iterdir()) == chips
 
@@ -220,6 +223,25 @@ def test_a_step_that_cannot_work_says_so_first(verb, words, message, sample_line
 @pytest.mark.usefixtures("empty")
 def test_an_output_that_cannot_be_written_stops_predict_before_work(sample_line, tmp_path):
     (tmp_path / "file").write_text("no folder")
-    images = next(sample_line.work.glob("sample-0/test/*/*.tif"))
+    images = next(sample_line.work.glob("sample-*/test/*/*.tif"))
     with pytest.raises(InputError, match="cannot write to"):
         predict.main(predict.parse(["--images", str(images), "--output", str(tmp_path / "file")]))
+
+
+@pytest.mark.usefixtures("empty")
+def test_the_line_reads_and_writes_s3(sample_line, s3, tmp_path):
+    (bay,) = sample_line.work.glob("sample-*/train_tier_1/bay")
+    for file in bay.rglob("*.*"):
+        copy = Path(shutil.copy(file, tmp_path))
+        storage.put(copy, f"{s3}/bay/{file.relative_to(bay)}")
+    scenes = catalog.scenes(f"{s3}/bay/collection.json")
+    words = ["--catalog", f"{s3}/bay/collection.json", "--validation", scenes[0].id, "--workers", "1"]
+    prepare.main(prepare.parse(words))
+    (made,) = MlflowClient().search_runs([mlflow.get_experiment_by_name("empty").experiment_id], "status = 'FINISHED'")
+    local = sample_line.steps["prepare"].data.metrics["validation/chips"]
+    assert made.data.metrics["train/chips"] + made.data.metrics["validation/chips"] == local  # bay was held out there
+    predict.main(predict.parse(["--images", scenes[0].image, "--output", f"{s3}/out", "--size", "512"]))
+    (tmp_path / "mask.tif").write_bytes(storage.read(f"{s3}/out/masks/{scenes[0].id}.tif"))
+    assert cog_validate(tmp_path / "mask.tif", strict=True)[0]
+    footprints = gpd.read_parquet(io.BytesIO(storage.read(f"{s3}/out/footprints/{scenes[0].id}.parquet")))
+    assert set(footprints.scene) == {scenes[0].id}

@@ -5,12 +5,18 @@ import numpy as np
 import pystac
 import pytest
 import rasterio
+import shapely
+from rasterio import Affine
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.features import rasterize
 from rasterio.warp import transform_geom
 from scipy import ndimage
+from shapely import Polygon
 
 from ocmlflow import sample
+from ocmlflow.scenery import Scenery, draw
+
+COARSE = 0.3  # metres a pixel
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +41,18 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray, float]:
     with rasterio.open(path) as scene:
         located = [transform_geom("EPSG:4326", scene.crs, shape) for shape in shapes]
         return scene.read(), rasterize(located, scene.shape, transform=scene.transform), scene.res[0]
+
+
+def draw_coarsely(survey: sample.Survey, seed: int) -> Scenery:
+    height, width = (round(length * survey.gsd / COARSE) for length in survey.shape)
+    return draw(
+        sample.PLACES[survey.place].land,
+        shape=(height, width),
+        gsd=COARSE,
+        crowd=survey.crowd,
+        ragged=True,
+        seed=[seed],
+    )
 
 
 def test_pystac_reads_the_catalogue_in_the_layout_of_the_challenge(folder):
@@ -129,21 +147,41 @@ def test_chips_tell_nothing_of_where_they_lie(folder):
     assert len(items) == 6
     ragged = 0
     for item in items:
-        with pytest.warns(NotGeoreferencedWarning), rasterio.open(item.assets["image"].get_absolute_href()) as chip:
+        with pytest.warns(NotGeoreferencedWarning):
+            chip = rasterio.open(item.assets["image"].get_absolute_href())
+        with chip:
             assert (chip.crs, chip.shape, chip.count) == (None, (1024, 1024), 4)
             ragged += bool((chip.read(4) == 0).any())
     assert ragged == 1
 
 
-def test_seed_decides_every_byte(folder, tmp_path):
+def test_same_seed_gives_the_same_bytes(folder, tmp_path):
+    (tmp_path / "same.part" / "test").mkdir(parents=True)  # of a run cut short
     sample.write(tmp_path / "same", seed=0)
     assert files(tmp_path / "same") == files(folder)
-    sample.write(tmp_path / "other", seed=1)
-    other, same = files(tmp_path / "other"), files(folder)
-    assert len(other) == len(same)
-    images = [path for path in other if path.endswith(".tif")]
-    assert not set(images) & set(same)
-    assert len({other[path] for path in images} | {same[path] for path in same if path.endswith(".tif")}) == 20
+    assert [path.name for path in tmp_path.iterdir()] == ["same"]
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("survey", sample.SCENES, ids=lambda survey: survey.name)
+def test_scenery_of_any_seed_has_what_a_sample_needs(survey, seed):
+    scenery = draw_coarsely(survey, seed)
+    label = rasterize(scenery.buildings, scenery.valid.shape, transform=Affine.scale(COARSE))
+    assert 0.15 < label[scenery.valid].mean() < 0.45
+    assert label[~scenery.valid].mean() < 0.02  # pixels that the outline cuts
+    assert (scenery.image.max(axis=-1) > 0).tolist() == scenery.valid.tolist()
+    assert sum(shape.area for shape in scenery.buildings) == pytest.approx(shapely.union_all(scenery.buildings).area)
+    assert shapely.is_valid(scenery.buildings).all()
+    assert sum(building.geom_type == "MultiPolygon" for building in scenery.buildings) == 1
+    polygons = [building for building in scenery.buildings if building.geom_type == "Polygon"]
+    assert any(polygon.interiors for polygon in polygons)  # a courtyard
+    filled = [Polygon(polygon.exterior) for polygon in polygons]
+    assert any(shape.area < 0.9 * shape.convex_hull.area for shape in filled)  # an L or a U
+
+
+def test_seeds_give_different_scenery():
+    images = {draw_coarsely(sample.SCENES[0], seed).image.tobytes() for seed in (0, 1, 1)}
+    assert len(images) == 2
 
 
 def test_a_folder_that_exists_is_left_alone(tmp_path):
@@ -151,3 +189,10 @@ def test_a_folder_that_exists_is_left_alone(tmp_path):
     with pytest.raises(FileExistsError, match="name a new one"):
         sample.write(tmp_path, seed=0)
     assert files(tmp_path) == {"mine.txt": b"mine"}
+
+
+def test_a_run_cut_short_leaves_nothing_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(sample, "draw", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sample.write(tmp_path / "sample", seed=0)
+    assert not (tmp_path / "sample").exists()

@@ -1,0 +1,331 @@
+"""Scenes of a few dozen pixels, catalogues of them in the challenge's layout, and an S3 server on this machine."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+import uuid
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import boto3
+import botocore.exceptions
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pytest
+import rasterio
+import shapely
+from affine import Affine
+from hypothesis import settings
+from rasterio.errors import NotGeoreferencedWarning
+
+from ocmlflow import catalog, chips, raster
+
+CRS = "EPSG:32630"
+GSD = 0.1
+# The corner lies on whole multiples of GSD: the ground grid of such a scene is its own grid.
+TRANSFORM = Affine(GSD, 0, 500_000, 0, -GSD, 620_000)
+ELSEWHERE = Affine(GSD, 0, 501_000, 0, -GSD, 620_000)
+NODATA = 7
+DATA = Path(__file__).parents[2] / "shared" / "data"
+
+# A loaded machine is slow, and that is no mistake.
+settings.register_profile("tests", deadline=None, max_examples=25)
+settings.load_profile("tests")
+
+needs_data = pytest.mark.skipif(not DATA.exists(), reason="the real scenes are not on this machine")
+
+
+@pytest.fixture(params=["alpha", "nodata", "mask"])
+def how(request) -> str:
+    """The three ways in which an image says what is not imagery."""
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _no_credentials(monkeypatch):
+    """A test that forgets the S3 server must fail, not reach for somebody's account."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL", "AWS_S3_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, "/dev/null")
+    nobody = {"ACCESS_KEY_ID": "nobody", "SECRET_ACCESS_KEY": "nothing", "DEFAULT_REGION": "us-east-1"}
+    nobody |= {"EC2_METADATA_DISABLED": "true", "ENDPOINT_URL_S3": "http://127.0.0.1:9", "MAX_ATTEMPTS": "1"}
+    for name, value in nobody.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+
+
+def noise(height: int, width: int, *, seed: int = 0) -> np.ndarray:
+    """(height, width, 3) uint8 of dark ground; never the nodata value."""
+    return np.random.default_rng(seed).integers(20, 90, (height, width, 3), np.uint8)
+
+
+def hole(height: int, width: int) -> np.ndarray:
+    """(height, width) bool: valid but in a corner and in a hole in the middle."""
+    valid = np.ones((height, width), bool)
+    valid[: height // 3, : width // 3] = False
+    valid[height // 2 : height // 2 + 3, width // 2 : width // 2 + 5] = False
+    return valid
+
+
+def write_image(
+    path: Path,
+    image: np.ndarray,
+    valid: np.ndarray | None = None,
+    *,
+    how: str = "alpha",
+    crs: str | None = CRS,
+    transform: Affine = TRANSFORM,
+) -> str:
+    """Write a GeoTIFF, without a georeference where `crs` is None; returns its href."""
+    height, width, bands = image.shape
+    valid = np.ones((height, width), bool) if valid is None else valid
+    profile = {"driver": "GTiff", "height": height, "width": width, "count": bands, "dtype": image.dtype}
+    profile |= {"crs": crs, "transform": transform} if crs else {}
+    if how == "alpha":
+        alpha = np.where(valid, np.iinfo(image.dtype).max, 0).astype(image.dtype)
+        image = np.concatenate([image, alpha[..., np.newaxis]], axis=-1)
+        profile |= {"count": bands + 1, "photometric": "RGB" if bands == 3 else "MINISBLACK", "alpha": "YES"}
+    elif how == "nodata":
+        image = np.where(valid[..., np.newaxis], image, NODATA).astype(image.dtype)
+        profile["nodata"] = NODATA
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings(), rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(path, "w", **profile) as file:
+            file.write(np.moveaxis(image, -1, 0))
+            if how == "mask":
+                file.write_mask(valid)
+    return str(path)
+
+
+def building(top: int, left: int, bottom: int, right: int, transform: Affine = TRANSFORM) -> shapely.Polygon:
+    """The outline, on the ground, of a rectangle of pixels."""
+    (x0, y0), (x1, y1) = transform @ (left, top), transform @ (right, bottom)
+    return shapely.box(x0, y1, x1, y0)
+
+
+def write_labels(path: Path, footprints: list, *, crs: str = CRS) -> str:
+    """Write footprints as the challenge does: GeoJSON in degrees; returns the href."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    degrees = gpd.GeoSeries(footprints, crs=crs).to_crs("EPSG:4326") if footprints else []
+    features = [
+        {
+            "type": "Feature",
+            "properties": {"building": "yes"},
+            "geometry": None if g is None else shapely.geometry.mapping(g),
+        }
+        for g in degrees
+    ]
+    named = {"type": "name", "properties": {"name": "urn:ogc:def:crs:OGC:1.3:CRS84"}}
+    path.write_text(json.dumps({"type": "FeatureCollection", "crs": named, "features": features}))
+    return str(path)
+
+
+def write_catalog(folder: Path, scenes: dict[str, list | None]) -> str:
+    """Write the JSON of a STAC 0.8.1 catalogue and its labels; `scenes` maps `place/id` to footprints or None.
+
+    Images are the caller's: `place/id/id.tif`. Returns the href of `catalog.json`.
+    """
+    places: dict[str, list[str]] = {}
+    for number, (name, footprints) in enumerate(scenes.items()):
+        place, scene = name.split("/")
+        items = places.setdefault(place, [])
+        items.append(_write_item(folder, place, scene, "image", f"{scene}.tif", number))
+        if footprints is not None:
+            items.append(_write_item(folder, place, f"{scene}-labels", "labels", f"{scene}.geojson", number))
+            write_labels(folder / place / f"{scene}-labels" / f"{scene}.geojson", footprints)
+    extent = {"spatial": {"bbox": [[0, 0, 1, 1]]}, "temporal": {"interval": [["2019-10-29T00:00:00Z", None]]}}
+    for place, items in places.items():
+        collection = {"id": place, "stac_version": "0.8.1", "description": place, "license": "various"}
+        links = [_link("item", href) for href in items] + [_link("root", "../catalog.json")]
+        write_json(folder / place / "collection.json", collection | {"extent": extent, "links": links})
+    links = [_link("child", f"./{place}/collection.json") for place in places] + [_link("root", "./catalog.json")]
+    top = {"id": "train", "stac_version": "0.8.1", "description": "Training data", "links": links}
+    return write_json(folder / "catalog.json", top)
+
+
+def write_json(path: Path, content: object) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def _link(rel: str, href: str) -> dict[str, str]:
+    return {"rel": rel, "href": href, "type": "application/json"}
+
+
+def _write_item(folder: Path, place: str, name: str, key: str, file: str, number: int) -> str:
+    media = "application/geo+json" if key == "labels" else "image/tiff; application=geotiff"
+    item = {
+        "type": "Feature",
+        "stac_version": "0.8.1",
+        "id": name,
+        "properties": {"area": place, "datetime": "2017-09-19 00:00:00Z"},
+        "geometry": shapely.geometry.mapping(shapely.box(number, 0, number + 1, 1)),
+        "bbox": [number, 0, number + 1, 1],
+        "links": [_link(rel, "../collection.json") for rel in ("collection", "parent")],
+        "assets": {key: {"href": f"./{file}", "type": media}},
+    }
+    write_json(folder / place / name / f"{name}.json", item)
+    return f"./{name}/{name}.json"
+
+
+def pixels(href: str, target: raster.Grid | None = None) -> raster.Pixels:
+    """All pixels of an image, on its own grid or on another."""
+    with raster.opened(href, gsd=GSD) as (dataset, own):
+        if target is None:
+            return raster.read(dataset, rasterio.windows.Window(0, 0, own.width, own.height))
+        with raster.warped(dataset, own, target) as vrt:
+            return raster.read(vrt, rasterio.windows.Window(0, 0, target.width, target.height))
+
+
+def bright(images: np.ndarray) -> np.ndarray:
+    """A network that takes what is bright for building: (batch, height, width, 1) float32."""
+    return images.mean(axis=-1, keepdims=True, dtype=np.float32) / 255
+
+
+def items(sequence, total):
+    """Progress that shows nothing."""
+    return sequence
+
+
+def town(folder: Path, name: str, *, transform: Affine, height: int = 96, width: int = 160, seed: int = 0) -> list:
+    """Write a dark image with white roofs and a corner without imagery; returns the roofs' footprints."""
+    image, valid = noise(height, width, seed=seed), np.ones((height, width), bool)
+    valid[:20, :20] = False
+    corners = [(row, col) for row in range(10, height - 16, 24) for col in range(6, width - 16, 27)]
+    for row, col in corners:
+        image[row : row + 10, col : col + 14] = 230
+    write_image(folder / name / f"{Path(name).name}.tif", image, valid, transform=transform)
+    return [building(row, col, row + 10, col + 14, transform) for row, col in corners]
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> chips.Chips:
+    """Chips of 32 pixels of two places, `acc` in training and `kam` in validation. Read them, change nothing."""
+    folder = tmp_path_factory.mktemp("towns")
+    towns = {"acc/aaa": TRANSFORM, "kam/kkk": ELSEWHERE}
+    footprints = {name: town(folder, name, transform=at, seed=len(at)) for name, at in towns.items()}
+    out = folder / "chips"
+    out.mkdir()
+    rules = chips.Rules(gsd=GSD, size=32, stride=32, min_valid=0.1)
+    frames = [cut(scene, out, rules=rules) for scene in catalog.scenes(write_catalog(folder, footprints))]
+    index, _ = chips.split(pd.concat(frames, ignore_index=True), validation="kam", block_m=500.0, seed=0)
+    chips.save(out, index, chips.rules_of(rules))
+    return chips.load(out)
+
+
+def cut(scene: catalog.Scene, folder: Path, *, rules: chips.Rules) -> gpd.GeoDataFrame:
+    folder.mkdir(parents=True, exist_ok=True)
+    target, _ = chips.check(scene, gsd=rules.gsd)
+    with ThreadPoolExecutor(1) as executor:
+        return chips.cut(scene, target, folder, rules=rules, executor=executor)
+
+
+@pytest.fixture(scope="session")
+def _s3_server(tmp_path_factory):
+    """A SeaweedFS server, as its environment variables; https://github.com/seaweedfs/seaweedfs."""
+    folder = tmp_path_factory.mktemp("s3")
+    key = {"accessKey": "testkey", "secretKey": "testsecret"}
+    # Rights in this bucket alone: whoever may do everything has missing buckets made for him.
+    actions = [f"{right}:data" for right in ("Admin", "Read", "Write", "List", "Tagging")]
+    config = write_json(folder / "s3.json", {"identities": [{"name": "t", "credentials": [key], "actions": actions}]})
+    s3, master, volume, filer, admin = _free_ports(5)
+    command = [Path(sys.executable).with_name("weed"), "mini", f"-dir={folder}", "-bucket=data", f"-s3.config={config}"]
+    command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.port={s3}", f"-master.port={master}"]
+    command += [f"-volume.port={volume}", f"-filer.port={filer}", f"-admin.port={admin}", "-admin.ui=false"]
+    command += ["-webdav=false", "-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
+    variables = {"AWS_ACCESS_KEY_ID": "testkey", "AWS_SECRET_ACCESS_KEY": "testsecret"}
+    variables |= {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{s3}", "AWS_DEFAULT_REGION": "us-east-1"}
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+    try:
+        _wait_for_bucket(server, variables, folder / "log")
+        yield variables
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def _wait_for_bucket(server: subprocess.Popen, variables: dict[str, str], log: Path) -> None:
+    client = boto3.Session(variables["AWS_ACCESS_KEY_ID"], variables["AWS_SECRET_ACCESS_KEY"]).client(
+        "s3", endpoint_url=variables["AWS_ENDPOINT_URL_S3"], region_name=variables["AWS_DEFAULT_REGION"]
+    )
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            client.head_bucket(Bucket="data")
+            return
+        except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError):
+            if server.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"the S3 server does not answer: {log.read_text()[-2000:]}")
+        try:
+            server.wait(0.1)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that are free, and the one 10,000 above as well, which SeaweedFS takes for itself."""
+    found: list[int] = []
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        start = probe.getsockname()[1] % 30_000 + 20_000
+    for port in range(start, 55_535):
+        if len(found) < count and _is_free(port) and _is_free(port + 10_000):
+            found.append(port)
+    return found
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+@pytest.fixture
+def s3(_s3_server, monkeypatch) -> str:
+    """An address on a real S3 server, empty and this test's own, with the credentials for it set."""
+    for name, value in _s3_server.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://data/{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def web(tmp_path):
+    """A folder and its http address, on a server that turns strangers away as data.source.coop does."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            file = tmp_path / self.path.lstrip("/")
+            if not self.headers.get("User-Agent", "").startswith("ocmlflow"):
+                return self.send_error(403)
+            if not file.is_file():
+                return self.send_error(404)
+            content = file.read_bytes()
+            first, last = 0, len(content) - 1
+            if span := self.headers.get("Range"):
+                first, last = (int(n or last) for n in span.removeprefix("bytes=").split("-"))
+            part = content[first : last + 1]
+            self.send_response(206 if span else 200)
+            self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(content)}")
+            self.send_header("Content-Length", str(len(part)))
+            self.send_header("ETag", f'"{hash(content)}"')
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(part)
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield tmp_path, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()

@@ -1,0 +1,169 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import DATA, building, needs_data, noise, pixels, write_catalog, write_image, write_json
+
+from ocmlflow import catalog, storage
+from ocmlflow.errors import InputError
+
+SCENES = {"acc/a1": [building(1, 1, 5, 5)], "acc/a2": None, "kam/k1": []}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number, name in enumerate(SCENES):
+        write_image(tmp_path / name / f"{name[-2:]}.tif", noise(8, 8, seed=number))
+    write_catalog(tmp_path, SCENES)
+    return tmp_path
+
+
+def change(path, **fields) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def names(scenes) -> list[tuple]:
+    return [(scene.id, scene.place, len(scene.labels)) for scene in scenes]
+
+
+def test_scenes_come_with_place_and_labels_in_the_order_of_the_catalogue(folder, caplog):
+    found = catalog.scenes(str(folder / "catalog.json"))
+    assert names(found) == [("a1", "acc", 1), ("a2", "acc", 0), ("k1", "kam", 1)]
+    assert found[0].image == str(folder / "acc/a1/a1.tif")
+    assert found[0].labels == (str(folder / "acc/a1-labels/a1.geojson"),)
+    assert not caplog.records
+
+
+def test_a_relative_path_gives_hrefs_that_hold_elsewhere(folder, monkeypatch):
+    monkeypatch.chdir(folder / "acc")
+    (found, *_) = catalog.scenes("../catalog.json")
+    assert found.image == str(folder / "acc/a1/a1.tif")
+
+
+@pytest.mark.parametrize("way", ["link", "outline"])
+def test_labels_of_another_name_are_paired_by(way, folder):
+    item = folder / "acc/a1-labels/a1-labels.json"
+    if way == "link":
+        links = [{"rel": "source", "href": "../a2/a2.json", "type": "application/json"}]
+        change(item, links=links, geometry=None, bbox=None)
+        expected = [("a1", "acc", 0), ("a2", "acc", 1), ("k1", "kam", 1)]
+    else:
+        change(item, id="drawn-by-hand")
+        expected = [("a1", "acc", 1), ("a2", "acc", 0), ("k1", "kam", 1)]
+    assert names(catalog.scenes(str(folder / "catalog.json"))) == expected
+
+
+def test_labels_of_no_scene_are_told(folder, caplog):
+    change(folder / "acc/a1-labels/a1-labels.json", id="stray", geometry=None, bbox=None)
+    assert names(catalog.scenes(str(folder / "catalog.json")))[0] == ("a1", "acc", 0)
+    assert "labels stray belong to no scene" in caplog.text
+
+
+def test_labels_beside_the_image_in_one_item(folder):
+    assets = {
+        "image": {"href": "a1.tif", "type": "image/tiff"},
+        "labels": {"href": "../a1-labels/a1.geojson", "type": "application/geo+json"},
+    }
+    change(folder / "acc/a1/a1.json", assets=assets)
+    (found,) = catalog.scenes(str(folder / "acc/a1/a1.json"))
+    assert len(found.labels) == 1
+
+
+def test_one_id_twice_is_refused(folder):
+    change(folder / "kam/k1/k1.json", id="a1")
+    with pytest.raises(InputError, match="names scene a1 more than once"):
+        catalog.scenes(str(folder / "catalog.json"))
+
+
+@pytest.mark.parametrize("content", ["", "hello", "{}", "[]", '{"type": "FeatureCollection", "features": []}'])
+def test_what_is_no_catalogue_is_refused_by_name(content, tmp_path):
+    (tmp_path / "catalog.json").write_text(content)
+    with pytest.raises(InputError, match=r"catalog\.json"):
+        catalog.scenes(str(tmp_path / "catalog.json"))
+
+
+@pytest.mark.parametrize("content", [None, "hello", "{}"])
+def test_a_broken_link_of_a_catalogue_is_refused_by_name(content, folder):
+    item = folder / "acc/a1/a1.json"
+    item.unlink() if content is None else item.write_text(content)
+    with pytest.raises(InputError, match=r"catalog\.json"):
+        catalog.scenes(str(folder / "catalog.json"))
+
+
+def test_a_missing_catalogue_and_one_without_images_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no STAC catalogue at .*none\.json"):
+        catalog.scenes(str(tmp_path / "none.json"))
+    empty = write_json(tmp_path / "catalog.json", {"id": "e", "stac_version": "0.8.1", "description": "", "links": []})
+    with pytest.raises(InputError, match="0 items but none with a GeoTIFF"):
+        catalog.scenes(empty)
+
+
+@pytest.mark.parametrize(
+    ("href", "found"),
+    [
+        ("catalog.json", ["a1", "a2", "k1"]),
+        ("", ["a1", "a2", "k1"]),  # a folder with a catalogue in it
+        ("acc/collection.json", ["a1", "a2"]),
+        ("kam/k1/k1.json", ["k1"]),
+        ("kam/k1/k1.tif", ["k1"]),
+        ("kam/k1", ["k1"]),
+        ("acc/*/*.tif", ["a1", "a2"]),
+        ("**/*.tif", ["a1", "a2", "k1"]),
+    ],
+)
+def test_images_are_found_at(href, found, folder):
+    scenes = catalog.images(str(folder / href))
+    assert [scene.id for scene in scenes] == found
+    assert all(storage.path(scene.image).is_file() for scene in scenes)
+
+
+def test_a_remote_image_is_one_scene():
+    (scene,) = catalog.images("s3://bucket/maps/one.tif")
+    assert (scene.id, scene.image) == ("one", "s3://bucket/maps/one.tif")
+
+
+@pytest.mark.parametrize("href", ["nowhere", "nowhere/*.tif", "acc"])
+def test_no_image_is_refused_by_name(href, folder):
+    with pytest.raises(InputError, match="no image at"):
+        catalog.images(str(folder / href))
+
+
+def test_equal_names_in_two_folders_are_refused(folder):
+    shutil.copy(folder / "acc/a1/a1.tif", folder / "acc/a2/a1.tif")
+    with pytest.raises(InputError, match="a1 more than once"):
+        catalog.images(str(folder / "acc/*/*.tif"))
+
+
+def upload(folder, base: str) -> None:
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        copy = folder / "copy"
+        shutil.copy(path, copy)
+        storage.put(copy, storage.join(base, path.relative_to(folder).as_posix()))
+
+
+def test_a_catalogue_in_s3_gives_the_scenes_and_pixels_of_the_local_one(folder, s3):
+    upload(folder, s3)
+    local, remote = catalog.scenes(str(folder / "catalog.json")), catalog.scenes(f"{s3}/catalog.json")
+    assert names(local) == names(remote)
+    for here, there in zip(local, remote, strict=True):
+        assert there.image.startswith(s3)
+        np.testing.assert_array_equal(pixels(there.image).image, pixels(here.image).image)
+    assert storage.read(remote[0].labels[0]) == storage.read(local[0].labels[0])
+
+
+def test_a_catalogue_on_the_web_gives_the_scenes_and_pixels_of_the_local_one(web):
+    folder, address = web
+    write_image(folder / "acc/a1/a1.tif", noise(8, 8))
+    write_catalog(folder, {"acc/a1": []})
+    (scene,) = catalog.scenes(f"{address}/catalog.json")
+    np.testing.assert_array_equal(pixels(scene.image).image, noise(8, 8))
+
+
+@needs_data
+@pytest.mark.parametrize(("tier", "count"), [("train_tier_1", 6), ("reference/train_tier_1", 1), ("test", 25)])
+def test_the_challenge_s_own_layout_is_read(tier, count, caplog):
+    found = catalog.scenes(str(DATA / tier / "catalog.json"))
+    assert len(found) == count
+    assert all(bool(scene.labels) == (tier != "test") for scene in found)
+    assert not caplog.records

@@ -1,0 +1,308 @@
+import shutil
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pytest
+import shapely
+from affine import Affine
+from conftest import (
+    CRS,
+    ELSEWHERE,
+    GSD,
+    TRANSFORM,
+    building,
+    cut,
+    hole,
+    noise,
+    town,
+    write_catalog,
+    write_image,
+    write_labels,
+)
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from rasterio.windows import Window
+
+from ocmlflow import catalog, chips, labels, raster
+from ocmlflow.errors import InputError
+
+RULES = chips.Rules(gsd=GSD, size=32, stride=32, min_valid=0.1)
+PLACE = {"crs": CRS, "transform": TRANSFORM}
+
+
+@pytest.fixture
+def scene(tmp_path) -> catalog.Scene:
+    footprints = town(tmp_path, "acc/aaa", transform=TRANSFORM)
+    (found,) = catalog.scenes(write_catalog(tmp_path, {"acc/aaa": footprints}))
+    return found
+
+
+def labelled(folder, footprints: list, image: np.ndarray, valid=None, **how) -> catalog.Scene:
+    href = write_image(folder / "one.tif", image, valid, **how)
+    return catalog.Scene("one", "acc", href, (write_labels(folder / "one.geojson", footprints),))
+
+
+def each(folder, index):
+    return [(row, chips.read(folder, row)) for row in index.itertuples()]
+
+
+@pytest.mark.parametrize("stride", [32, 20])
+@pytest.mark.parametrize("gsd", [0.1, 0.14])
+def test_a_chip_is_the_scene_at_its_window(scene, tmp_path, gsd, stride):
+    rules = chips.Rules(gsd=gsd, size=32, stride=stride, min_valid=0.1)
+    index = cut(scene, tmp_path / "out", rules=rules)
+    assert index.id.is_unique
+    with raster.opened(scene.image) as (dataset, own):
+        target = raster.ground_grid(own, gsd=gsd)
+        covered = np.zeros((target.height, target.width), bool)
+        with raster.warped(dataset, own, target) as vrt:
+            for row, chip in each(tmp_path / "out", index):
+                window = Window(row.col, row.row, 32, 32)
+                found = raster.read_padded(vrt, window)
+                np.testing.assert_allclose(chip[..., :3].astype(int), found.image, atol=0 if gsd == GSD else 2)
+                np.testing.assert_array_equal(chip[..., 3] != labels.NOT_VALID, found.valid)
+                assert row.valid_share == pytest.approx(found.valid.mean())
+                assert row.building_share == pytest.approx((chip[..., 3] == 1).sum() / found.valid.sum())
+                assert row.geometry.equals_exact(raster.outline(target, window), 1e-12)
+                covered[row.row : row.row + 32, row.col : row.col + 32] = True
+            all_valid = raster.read_valid(vrt, Window(0, 0, target.width, target.height))
+    assert (covered | ~all_valid).mean() > 0.97  # but chips with less imagery than `min_valid`
+
+
+def test_the_label_lies_on_its_roofs(scene, tmp_path):
+    for gsd, least in ((0.1, 1.0), (0.14, 0.95)):
+        index = cut(scene, tmp_path / str(gsd), rules=chips.Rules(gsd, 32, 32, 0.1))
+        coded = np.stack([chip for _, chip in each(tmp_path / str(gsd), index)])
+        roof, drawn = coded[..., 0] > 150, coded[..., 3] == 1
+        assert (roof & drawn).sum() / (roof | drawn).sum() >= least
+
+
+def test_what_is_not_imagery_is_coded_255(tmp_path, how):
+    valid = hole(64, 64)
+    scene = labelled(tmp_path, [building(0, 0, 64, 64)], noise(64, 64), valid, how=how)
+    index = cut(scene, tmp_path / "out", rules=RULES)
+    for row, chip in each(tmp_path / "out", index):
+        expected = np.where(valid[row.row : row.row + 32, row.col : row.col + 32], 1, 255)
+        np.testing.assert_array_equal(chip[..., 3], expected)
+        assert not chip[expected == 255, :3].any()
+
+
+def test_chips_reach_over_the_edge_and_a_scene_may_be_smaller_than_one(tmp_path):
+    scene = labelled(tmp_path, [building(2, 2, 10, 10)], noise(20, 40))
+    index = cut(scene, tmp_path / "out", rules=RULES)
+    assert index.valid_share.tolist() == pytest.approx([20 / 32, 20 / 32 * 8 / 32])
+    assert sum((chip[..., 3] == 1).sum() for _, chip in each(tmp_path / "out", index)) == 64
+
+
+def test_a_scene_of_more_than_one_block(tmp_path):
+    footprints = [building(r, c, r + 3, c + 5) for r in range(0, 90, 9) for c in range(0, 90, 11)]
+    scene = labelled(tmp_path, footprints, noise(96, 100))
+    index = cut(scene, tmp_path / "out", rules=chips.Rules(GSD, 8, 8, 0.1))
+    assert len(index) == 12 * 13
+    assert index.position.is_unique
+    label = np.zeros((96, 104), np.uint8)
+    for row, chip in each(tmp_path / "out", index):
+        label[row.row : row.row + 8, row.col : row.col + 8] = chip[..., 3] == 1
+    np.testing.assert_array_equal(label[:, :100], labels.burn(footprints, TRANSFORM, height=96, width=100))
+
+
+def split(*frames, validation="kam"):
+    kept, _ = chips.split(pd.concat(frames, ignore_index=True), validation=validation, block_m=500.0, seed=0)
+    return kept
+
+
+def test_equal_inputs_have_equal_digests(tmp_path):
+    def digest(name: str, footprints: list) -> str:
+        scene = labelled(tmp_path / name, footprints, noise(64, 64))
+        index = cut(scene, tmp_path / name / "out", rules=RULES)
+        return chips.digest(index.assign(split="train"))
+
+    one = digest("a", [building(1, 1, 9, 9)])
+    assert digest("b", [building(1, 1, 9, 9)]) == one
+    assert digest("c", [building(1, 1, 9, 10)]) != one
+    index = cut(labelled(tmp_path, [], noise(64, 64)), tmp_path / "out", rules=RULES)
+    assert chips.digest(index.assign(split="train")) != chips.digest(index.assign(split="validation"))
+    shuffled = index.assign(split="train").sample(frac=1, random_state=0)
+    assert chips.digest(shuffled) == chips.digest(index.assign(split="train"))
+
+
+def test_an_interrupted_cut_is_redone_and_a_finished_one_kept(scene, tmp_path):
+    out = tmp_path / "out"
+    (out / "aaa.zarr.part" / "image").mkdir(parents=True)
+    (out / "aaa.zarr.part" / "zarr.json").write_text("half")
+    (out / "aaa.parquet").write_text("half")
+    first = cut(scene, out, rules=RULES)
+    assert sorted(path.name for path in out.iterdir()) == ["aaa.parquet", "aaa.zarr"]
+    before = [chip.copy() for _, chip in each(out, first)]
+    stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    again = cut(scene, out, rules=RULES)
+    pd.testing.assert_frame_equal(pd.DataFrame(first), pd.DataFrame(again))
+    assert stamps == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    np.testing.assert_array_equal(before, [chip for _, chip in each(out, again)])
+
+
+def test_a_set_is_whole_when_it_is_saved(made, tmp_path):
+    copy = tmp_path / "chips"
+    shutil.copytree(made.folder, copy)
+    assert chips.load(copy).rules == chips.rules_of(RULES)
+    pd.testing.assert_frame_equal(pd.DataFrame(chips.load(copy).index), pd.DataFrame(made.index))
+    (copy / "chips.json").unlink()
+    with pytest.raises(InputError, match=r"holds no chips: chips\.json"):
+        chips.load(copy)
+
+
+# ---- labels
+
+
+@pytest.mark.parametrize("transform", [TRANSFORM, ELSEWHERE])
+def test_labels_in_degrees_and_in_metres_give_the_same_label(tmp_path, transform):
+    footprints = [building(3, 4, 20, 25, transform), building(40, 30, 60, 61, transform)]
+    image = noise(64, 64)
+    degrees = labelled(tmp_path, footprints, image, transform=transform)
+    gpd.GeoDataFrame(geometry=footprints, crs=CRS).to_file(tmp_path / "one.gpkg")
+    metres = catalog.Scene("two", "acc", degrees.image, (str(tmp_path / "one.gpkg"),))
+    both = [cut(scene, tmp_path / "out", rules=RULES) for scene in (degrees, metres)]
+    for (_, a), (_, b) in zip(*(each(tmp_path / "out", index) for index in both), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert both[0].building_share.max() > 0
+
+
+def test_labels_far_from_their_scene_are_refused(tmp_path):
+    scene = labelled(tmp_path, [building(3, 4, 20, 25, ELSEWHERE)], noise(64, 64))
+    with pytest.raises(InputError, match=r"none of the 1 footprints of scene one .*one\.geojson .*one\.tif"):
+        chips.check(scene, gsd=GSD)
+
+
+@pytest.mark.filterwarnings("ignore:'crs' was not provided")
+@pytest.mark.parametrize("name", ["one.gpkg", "one.fgb", "one.shp"])
+def test_labels_without_crs_are_refused(tmp_path, name):
+    gpd.GeoDataFrame({"a": [1]}, geometry=[building(3, 4, 20, 25)]).to_file(tmp_path / name)
+    scene = catalog.Scene("one", "acc", write_image(tmp_path / "one.tif", noise(64, 64)), (str(tmp_path / name),))
+    with pytest.raises(InputError, match=rf"{name} of scene one name no CRS"):
+        chips.check(scene, gsd=GSD)
+
+
+@pytest.mark.parametrize("content", [None, "hello", "{}"])
+def test_labels_that_cannot_be_read_are_refused(tmp_path, content):
+    scene = labelled(tmp_path, [], noise(64, 64))
+    path = tmp_path / "one.geojson"
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(InputError, match=r"cannot read labels .*one\.geojson of scene one"):
+        chips.check(scene, gsd=GSD)
+
+
+@pytest.mark.parametrize(
+    "footprints", [[], [None, None], [None, building(3, 4, 20, 25)], [shapely.Polygon(), building(3, 4, 20, 25)]]
+)
+def test_labels_without_geometry_are_no_building(tmp_path, footprints):
+    scene = labelled(tmp_path, footprints, noise(64, 64))
+    index = cut(scene, tmp_path / "out", rules=RULES)
+    assert sum((chip[..., 3] == 1).sum() for _, chip in each(tmp_path / "out", index)) in (0, 17 * 21)
+
+
+def test_chips_are_cut_from_s3(scene, tmp_path, s3):
+    from ocmlflow import storage
+
+    local = cut(scene, tmp_path / "local", rules=RULES)
+    for href in (scene.image, *scene.labels):
+        copy = tmp_path / "copy"
+        shutil.copy(href, copy)
+        storage.put(copy, f"{s3}/{href.split('/')[-1]}")
+    there = catalog.Scene("aaa", "acc", f"{s3}/aaa.tif", (f"{s3}/aaa.geojson",))
+    assert cut(there, tmp_path / "remote", rules=RULES).hash.tolist() == local.hash.tolist()
+
+
+# ---- the split
+
+
+def chips_of(scene: str, place: str, *, rows: int, cols: int, transform: Affine = TRANSFORM, stride=32, size=32):
+    """An index of chips, without their pixels."""
+    own = raster.Grid(CRS, transform, rows * size, cols * size)
+    windows = [Window(c * stride, r * stride, size, size) for r in range(rows) for c in range(cols)]
+    middles = [transform @ (w.col_off + size / 2, w.row_off + size / 2) for w in windows]
+    frame = {"id": [f"{scene}-{n}" for n in range(len(windows))], "scene": scene, "place": place, "utm": CRS}
+    frame |= {"x": [x for x, _ in middles], "y": [y for _, y in middles]}
+    return gpd.GeoDataFrame(frame, geometry=[raster.outline(own, w) for w in windows], crs="EPSG:4326")
+
+
+def ground(index: gpd.GeoDataFrame) -> shapely.Geometry:
+    return shapely.union_all(index.to_crs(CRS).geometry)
+
+
+@pytest.mark.parametrize(("validation", "held"), [("kam", {"k"}), ("a2", {"a2"}), ("kam, a1", {"k", "a1"})])
+def test_places_and_scenes_are_held_out_by_name(validation, held):
+    index = pd.concat(
+        [
+            chips_of("a1", "acc", rows=2, cols=2),
+            chips_of("a2", "acc", rows=2, cols=2, transform=ELSEWHERE),
+            chips_of("k", "kam", rows=2, cols=2, transform=Affine.translation(0, 5000) @ TRANSFORM),
+        ],
+        ignore_index=True,
+    )
+    kept, dropped = chips.split(index, validation=validation, block_m=500.0, seed=0)
+    assert set(kept[kept.split == "validation"].scene) == held
+    assert set(kept[kept.split == "train"].scene) == {"a1", "a2", "k"} - held
+    assert dropped.empty
+
+
+def test_an_unknown_name_is_refused_with_those_known():
+    index = chips_of("a1", "acc", rows=2, cols=2)
+    with pytest.raises(InputError, match=r"names zzz, no place or scene .* a1, acc;"):
+        chips.split(index, validation="zzz", block_m=500.0, seed=0)
+
+
+@pytest.mark.parametrize("validation", ["acc", "0", "1", "1.5", "nan"])
+def test_a_split_needs_both_sides(validation):
+    with pytest.raises(InputError, match="validation="):
+        chips.split(chips_of("a1", "acc", rows=3, cols=3), validation=validation, block_m=500.0, seed=0)
+
+
+def test_chips_all_on_one_block_of_ground_are_refused():
+    with pytest.raises(InputError, match=r"validation=0\.2 puts 9 of 9 chips into validation"):
+        chips.split(chips_of("a1", "acc", rows=3, cols=3), validation="0.2", block_m=500.0, seed=0)
+
+
+@given(st.integers(2, 9), st.integers(2, 9), st.sampled_from([32, 20, 8]), st.floats(0.05, 0.9), st.integers(0, 9))
+def test_held_out_ground_is_apart(rows, cols, stride, share, seed):
+    index = chips_of("a1", "acc", rows=rows, cols=cols, stride=stride)
+    try:
+        kept, dropped = chips.split(index, validation=str(share), block_m=9.0, seed=seed)
+    except InputError:
+        assume(False)
+    assert sorted([*kept.id, *dropped.id]) == sorted(index.id)
+    train, validation = kept[kept.split == "train"], kept[kept.split == "validation"]
+    assert ground(train).distance(ground(validation)) > 0.5  # they do not even touch
+    assert set(dropped.split) <= {"train"}
+    again, _ = chips.split(index, validation=str(share), block_m=9.0, seed=seed)
+    assert again.split.tolist() == kept.split.tolist()
+
+
+def test_a_share_is_about_that_share_and_another_seed_another_ground():
+    index = chips_of("a1", "acc", rows=40, cols=40)
+    splits = [chips.split(index, validation="0.2", block_m=9.6, seed=seed)[0] for seed in (0, 1)]
+    for kept in splits:
+        assert (kept.split == "validation").sum() / len(index) == pytest.approx(0.2, abs=0.02)
+    held = [set(kept[kept.split == "validation"].id) for kept in splits]
+    assert held[0] != held[1]
+
+
+@pytest.mark.parametrize("shift", [0, 16, 32, 33])
+def test_scenes_on_the_same_ground_share_none_after_the_split(shift):
+    over = TRANSFORM @ Affine.translation(shift, 0)
+    index = pd.concat(
+        [chips_of("a1", "acc", rows=2, cols=5), chips_of("a2", "dar", rows=2, cols=2, transform=over)],
+        ignore_index=True,
+    )
+    kept, dropped = chips.split(index, validation="dar", block_m=500.0, seed=0)
+    assert len(dropped) == {0: 6, 16: 6, 32: 8, 33: 6}[shift]
+    train, validation = (ground(kept[kept.split == name]) for name in ("train", "validation"))
+    assert train.distance(validation) > 0
+    with pytest.raises(InputError, match="lie on the ground of validation chips"):
+        chips.check_apart(index.assign(split=np.where(index.place == "dar", "validation", "train")))
+
+
+def test_the_made_chips_are_split_by_place(made):
+    assert set(made.select("train").place) == {"acc"}
+    assert set(made.select("validation").place) == {"kam"}
+    assert len(made.select("train")) + len(made.select("validation")) == len(made.index)

@@ -1,0 +1,116 @@
+from concurrent.futures import ThreadPoolExecutor
+
+import keras
+import numpy as np
+import pytest
+
+from ocmlflow import chips, dataset
+from ocmlflow.labels import NOT_VALID
+
+
+def crops(made, *, side=24, batch_size=3, seed=5, workers=1) -> dataset.Crops:
+    return dataset.Crops(made, side=side, batch_size=batch_size, seed=seed, workers=workers)
+
+
+def epoch(batches: dataset.Crops) -> list[np.ndarray]:
+    return [batches[number][0] for number in range(len(batches))]
+
+
+def test_batches_are_the_seed_s_in_whatever_order_and_thread(made):
+    expected = epoch(crops(made))
+    assert expected[0].shape == (3, 24, 24, 4)
+    assert expected[0].dtype == np.uint8
+    backwards = crops(made)
+    np.testing.assert_array_equal([backwards[n][0] for n in reversed(range(len(backwards)))][::-1], expected)
+    threaded = crops(made)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda number: threaded[number][0], range(len(threaded))))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_another_epoch_and_another_seed_are_other_batches(made):
+    batches = crops(made)
+    first = epoch(batches)
+    batches.on_epoch_end()
+    second = epoch(batches)
+    other = epoch(crops(made, seed=6))
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(first, other)
+    assert len({batch.tobytes() for batch in first + second + other}) == 3 * len(first)
+
+
+def test_an_epoch_has_as_many_crops_as_there_are_chips(made):
+    chips_there = len(made.select("train"))
+    assert (len(crops(made)) - 1) * 3 < chips_there <= len(crops(made)) * 3
+
+
+class Recorder(keras.Model):
+    """Learns nothing and remembers what it was shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[np.ndarray] = []
+
+    def train_step(self, data):
+        self.seen.append(np.array(data[0] if isinstance(data, tuple) else data))
+        return {"loss": 0.0}
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_fit_shows_the_batches_in_their_order_and_mixes_no_epochs(made, workers):
+    direct, known = crops(made), {}
+    for number in range(3):
+        known |= {batch.tobytes(): (number, place) for place, batch in enumerate(epoch(direct))}
+        direct.on_epoch_end()
+    model = Recorder()
+    model.compile(run_eagerly=True)
+    model.fit(crops(made, workers=workers), epochs=2, verbose=0, shuffle=False)
+    seen = [known[batch.tobytes()] for batch in model.seen]
+    # Keras resets its iterator before it starts, and so the first epoch of a fit is number 1.
+    assert seen == [(number, place) for number in (1, 2) for place in range(len(direct))]
+
+
+def test_whole_chips_come_once_and_in_order(made):
+    rows = made.select("validation")
+    batches = dataset.WholeChips(made.folder, rows, batch_size=4)
+    found = np.concatenate([batches[number][0] for number in range(len(batches))])
+    np.testing.assert_array_equal(found, [chips.read(made.folder, row) for row in rows.itertuples()])
+
+
+def coded(height: int, width: int, at: tuple[int, int]) -> np.ndarray:
+    """A chip whose only building is one pixel; every pixel of the image says where it is."""
+    chip = np.zeros((height, width, 4), np.uint8)
+    chip[..., 0], chip[..., 1] = np.indices((height, width))
+    chip[(*at, 3)] = 1
+    return chip
+
+
+@pytest.mark.parametrize("at", [(0, 0), (63, 63), (30, 5), (10, 50)])
+def test_a_crop_holds_the_building_it_is_to_hold(at):
+    for seed in range(30):
+        found = dataset.crop(coded(64, 64, at), side=16, at_building=True, draw=np.random.default_rng(seed))
+        assert (found[..., 3] == 1).sum() == 1
+        assert found[found[..., 3] == 1][0, :2].tolist() == list(at)
+
+
+def test_crops_come_from_everywhere():
+    seen = [
+        tuple(dataset.crop(coded(8, 8, (0, 0)), side=6, at_building=False, draw=np.random.default_rng(n))[0, 0, :2])
+        for n in range(200)
+    ]
+    assert set(seen) == {(row, col) for row in range(3) for col in range(3)}
+
+
+@pytest.mark.parametrize("at_building", [True, False])
+def test_what_lies_beyond_a_small_chip_is_not_valid(at_building):
+    found = dataset.crop(coded(5, 20, (2, 3)), side=12, at_building=at_building, draw=np.random.default_rng(0))
+    assert found.shape == (12, 12, 4)
+    outside = found[..., 3] == NOT_VALID
+    assert outside.sum() == 7 * 12
+    assert not found[outside, :3].any()
+
+
+def test_half_of_the_crops_show_a_building_and_no_scene_drowns_the_other(made):
+    batches = crops(made, side=8, batch_size=200)
+    share = (batches[0][0][..., 3] == 1).any(axis=(1, 2)).mean()
+    assert share > 0.5

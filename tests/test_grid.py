@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ocmlflow import grid
+
+lengths, sizes = st.integers(1, 60), st.integers(1, 24)
+
+
+@given(lengths, sizes, st.data())
+def test_windows_cover_every_pixel(length, size, data):
+    stride = data.draw(st.integers(1, size))
+    for first in (
+        grid.starts(length, size=size, stride=stride),
+        grid.reaching(length, size=size, stride=stride),
+    ):
+        assert {p for f in first for p in range(f, f + size)}.issuperset(range(length))
+        assert len(set(first)) == len(first)
+        assert all(0 <= f < length for f in first)
+    assert max(grid.starts(length, size=size, stride=stride)) + size <= max(length, size)
+
+
+@given(lengths, sizes)
+def test_windows_a_size_apart_hold_each_pixel_once(length, size):
+    pixels = [p for f in grid.reaching(length, size=size, stride=size) for p in range(f, f + size)]
+    assert sorted(p for p in pixels if p < length) == list(range(length))
+
+
+@given(lengths, lengths, sizes)
+def test_blocks_touch_each_pixel_once(height, width, size):
+    times = np.zeros((height, width), int)
+    for window in grid.blocks(height, width, size=size):
+        assert max(window.height, window.width) <= size
+        times[window.toslices()] += 1
+    assert (times == 1).all()
+
+
+@given(lengths, lengths, sizes, st.data())
+def test_cores_touch_each_pixel_once_with_context_around(height, width, size, data):
+    margin = data.draw(st.integers(0, (size - 1) // 2))
+    times = np.zeros((height, width), int)
+    for tile in grid.tiles(height, width, size=size, margin=margin):
+        times[tile.core.toslices()] += 1
+        for axis, length in enumerate((height, width)):
+            (first, last), (kept, end) = tile.window.toranges()[axis], tile.core.toranges()[axis]
+            assert 0 <= first <= kept < end <= last <= length
+            assert last - first == min(size, length)
+            assert kept - first >= margin or kept == first == 0
+            assert last - end >= margin or end == last == length
+    assert (times == 1).all()
+
+
+@pytest.mark.parametrize("stride", [0, -1, 9])
+@pytest.mark.parametrize("windows", [grid.starts, grid.reaching])
+def test_a_stride_that_loses_ground_is_refused(windows, stride):
+    with pytest.raises(ValueError, match=rf"1\.\.8.*got {stride}"):
+        windows(100, size=8, stride=stride)
+
+
+@pytest.mark.parametrize("margin", [-1, 4, 8])
+def test_a_margin_that_leaves_no_core_is_refused(margin):
+    with pytest.raises(ValueError, match=rf"0\.\.3.*got {margin}"):
+        grid.tiles(100, 100, size=8, margin=margin)

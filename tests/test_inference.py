@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+from conftest import bright, hole, noise
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ocmlflow import grid, inference
+from ocmlflow.raster import Pixels
+
+SIZE, MARGIN = 16, 3
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 4, 32]))
+def test_images_of_any_size_are_filled_up_and_cut_again(height, width, multiple):
+    def predict(images):
+        assert images.shape[1] % multiple == images.shape[2] % multiple == 0
+        assert images.shape[1] < height + multiple
+        return bright(images)
+
+    images = np.stack([noise(height, width), noise(height, width, seed=1)])
+    np.testing.assert_array_equal(inference.padded(predict, multiple)(images), bright(images))
+
+
+def scene(height: int = 50, width: int = 41):
+    """A way to read a scene, the windows that were read, and its pixels."""
+    image, valid = noise(height, width), hole(height, width)
+    seen = []
+
+    def read(window):
+        seen.append(window)
+        return Pixels(image[window.toslices()], valid[window.toslices()])
+
+    return read, seen, image
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_tiles_add_up_to_the_whole_in_order_and_once(batch_size):
+    read, seen, image = scene()
+    tiles = grid.tiles(50, 41, size=SIZE, margin=MARGIN)
+    found, times = np.full((50, 41), np.nan, np.float32), np.zeros((50, 41), int)
+    order = []
+    for tile, probability in inference.predict_tiles(bright, read, tiles, batch_size=batch_size):
+        assert probability.dtype == np.float32
+        found[tile.core.toslices()] = probability
+        times[tile.core.toslices()] += 1
+        order.append(tile)
+    assert order == tiles
+    assert seen == [tile.window for tile in tiles]
+    assert (times == 1).all()
+    shown = np.zeros((50, 41), bool)
+    for tile in tiles:
+        shown[tile.core.toslices()] = hole(50, 41)[tile.window.toslices()].any()
+    np.testing.assert_array_equal(found, np.where(shown, bright(image)[..., 0], 0))
+
+
+def test_windows_without_imagery_never_reach_the_network():
+    image, valid = np.zeros((30, 60, 3), np.uint8), np.zeros((30, 60), bool)
+    image[:, 40:], valid[:, 40:] = 200, True
+
+    def predict(images):
+        assert images.any(axis=(1, 2, 3)).all()
+        return bright(images)
+
+    tiles = grid.tiles(30, 60, size=SIZE, margin=0)
+    read = {tile.window: Pixels(image[tile.window.toslices()], valid[tile.window.toslices()]) for tile in tiles}
+    found = list(inference.predict_tiles(predict, read.__getitem__, tiles, batch_size=2))
+    assert [tile for tile, _ in found] == tiles
+    assert {float(p.max()) > 0 for tile, p in found if tile.window.col_off + SIZE <= 40} == {False}
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_an_error_in_reading_reaches_the_caller(batch_size):
+    def read(window):
+        if window.row_off > 20:
+            raise OSError("block 7 cannot be decoded")
+        return Pixels(noise(SIZE, SIZE), np.ones((SIZE, SIZE), bool))
+
+    tiles = grid.tiles(50, 50, size=SIZE, margin=0)
+    with pytest.raises(OSError, match="block 7"):
+        list(inference.predict_tiles(bright, read, tiles, batch_size=batch_size))
+
+
+def test_no_tiles_give_nothing():
+    assert list(inference.predict_tiles(bright, lambda window: None, [], batch_size=2)) == []

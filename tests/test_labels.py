@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+import shapely
+from affine import Affine
+from conftest import DATA, needs_data
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from rasterio.windows import Window
+
+from ocmlflow import catalog, chips, labels, polygons, raster
+
+masks = arrays(bool, st.tuples(st.integers(1, 16), st.integers(1, 16)))
+
+
+def test_a_pixel_is_building_where_its_centre_is():
+    # Of pixels 0..3 the centres 1.5 and 2.5 lie in 1.4..2.6, whatever share of pixel 1 or 3 is covered.
+    label = labels.burn([shapely.box(1.4, 0.6, 2.6, 2.4)], Affine.identity(), height=3, width=4)
+    assert label.dtype == np.uint8
+    assert label.tolist() == [[0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
+
+
+def test_holes_and_overlaps_and_duplicates():
+    ring = shapely.box(0, 0, 3, 3) - shapely.box(1, 1, 2, 2)
+    label = labels.burn([ring, ring, shapely.box(2, 2, 4, 4)], Affine.identity(), height=4, width=4)
+    assert label.tolist() == [[1, 1, 1, 0], [1, 0, 1, 0], [1, 1, 1, 1], [0, 0, 1, 1]]
+
+
+def test_nothing_to_burn_is_no_building():
+    assert not labels.burn([], Affine.identity(), height=2, width=3).any()
+    assert not labels.burn([shapely.box(9, 9, 10, 10)], Affine.identity(), height=2, width=3).any()
+
+
+@pytest.mark.parametrize(
+    ("drawn", "count", "area"),
+    [
+        ([shapely.MultiPolygon([shapely.box(0, 0, 1, 1), shapely.box(2, 2, 4, 4)])], 2, 5),
+        ([shapely.Polygon([(0, 0), (2, 2), (2, 0), (0, 2)])], 2, 2),  # a bow-tie
+        ([None, shapely.Polygon(), shapely.Point(0, 0), shapely.LineString([(0, 0), (1, 1)])], 0, 0),
+        ([shapely.GeometryCollection([shapely.Point(5, 5), shapely.box(0, 0, 2, 2)])], 1, 4),
+        ([shapely.Polygon([(0, 0), (1, 1), (2, 2)])], 0, 0),  # no area
+        ([shapely.box(0, 0, 1, 1)] * 2, 2, 2),
+    ],
+)
+def test_polygons_are_what_can_be_burnt(drawn, count, area):
+    found = labels.polygons(drawn)
+    assert len(found) == count
+    assert sum(p.area for p in found) == pytest.approx(area)
+    assert all(p.is_valid and p.geom_type == "Polygon" for p in found)
+
+
+@given(masks, st.data())
+def test_a_coded_label_is_decoded(label, data):
+    valid = data.draw(arrays(bool, label.shape))
+    decoded, where = labels.decode(labels.encode(label.astype(np.uint8), valid))
+    np.testing.assert_array_equal(where, valid)
+    np.testing.assert_array_equal(decoded, label & valid)
+
+
+@given(masks)
+def test_burning_what_was_outlined_gives_the_label_back(building):
+    height, width = building.shape
+    parts = polygons.trace(np.zeros((height, width), np.uint8), building, Window(0, 0, width, height))
+    outlines = [footprint.outline for footprint in polygons.join(parts)]
+    label = labels.burn(outlines, Affine.identity(), height=height, width=width)
+    np.testing.assert_array_equal(label, building)
+
+
+@needs_data
+def test_real_labels_lie_on_their_roofs():
+    """The edges of roofs are edges of the image, more so where the labels say than two metres beside."""
+    (scene,) = [scene for scene in catalog.scenes(str(DATA / "train_tier_1/catalog.json")) if scene.id == "kam01"]
+    target, _ = chips.check(scene, gsd=0.3)
+    whole = Window(0, 0, target.width, target.height)
+    with raster.opened(scene.image) as (dataset, own), raster.warped(dataset, own, target) as vrt:
+        found = raster.read(vrt, whole)
+    steep = np.hypot(*np.gradient(found.image.mean(axis=-1)))
+
+    def agreement(dx: float, dy: float) -> float:
+        moved = target.transform @ Affine.translation(dx / 0.3, dy / 0.3)
+        label = labels.burn(chips.footprints(scene, target.crs), moved, height=target.height, width=target.width)
+        edge = np.hypot(*np.gradient(label.astype(float))) > 0
+        return steep[edge & found.valid].mean()
+
+    assert agreement(0, 0) > 1.1 * max(agreement(dx, dy) for dx, dy in ((2, 0), (-2, 0), (0, 2), (0, -2)))

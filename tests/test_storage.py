@@ -1,0 +1,132 @@
+import os
+import threading
+
+import pytest
+
+from ocmlflow import storage
+
+
+@pytest.fixture(params=["local", "s3"])
+def base(request, tmp_path) -> str:
+    """A place to put files: a folder, or an address on the S3 server."""
+    return str(tmp_path / "out") if request.param == "local" else request.getfixturevalue("s3")
+
+
+def put(folder, href: str, content: bytes) -> None:
+    source = folder / "source"
+    source.write_bytes(content)
+    storage.put(source, href)
+    assert not source.exists()
+
+
+def test_what_was_put_is_read_and_deleted(base, tmp_path):
+    href = storage.join(base, "maps", "one.tif")
+    put(tmp_path, href, b"first")
+    put(tmp_path, href, b"second")
+    assert storage.read(href) == b"second"
+    storage.delete(href)
+    with pytest.raises(FileNotFoundError, match=r"one\.tif"):
+        storage.read(href)
+
+
+def test_a_fingerprint_changes_with_the_content(base, tmp_path):
+    href = storage.join(base, "scene.tif")
+    put(tmp_path, href, b"first")
+    before = storage.fingerprint(href)
+    assert storage.fingerprint(href) == before
+    put(tmp_path, href, b"other")
+    assert storage.fingerprint(href) != before
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        storage.fingerprint(storage.join(base, "nowhere"))
+
+
+def test_a_folder_that_can_be_written_is_left_empty(base):
+    storage.check_writable(base)
+    with pytest.raises(FileNotFoundError):
+        storage.read(storage.join(base, ".ocmlflow-probe"))
+
+
+def test_a_bucket_that_is_not_there_is_refused(s3):
+    with pytest.raises(OSError, match="s3://nosuchbucket/out"):
+        storage.check_writable("s3://nosuchbucket/out")
+    with pytest.raises(FileNotFoundError, match="s3://nosuchbucket/x: the S3 server answers"):
+        storage.read("s3://nosuchbucket/x")
+
+
+@pytest.mark.parametrize("folder", ["/proc/out", "https://example.org/out", "file"])
+def test_what_is_no_folder_to_write_to_is_refused(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=f"cannot write to {folder}"):
+        storage.check_writable(folder)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_read_only_folder_is_refused(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(OSError, match="cannot write"):
+        storage.check_writable(str(tmp_path))
+
+
+def test_no_server_and_wrong_credentials_are_named(s3, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(OSError, match="s3://data/x: the S3 server answers"):
+        storage.read("s3://data/x")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    with pytest.raises(OSError, match=r"s3://data/x: .*127\.0\.0\.1:9"):
+        storage.read("s3://data/x")
+    with pytest.raises(OSError, match="s3://data/x"):
+        storage.check_writable("s3://data/x")
+
+
+def test_web_addresses_are_read_under_a_name_of_our_own(web):
+    folder, address = web
+    (folder / "a.json").write_text("{}")
+    assert storage.read(f"{address}/a.json") == b"{}"
+    before = storage.fingerprint(f"{address}/a.json")
+    (folder / "a.json").write_text("[]")
+    assert storage.fingerprint(f"{address}/a.json") != before
+    with pytest.raises(FileNotFoundError, match=r"b\.json answers 404"):
+        storage.read(f"{address}/b.json")
+    with pytest.raises(FileNotFoundError, match=r"no answer from http://127\.0\.0\.1:9/a"):
+        storage.read("http://127.0.0.1:9/a")
+
+
+def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path):
+    target, contents = tmp_path / "target", {bytes([n]) * 500_000 for n in range(2)}
+    put(tmp_path, str(target), next(iter(contents)))
+    seen, done = set(), threading.Event()
+
+    def look():
+        while not done.is_set():
+            seen.add(target.read_bytes())
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    for content in list(contents) * 10:
+        put(tmp_path, str(target), content)
+    done.set()
+    reader.join()
+    assert seen <= contents
+
+
+@pytest.mark.parametrize(
+    ("href", "remote"),
+    [
+        ("s3://b/k", True),
+        ("https://a/b", True),
+        ("http://a", True),
+        ("/a/b", False),
+        ("a", False),
+        ("file:///a", False),
+    ],
+)
+def test_addresses_are_told_from_paths(href, remote, tmp_path):
+    assert storage.is_remote(href) == remote
+    assert storage.join(href, "c").endswith("/c")
+    assert storage.absolute(href) == href if remote else storage.absolute(href).startswith("/")
+
+
+def test_digests_tell_texts_apart():
+    assert len(storage.digest("a")) == 32
+    assert storage.digest("ab", "c") != storage.digest("a", "bc")

@@ -1,0 +1,87 @@
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from ocmlflow import chips, dataset, losses, training
+from ocmlflow.augment import context
+from ocmlflow.errors import InputError
+
+RECIPE = training.Recipe(epochs=3, crop=16, learning_rate=0.05, weight_decay=1e-4, warmup=0.1, seed=3)
+NAMES = {f"{part}{name}" for part in ("", "val_") for name in ("loss", "iou", "precision", "recall")}
+
+
+def fit(made, loss=None) -> tuple[keras.Model, int, float, list[dict[str, float]]]:
+    """A tiny network trained to find white roofs; with the best epoch, its IoU, and the figures of each epoch."""
+    keras.utils.set_random_seed(RECIPE.seed)
+    image = keras.Input((None, None, 3), dtype="uint8")
+    x = layers.Conv2D(4, 3, padding="same", activation="relu")(layers.Rescaling(1 / 255)(image))
+    network = keras.Model(image, layers.Conv2D(1, 1)(x))
+    reports: list[tuple[int, dict[str, float]]] = []
+    best_epoch, best = training.fit(
+        network,
+        dataset.Crops(made, side=context(RECIPE.crop), batch_size=4, seed=RECIPE.seed, workers=1),
+        dataset.WholeChips(made.folder, made.select("validation"), batch_size=4),
+        recipe=RECIPE,
+        loss=loss or losses.named("bce+dice"),
+        report=lambda epoch, figures: reports.append((epoch, figures)),
+        progress=False,
+    )
+    assert [epoch for epoch, _ in reports] == list(range(1, RECIPE.epochs + 1))
+    return network, best_epoch, best, [figures for _, figures in reports]
+
+
+@pytest.fixture(scope="module")
+def fitted(made):
+    return fit(made)
+
+
+def test_the_loss_falls_and_every_epoch_is_reported(fitted):
+    *_, figures = fitted
+    assert figures[-1]["loss"] < figures[0]["loss"]
+    for epoch in figures:
+        assert epoch.keys() == NAMES | {"learning_rate", "chips_per_second", "seconds"}
+        assert all(np.isfinite(value) for value in epoch.values())
+        assert 0 < epoch["learning_rate"] <= RECIPE.learning_rate
+        assert epoch["chips_per_second"] > 0
+
+
+def test_the_weights_are_those_of_the_best_epoch_and_its_iou_is_pooled(fitted, made):
+    network, best_epoch, best, figures = fitted
+    assert best == max(epoch["val_iou"] for epoch in figures) == figures[best_epoch - 1]["val_iou"]
+    coded = np.stack([chips.read(made.folder, row) for row in made.select("validation").itertuples()])
+    predicted = network.predict_on_batch(coded[..., :3])[..., 0] >= 0
+    label, valid = coded[..., 3] == 1, coded[..., 3] != 255
+    iou = (predicted & label).sum() / ((predicted | label) & valid).sum()
+    assert best == pytest.approx(iou, abs=1e-4)
+    assert best > 0.5
+
+
+def test_the_seed_decides(fitted, made):
+    _, best_epoch, best, figures = fitted
+    _, again_epoch, again, others = fit(made)
+    assert (again_epoch, again) == (best_epoch, pytest.approx(best, abs=1e-3))
+    np.testing.assert_allclose([f["loss"] for f in others], [f["loss"] for f in figures], rtol=1e-3)
+
+
+def test_a_loss_that_is_no_number_ends_the_training(made):
+    with pytest.raises(InputError, match="loss of epoch 1 is nan: a lower learning_rate"):
+        fit(made, lambda logits, label, valid: losses.bce(logits, label, valid) * float("nan"))
+
+
+def test_pooled_scores_are_counts_added_up():
+    scores = training.PooledScores()
+    draw = np.random.default_rng(0)
+    tp = fp = fn = 0
+    for count in (5, 40):
+        logits = draw.normal(size=(1, count, 1, 1)).astype(np.float32)
+        label, valid = draw.integers(0, 2, (2, 1, count, 1, 1)).astype(np.float32)
+        scores.update_state(logits, label * valid, valid)
+        predicted, truth, counted = logits >= 0, label == 1, valid == 1
+        tp += (predicted & truth & counted).sum()
+        fp += (predicted & ~truth & counted).sum()
+        fn += (~predicted & truth & counted).sum()
+    found = {name: float(value) for name, value in scores.result().items()}
+    assert found == pytest.approx({"iou": tp / (tp + fp + fn), "precision": tp / (tp + fp), "recall": tp / (tp + fn)})
+    scores.reset_state()
+    assert float(scores.result()["iou"]) == 0
