@@ -21,7 +21,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     """The verb's parameters and their defaults."""
     p = parser("main", "Run prepare, train, evaluate and predict; without a catalogue, on the built-in sample.")
     p.add_argument("--catalog", default=None, help="catalogue to learn from; the built-in sample if not given")
-    p.add_argument("--images", default=None, help="what to predict; the sample's test chips if not given")
+    p.add_argument(
+        "--images", default=None, help="what to predict; the sample's test chips and held-out scenes if not given"
+    )
     p.add_argument("--validation", default=None, help="as in prepare; one place of the sample if not given")
     p.add_argument("--epochs", type=whole(1), default=30, help="as in train")
     p.add_argument("--seed", type=whole(0), default=0, help="of every step")
@@ -42,7 +44,7 @@ def main(args: argparse.Namespace) -> None:
         if catalog is None:
             sample = _sample(Path(args.work), args.seed)
             catalog = str(sample / "train_tier_1" / "catalog.json")
-            images = images or str(sample / "test" / "catalog.json")
+            images = images or f"{sample}/test/catalog.json,{sample}/train_tier_1/{SAMPLE_PLACE}/collection.json"
             validation = validation or SAMPLE_PLACE
         cutting = {"catalog": catalog, "validation": validation, "seed": args.seed, "work": args.work}
         chips = _step("prepare", cutting, key=prepare.key(prepare.parse(_words(cutting))))

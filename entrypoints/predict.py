@@ -26,7 +26,7 @@ PICTURES = 20
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     """The verb's parameters and their defaults."""
     p = parser("predict", "Map the buildings of scenes with a registered model.")
-    p.add_argument("--images", required=True, help="STAC file, GeoTIFF, or a folder or glob of GeoTIFFs")
+    p.add_argument("--images", required=True, help="STAC file, GeoTIFF, folder or glob of GeoTIFFs; several, by commas")
     p.add_argument("--output", required=True, help="folder or s3:// address for the results")
     p.add_argument("--model", default=f"models:/{MODEL_NAME}@champion", help="models:/NAME@ALIAS or models:/NAME/1")
     p.add_argument("--threshold", type=number(0.01, 0.99), default=None, help="the model's own if not given")
@@ -72,13 +72,14 @@ def main(args: argparse.Namespace) -> None:
             min_area_m2=args.min_area_m2,
             chip_gsd=args.chip_gsd or model.facts["gsd"],
         )
-        shapes = {s.id: maps.check(s, settings=settings) for s in progress(scenes, len(scenes), "checking")}
+        found = {s.id: maps.check(s, settings=settings) for s in progress(scenes, len(scenes), "checking")}
+        chips = {name: (height, width) for name, (placed, height, width) in found.items() if not placed}
         mlflow.set_tags({"ocmlflow.model": str(model), "ocmlflow.model.run": model.facts["run"]})
         mlflow.log_metric("threshold_used", settings.threshold / 100)
         predict = inference.padded(model.keras.predict_on_batch, model.facts["multiple"])
         Path(args.work).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=args.work, prefix="predict-") as scratch:
-            table = pd.DataFrame(_draw(scenes, shapes, predict, settings, args.output, Path(scratch)))
+            table = pd.DataFrame(_draw(scenes, chips, predict, settings, args.output, Path(scratch)))
         mlflow.log_table(table, "scenes.json")
         totals = {name: float(table[name].sum()) for name in ("megapixels", "building_megapixels", "seconds")}
         mlflow.log_metrics({**totals, "scenes": len(table), "footprints": float(table.footprints.sum())})
@@ -87,19 +88,22 @@ def main(args: argparse.Namespace) -> None:
 
 def _draw(
     scenes: list[Scene],
-    shapes: dict[str, tuple[int, int]],
+    chips: dict[str, tuple[int, int]],
     predict: Predict,
     settings: Settings,
     output: str,
     scratch: Path,
 ) -> list[dict[str, Any]]:
-    """A row of figures for each scene, whose files lie in the output afterwards."""
+    """A row of figures for each scene, whose files lie in the output afterwards.
+
+    `chips` gives (height, width) of the images that do not say where they lie; their masks become the submission.
+    """
     import mlflow
 
     from ocmlflow import maps, storage, submission
 
     rows = []
-    chips: dict[str, Path] = {}
+    masks: dict[str, Path] = {}
     for done, scene in enumerate(progress(scenes, len(scenes), "predicting")):
         started = time.perf_counter()
         made = maps.draw(scene, predict, scratch, settings=settings, progress=progress)
@@ -114,16 +118,16 @@ def _draw(
         }
         rows.append(row)
         if made.footprints is None:  # kept beside the output, for the archive
-            chips[scene.id] = scratch / "chips" / f"{scene.id}.tif"
-            chips[scene.id].parent.mkdir(exist_ok=True)
-            shutil.copyfile(made.mask, chips[scene.id])
+            masks[scene.id] = scratch / "chips" / f"{scene.id}.tif"
+            masks[scene.id].parent.mkdir(exist_ok=True)
+            shutil.copyfile(made.mask, masks[scene.id])
         _put(scene, made, output, scratch)
         log.info(
             "scene %s: %.2f Mpx, %d footprints, %.1f s", scene.id, row["megapixels"], row["footprints"], row["seconds"]
         )
-    if len(chips) == len(scenes):  # none says where it lies: the challenge's test chips
-        submission.check(chips, shapes)
-        submission.pack(chips, scratch / "submission.tgz")
+    if chips:
+        submission.check(masks, chips)
+        submission.pack(masks, scratch / "submission.tgz")
         storage.put(scratch / "submission.tgz", storage.join(output, "submission.tgz"))
         log.info("submission of %d chips checked and packed", len(chips))
     return rows

@@ -56,8 +56,22 @@ def scenes(href: str) -> list[Scene]:
     )
 
 
-def images(href: str) -> list[Scene]:
-    """Scenes at `href`, labels or not: a STAC file, a GeoTIFF, a folder of GeoTIFFs or a glob of them."""
+def images(hrefs: str) -> list[Scene]:
+    """Scenes at one or more hrefs, separated by commas, labels or not.
+
+    Each is a STAC file, a GeoTIFF, a folder of GeoTIFFs or a glob of them. Raises InputError for one without images.
+    """
+    return _unique([scene for href in hrefs.split(",") for scene in _images(href.strip())])
+
+
+class _Reader(DefaultStacIO):
+    """STAC files from wherever `storage` reads."""
+
+    def read_text_from_href(self, href: str) -> str:
+        return storage.read(href).decode("utf-8")
+
+
+def _images(href: str) -> list[Scene]:
     if href.lower().endswith((".json", ".geojson")):
         return scenes(href)
     if storage.is_remote(href):
@@ -73,14 +87,7 @@ def images(href: str) -> list[Scene]:
         found = [path] if path.is_file() else []
     if not found:
         raise InputError(f"no image at {href}: give a GeoTIFF, a folder or glob of them, or a STAC file")
-    return _unique([Scene(file.stem, "", str(file), catalog=href) for file in found])
-
-
-class _Reader(DefaultStacIO):
-    """STAC files from wherever `storage` reads."""
-
-    def read_text_from_href(self, href: str) -> str:
-        return storage.read(href).decode("utf-8")
+    return [Scene(file.stem, "", str(file), catalog=href) for file in found]
 
 
 def _items(href: str) -> list[pystac.Item]:
@@ -88,7 +95,7 @@ def _items(href: str) -> list[pystac.Item]:
         root = pystac.read_file(storage.absolute(href), stac_io=_Reader())
     except OSError as error:
         raise InputError(f"no STAC catalogue at {href}: {error}") from error
-    except (ValueError, pystac.STACError) as error:  # JSON that is none, JSON that is not STAC
+    except (ValueError, AttributeError, pystac.STACError, pystac.STACTypeError) as error:  # no JSON, or not STAC
         raise InputError(f"{href} is not a STAC file: {error}") from error
     if isinstance(root, pystac.Item):
         return [root]
@@ -96,8 +103,8 @@ def _items(href: str) -> list[pystac.Item]:
         raise InputError(f"{href} is a STAC {type(root).__name__}; a catalogue, collection or item would do")
     try:
         return list(root.get_items(recursive=True))
-    except OSError as error:
-        raise InputError(f"catalogue {href} links to a file that is not there: {error}") from error
+    except (OSError, ValueError, AttributeError, pystac.STACError, pystac.STACTypeError) as error:
+        raise InputError(f"catalogue {href} links to what cannot be read: {error}") from error
 
 
 def _image(item: pystac.Item) -> str | None:

@@ -22,8 +22,8 @@ import numpy as np
 import pandas as pd
 import shapely
 import zarr
+from affine import Affine
 from rasterio.windows import Window, union
-from rasterio.windows import transform as window_transform
 from shapely.geometry.base import BaseGeometry
 from zarr.codecs import ZstdCodec
 
@@ -259,7 +259,7 @@ def _cut_block(job: _Job) -> list[dict[str, Any]]:
         pixels = raster.read_padded(vrt, block)
     label = labels.burn(
         job.footprints,
-        window_transform(block, job.target.transform),
+        job.target.transform @ Affine.translation(block.col_off, block.row_off),
         height=int(block.height),
         width=int(block.width),
     )

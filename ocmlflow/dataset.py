@@ -25,7 +25,7 @@ class Crops(keras.utils.PyDataset):
         super().__init__(workers=workers, max_queue_size=4)
         self.rows = made.select("train")
         self.folder, self.side, self.batch_size, self.seed = made.folder, side, batch_size, seed
-        self.epoch = 0
+        self.epoch = 0  # `fit` counts from 1: Keras ends an epoch before the first
         scenes = self.rows.groupby("scene").id.transform("size").to_numpy()
         self.chances = _shares(1 / np.sqrt(scenes))
         built = self.rows.building_share.to_numpy() > 0

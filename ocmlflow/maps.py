@@ -55,11 +55,11 @@ class Map:
     """Pixels of them that are building."""
 
 
-def check(scene: Scene, *, settings: Settings) -> tuple[int, int]:
-    """(height, width) of a scene's image; InputError where it cannot be predicted. Reads no pixels."""
-    with raster.opened(scene.image, gsd=settings.chip_gsd) as (_, own):
+def check(scene: Scene, *, settings: Settings) -> tuple[bool, int, int]:
+    """Whether a scene says where it lies, its height and its width; InputError where it cannot be predicted."""
+    with raster.opened(scene.image, gsd=settings.chip_gsd) as (dataset, own):
         raster.ground_grid(own, gsd=settings.gsd)
-        return own.height, own.width
+        return raster.is_placed(dataset), own.height, own.width
 
 
 def overview(scene: Scene, made: Map, *, side: int = 1000) -> np.ndarray:

@@ -66,7 +66,7 @@ def join(parts: Iterable[Part]) -> list[Footprint]:
 
 
 def to_ground(footprints: Iterable[Footprint], transform: Affine, *, tolerance: float) -> list[Footprint]:
-    """Footprints in the transform's CRS, their staircases straightened by at most `tolerance` of its units."""
+    """Footprints in the transform's CRS, their staircases straightened by about `tolerance` of its units."""
     matrix = (transform.a, transform.b, transform.d, transform.e, transform.c, transform.f)
     return [
         Footprint(affine_transform(f.outline, matrix).simplify(tolerance, preserve_topology=True), f.probability)
@@ -82,7 +82,7 @@ def _merge(parts: list[Part]) -> Part:
 
 def _neighbours(parts: list[Part]) -> list[list[int]]:
     """Groups of parts that hang together by shared edges, each in the order of `parts`."""
-    outlines = [part.outline for part in parts]
+    outlines = np.array([part.outline for part in parts], dtype=object)
     tree = shapely.STRtree(outlines)
     group = list(range(len(parts)))
 

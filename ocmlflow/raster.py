@@ -238,7 +238,7 @@ def _own_grid(dataset: DatasetReader, href: str, gsd: float | None) -> Grid:
     if gsd is None:
         raise InputError(f"image {href} has no georeference (CRS and transform): its place on the ground is needed")
     crs, x, y = _NOWHERE
-    return Grid(crs, Affine(gsd, 0, x, 0, -gsd, y), dataset.height, dataset.width)
+    return Grid(crs, Affine(gsd, 0, round(x / gsd) * gsd, 0, -gsd, round(y / gsd) * gsd), dataset.height, dataset.width)
 
 
 def _bounds(grid: Grid) -> tuple[float, float, float, float]:
@@ -250,7 +250,7 @@ def _utm(grid: Grid) -> str:
     """The UTM zone of the grid's middle; the grid's own CRS where that is this zone already."""
     x, y = grid.transform @ (grid.width / 2, grid.height / 2)
     lon, lat = Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True).transform(x, y)
-    if not (math.isfinite(lon) and math.isfinite(lat)):
+    if not (abs(lon) <= 360 and abs(lat) <= 90):  # NaN and infinity included
         raise InputError(f"the transform {grid.transform[:6]} lies outside its CRS, {CRS(grid.crs).name}")
     zone = math.floor((lon + 180) / 6) % 60 + 1
     return f"EPSG:{(32600 if lat >= 0 else 32700) + zone}"

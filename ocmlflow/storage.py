@@ -1,5 +1,6 @@
 """Hrefs: what lies at a path, an https or an s3 address, and putting files there."""
 
+import functools
 import hashlib
 import os
 import posixpath
@@ -110,7 +111,12 @@ def s3_session() -> tuple[boto3.Session, bool]:
 
 
 def s3_client() -> Any:
-    """A boto3 client of the server that `s3_endpoint` names."""
+    """A boto3 client of the server that `s3_endpoint` names, the same one while the settings are the same."""
+    return _s3_client(tuple((k, v) for k, v in os.environ.items() if k.startswith(("AWS_", "MLFLOW_S3_"))))
+
+
+@functools.lru_cache(maxsize=4)  # making one takes longer than most requests
+def _s3_client(settings: tuple[tuple[str, str], ...]) -> Any:
     session, unsigned = s3_session()
     config = Config(signature_version=UNSIGNED) if unsigned else None
     return session.client("s3", endpoint_url=s3_endpoint(), config=config)

@@ -133,12 +133,14 @@ def test_evaluate_scores_reports_and_promotes(sample_line):
     assert float(champion.tags["threshold"]) == pytest.approx(figures["threshold"])
 
 
-def test_predict_packs_the_samples_chips(sample_line):
+def test_predict_packs_the_samples_chips_and_maps_its_scenes(sample_line):
     with tarfile.open(sample_line.output / "submission.tgz") as archive:
         names = archive.getnames()
     chips = sorted(path.name for path in sample_line.work.glob("sample-*/test/*/*.tif"))
     assert names == chips
-    assert sorted(path.name for path in (sample_line.output / "masks").iterdir()) == chips
+    scenes = sorted(path.name for path in sample_line.work.glob("sample-*/train_tier_1/bay/*/*.tif"))
+    assert sorted(path.name for path in (sample_line.output / "masks").iterdir()) == sorted(chips + scenes)
+    assert len(list((sample_line.output / "footprints").glob("*.geojson"))) == len(scenes)
 
 
 def test_main_reuses_chips_and_model(sample_line, store):
