@@ -181,7 +181,7 @@ def test_a_chip_without_a_place_gets_a_plain_mask(tmp_path, how, gsd):
 
 def test_what_cannot_be_predicted_is_refused_before(tmp_path):
     scene = catalog.Scene("one", "", write_image(tmp_path / "a.tif", noise(30, 20)))
-    assert maps.check(scene, settings=SETTINGS) == (30, 20)
+    assert maps.check(scene, settings=SETTINGS) == (True, 30, 20)
     with pytest.raises(InputError, match="cannot open image nowhere"):
         maps.check(catalog.Scene("one", "", "nowhere.tif"), settings=SETTINGS)
 
