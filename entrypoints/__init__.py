@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -30,7 +31,7 @@ def number(low: float, high: float = float("inf"), *, whole: bool = False) -> Ca
             value = int(text) if whole else float(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"a {'whole ' * whole}number is needed, got {text}") from None
-        if not low <= value <= high:
+        if not (low <= value <= high and math.isfinite(value)):
             limits = f"at least {low:g}" if high == float("inf") else f"{low:g} to {high:g}"
             raise argparse.ArgumentTypeError(f"must be {limits}, got {text}")
         return value
@@ -57,6 +58,17 @@ def progress(items: Iterable[_T], total: int, what: str = "") -> Iterable[_T]:
     return tqdm(items, total=total, desc=what, disable=None, leave=False)
 
 
+def check_writable(output: str) -> None:
+    """Raise InputError, naming the output, unless results can be written there."""
+    from ocmlflow import storage
+    from ocmlflow.errors import InputError
+
+    try:
+        storage.check_writable(output)
+    except OSError as error:
+        raise InputError(str(error)) from error
+
+
 def start(main: Callable[[Any], None], arguments: Any) -> None:
     """Run a verb; a mistake of the user's ends it with one line that says what would do, and exit status 1."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
@@ -70,4 +82,6 @@ def start(main: Callable[[Any], None], arguments: Any) -> None:
     try:
         main(arguments)
     except InputError as error:
-        sys.exit(f"error: {error}")
+        from ocmlflow import storage
+
+        sys.exit(f"error: {storage.public(str(error))}")

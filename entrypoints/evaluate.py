@@ -34,7 +34,7 @@ def main(args: argparse.Namespace) -> None:
         model = tracking.load_model(args.model)
         chips_run = tracking.chips_run(args.chips or model.facts["chips"])
         ground = chips.load(tracking.chips_folder(chips_run))
-        _check_unseen(model, ground)
+        _check_fair(model, ground)
         mlflow.set_tags({"ocmlflow.chips.run": chips_run, tracking.DIGEST: chips.digest(ground.index)})
         found = _evaluate(model, ground)
         threshold = found.best_threshold
@@ -61,13 +61,15 @@ def _evaluate(model: Model, ground: Chips) -> Evaluation:
     return evaluation.evaluate(predict, ground.folder, ground.select("validation"), progress=bar)
 
 
-def _check_unseen(model: Model, ground: Chips) -> None:
-    """Raise InputError when the model was trained on ground that it is to be scored on."""
+def _check_fair(model: Model, ground: Chips) -> None:
+    """Raise InputError when the chips have another resolution than the model's, or ground that it was trained on."""
     import geopandas as gpd
 
     from ocmlflow import chips, tracking
     from ocmlflow.errors import InputError
 
+    if model.facts["gsd"] != ground.rules["gsd"]:
+        raise InputError(f"{model} works at {model.facts['gsd']} m per pixel, the chips have {ground.rules['gsd']} m")
     index = gpd.read_parquet(tracking.chips_file(model.facts["chips"], "index.parquet"))
     seen = int(chips.meets(ground.select("validation"), index[index.split == "train"]).sum())
     if seen:
@@ -89,13 +91,13 @@ def _promotion(model: Model, found: Evaluation, ground: Chips, args: argparse.Na
         return False, "Not promoted: the model is not registered."
     if not args.promote:
         return False, "Not promoted: promote=false."
-    champion = tracking.champion(model.name)
-    if champion is None:
-        return True, f"{model} becomes champion: there was none."
-    if champion.version == model.version:
-        return False, f"{model} is the champion already."
     try:
-        _check_unseen(champion, ground)
+        champion = tracking.champion(model.name)
+        if champion is None:
+            return True, f"{model} becomes champion: there was none."
+        if champion.version == model.version:
+            return False, f"{model} is the champion already."
+        _check_fair(champion, ground)
     except InputError as error:
         return False, f"Not promoted: the champion cannot be compared on these chips. {error}"
     other = _evaluate(champion, ground)
@@ -108,12 +110,14 @@ def _promotion(model: Model, found: Evaluation, ground: Chips, args: argparse.Na
 
 def _figures(found: Evaluation, threshold: int) -> dict[str, float]:
     """The metrics of the run: pooled scores in all, and IoU by place and by scene."""
+    from ocmlflow import tracking
+
     counts = found.counts(threshold)
     figures = {"iou": counts.iou, "precision": counts.precision, "recall": counts.recall, "f1": counts.f1}
     figures |= {"threshold": threshold / 100, "iou_at_half": found.counts(50).iou, "pixels": counts.pixels}
     for by in ("place", "scene"):
         for row in found.table(by, threshold).itertuples():
-            figures[f"{by}/{getattr(row, by) or 'none'}"] = row.iou
+            figures[tracking.metric_name(f"{by}/{getattr(row, by) or 'none'}")] = row.iou
     return {name: float(value) for name, value in figures.items() if value == value}  # NaN is no score
 
 

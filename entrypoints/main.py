@@ -8,12 +8,12 @@ import os
 import sys
 from pathlib import Path
 
-from entrypoints import MODEL_NAME, parser, prepare, start, train, whole
+from entrypoints import MODEL_NAME, check_writable, parser, prepare, start, train, whole
 
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parent.parent
-SAMPLE_PLACE = "bay"
+SAMPLE_PLACE = "hil"
 """The place of the built-in sample that is held out."""
 
 
@@ -25,7 +25,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         "--images", default=None, help="what to predict; the sample's test chips and held-out scenes if not given"
     )
     p.add_argument("--validation", default=None, help="as in prepare; one place of the sample if not given")
-    p.add_argument("--epochs", type=whole(1), default=30, help="as in train")
+    p.add_argument("--epochs", type=whole(1), default=None, help="as in train, and its default if not given")
     p.add_argument("--seed", type=whole(0), default=0, help="of every step")
     p.add_argument("--output", default="output", help="folder or s3:// address for the predictions")
     p.add_argument("--name", default=MODEL_NAME, help="registered model that gets a new version")
@@ -37,6 +37,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
+    from ocmlflow import catalog as found
     from ocmlflow import tracking
 
     with tracking.run("main", vars(args)):
@@ -46,9 +47,13 @@ def main(args: argparse.Namespace) -> None:
             catalog = str(sample / "train_tier_1" / "catalog.json")
             images = images or f"{sample}/test/catalog.json,{sample}/train_tier_1/{SAMPLE_PLACE}/collection.json"
             validation = validation or SAMPLE_PLACE
+        check_writable(args.output)
+        found.images(images)  # fails now, not after the training
         cutting = {"catalog": catalog, "validation": validation, "seed": args.seed, "work": args.work}
         chips = _step("prepare", cutting, key=prepare.key(prepare.parse(_words(cutting))))
-        learning = {"chips": chips, "epochs": args.epochs, "seed": args.seed, "name": args.name}
+        learning = {"chips": chips, "seed": args.seed, "name": args.name}
+        if args.epochs:
+            learning["epochs"] = args.epochs
         trained = _step("train", learning, key=train.key(train.parse(_words(learning)), tracking.chips_digest(chips)))
         version = tracking.version_of(trained, args.name)
         _step("evaluate", {"model": f"models:/{args.name}/{version}"})

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from entrypoints import MODEL_NAME, number, parser, progress, start, whole
+from entrypoints import MODEL_NAME, check_writable, number, parser, progress, start, whole
 
 if TYPE_CHECKING:
     from ocmlflow.catalog import Scene
@@ -53,15 +53,11 @@ def main(args: argparse.Namespace) -> None:
     import mlflow
     import pandas as pd
 
-    from ocmlflow import catalog, inference, maps, storage, tracking
-    from ocmlflow.errors import InputError
+    from ocmlflow import catalog, inference, maps, tracking
 
     with tracking.run("predict", vars(args)):
         scenes = catalog.images(args.images)
-        try:
-            storage.check_writable(args.output)
-        except OSError as error:
-            raise InputError(str(error)) from error
+        check_writable(args.output)
         model = tracking.load_model(args.model)
         settings = maps.Settings(
             gsd=model.facts["gsd"],

@@ -33,7 +33,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     p = parser("prepare", "Cut labelled scenes into chips for training and validation, logged as artifact `chips`.")
     p.add_argument("--catalog", required=True, help="STAC catalogue of scenes and labels: path, https or s3 address")
     p.add_argument("--gsd", type=number(0.01, 10), default=0.1, help="metres per pixel of the chips")
-    p.add_argument("--size", type=whole(64, 4096), default=512, help="pixels along a side, a multiple of 32")
+    p.add_argument("--size", type=whole(64, 1024), default=512, help="pixels along a side, a multiple of 32")
     p.add_argument("--stride", type=whole(1), default=None, help="pixels from one chip to the next; size if not given")
     p.add_argument("--min_valid", type=number(0, 1), default=0.1, help="least share of a chip that shows imagery")
     p.add_argument(
@@ -57,9 +57,13 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 def key(args: argparse.Namespace) -> str:
     """Names inputs, parameters and code: equal keys make equal chips, split alike."""
+    return _key(args, _cut_key(args))
+
+
+def _key(args: argparse.Namespace, cut: str) -> str:
     from ocmlflow import storage
 
-    return storage.digest(_cut_key(args), args.validation, str(args.block_m), str(args.seed))
+    return storage.digest(cut, args.validation, str(args.block_m), str(args.seed))
 
 
 def _cut_key(args: argparse.Namespace) -> str:
@@ -91,20 +95,24 @@ def main(args: argparse.Namespace) -> None:
             for scene in scenes
         }
         grids = _check(scenes, table, args)
-        mlflow.set_tag(tracking.KEY, key(args))
-        with _folder(Path(args.work) / "prepare" / _cut_key(args)) as folder:
+        known = {name for scene in scenes if scene.id in grids for name in (scene.id, scene.place)}
+        chips.check_validation(args.validation, known)
+        cut = _cut_key(args)
+        mlflow.set_tag(tracking.KEY, _key(args, cut))
+        with _folder(Path(args.work) / "prepare" / cut) as folder:
             frames = _cut([scene for scene in scenes if scene.id in grids], grids, table, folder, rules, args)
             if not sum(map(len, frames)):
                 raise InputError(f"no chip of {args.catalog} shows at least {args.min_valid:.0%} of imagery")
             split = {"validation": args.validation, "block_m": args.block_m, "seed": args.seed}
             index, dropped = chips.split(pd.concat(frames, ignore_index=True), **split)
+            index = chips.thin(index, rules)
             chips.save(folder, index, chips.rules_of(rules, catalog=storage.public(args.catalog), **split))
             _log(chips.load(folder), list(table.values()), len(dropped))
 
 
 def _check(scenes: list[Scene], table: Table, args: argparse.Namespace) -> dict[str, Grid]:
     """The grids of the scenes that can be cut, by id; every scene's row gets its status."""
-    from ocmlflow import chips
+    from ocmlflow import chips, storage
     from ocmlflow.errors import InputError
 
     grids = {}
@@ -119,7 +127,7 @@ def _check(scenes: list[Scene], table: Table, args: argparse.Namespace) -> dict[
         except InputError as error:
             if not args.skip_unreadable:
                 raise
-            row["status"] = f"unreadable: {error}"
+            row["status"] = storage.public(f"unreadable: {error}")
     return grids
 
 
@@ -132,24 +140,27 @@ def _cut(
     args: argparse.Namespace,
 ) -> list[GeoDataFrame]:
     """The rows of the chips of each scene, whose stores lie in the folder afterwards."""
-    from ocmlflow import chips
+    from ocmlflow import chips, storage
+    from ocmlflow.errors import InputError
 
     frames = []
     with _executor(args.workers) as executor:
         for scene in progress(scenes, len(scenes), "cutting"):
             try:
                 rows = chips.cut(scene, grids[scene.id], folder, rules=rules, executor=executor)
-            except OSError as error:  # a block of the image that cannot be decoded
+            except (OSError, InputError) as error:  # a block of the image that cannot be decoded, an image gone
                 error.add_note(f"while cutting scene {scene.id}, {scene.image}")
                 if not args.skip_unreadable:
                     raise
-                table[scene.id]["status"] = f"unreadable: {error}"
-                log.warning("scene %s left out: %s", scene.id, error)
+                table[scene.id]["status"] = storage.public(f"unreadable: {error}")
+                log.warning("scene %s left out: %s", scene.id, table[scene.id]["status"])
                 continue
             share = float(rows.building_share.mean())
             table[scene.id] |= {"status": "cut", "chips": len(rows), "building_share": share}
             log.info("scene %s (%s): %d chips, %.0f %% building", scene.id, scene.place, len(rows), 100 * share)
             frames.append(rows)
+    for part in folder.glob("*.part"):  # of scenes left out, whose workers have ended by now
+        shutil.rmtree(part)
     return frames
 
 
@@ -172,7 +183,7 @@ def _log(made: Chips, rows: list[dict[str, Any]], dropped: int) -> None:
     mlflow.log_metrics({"dropped_chips": dropped, "unreadable_scenes": unreadable})
     mlflow.log_table(table.astype(object).where(table.notna(), None), "scenes.json")
     for scene, chosen in made.index.groupby("scene"):
-        mlflow.log_image(pictures.preview(made.folder, chosen), f"previews/{scene}.jpg")
+        mlflow.log_image(pictures.preview(made.folder, chosen, count=4), f"previews/{scene}.jpg")
     mlflow.set_tag(tracking.DIGEST, chips.digest(made.index))
     tracking.describe(f"{len(made.index)} chips of {made.index.scene.nunique()} scenes of `{made.rules['catalog']}`")
     mlflow.log_artifacts(str(made.folder), "chips")

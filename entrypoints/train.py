@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from entrypoints import MODEL_NAME, number, parser, start, whole
@@ -43,19 +45,23 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def key(args: argparse.Namespace, digest: str) -> str:
-    """Names chips, parameters and code: equal keys make equal models."""
+    """Names chips, parameters, code and Keras: equal keys make equal models, but for the order of sums."""
     from ocmlflow import storage, tracking
 
+    engine = (version("keras"), os.environ.get("KERAS_BACKEND", ""))
     recipe = {name: value for name, value in vars(args).items() if name not in ("chips", "workers")}
-    return storage.digest(tracking.code_digest(), repr(sorted(recipe.items())), digest)
+    return storage.digest(tracking.code_digest(), repr(sorted(recipe.items())), repr(engine), digest)
 
 
 def main(args: argparse.Namespace) -> None:
     import mlflow
 
-    from ocmlflow import chips, models, tracking
+    from ocmlflow import chips, losses, models, tracking
 
     with tracking.run("train", vars(args)) as run:
+        models.check(architecture=args.architecture, encoder=args.encoder)
+        losses.named(args.loss)
+        tracking.register(args.name)
         chips_run = tracking.chips_run(args.chips)
         made = chips.load(tracking.chips_folder(chips_run))
         _check(made, args)
@@ -75,23 +81,24 @@ def main(args: argparse.Namespace) -> None:
             "encoder": args.encoder,
             "multiple": models.STRIDE,
         }
-        version = tracking.log_model(model, facts, name=args.name)
+        made_version = tracking.log_model(model, facts, name=args.name)
         mlflow.log_metrics({"best_epoch": best_epoch, "validation/best_iou": best})
         tracking.describe(
-            f"`{args.architecture}` on `{args.encoder}`, registered as **{args.name}** version {version}: pooled "
+            f"`{args.architecture}` on `{args.encoder}`, registered as **{args.name}** version {made_version}: pooled "
             f"validation IoU {best:.3f} after epoch {best_epoch} of {args.epochs}, on `{made.rules['validation']}`"
         )
-        log.info("%s version %s: validation IoU %.3f (epoch %d)", args.name, version, best, best_epoch)
+        log.info("%s version %s: validation IoU %.3f (epoch %d)", args.name, made_version, best, best_epoch)
 
 
 def _check(made: Chips, args: argparse.Namespace) -> None:
     """Raise InputError for what cannot be trained, before anything is built."""
-    from ocmlflow import chips, losses, models
+    from ocmlflow import chips
     from ocmlflow.errors import InputError
 
     chips.check_apart(made.index)
-    models.check(architecture=args.architecture, encoder=args.encoder)
-    losses.named(args.loss)
+    for split in ("train", "validation"):
+        if not made.select(split).building_share.any():
+            raise InputError(f"no {split} chip shows a building: there is nothing to learn or to score")
     count = len(made.select("train"))
     if args.batch_size > count:
         raise InputError(f"batch_size={args.batch_size} is more than the {count} training chips")

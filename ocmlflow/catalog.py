@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import pystac
 from pystac.stac_io import DefaultStacIO
@@ -72,10 +73,11 @@ class _Reader(DefaultStacIO):
 
 
 def _images(href: str) -> list[Scene]:
-    if href.lower().endswith((".json", ".geojson")):
+    name = Path(urlparse(href).path if storage.is_remote(href) else href)  # a signature is no part of it
+    if name.suffix.lower() in (".json", ".geojson"):
         return scenes(href)
     if storage.is_remote(href):
-        return [Scene(Path(href).stem, "", href, catalog=href)]
+        return [Scene(name.stem, "", href, catalog=href)]
     path = storage.path(href)
     if path.is_dir() and (path / "catalog.json").exists():
         return scenes(str(path / "catalog.json"))
@@ -133,6 +135,11 @@ def _place(item: pystac.Item) -> str:
 
 
 def _unique(found: list[Scene]) -> list[Scene]:
+    for scene in found:
+        if scene.id.startswith(".") or "/" in scene.id or "\\" in scene.id:
+            raise InputError(
+                f"{scene.catalog} names a scene {scene.id}, which cannot be the name of its results' files"
+            )
     twice = [name for name, count in Counter(scene.id for scene in found).items() if count > 1]
     if twice:
         raise InputError(f"{found[0].catalog} names scene {twice[0]} more than once; results are filed by that name")

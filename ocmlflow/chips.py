@@ -97,8 +97,17 @@ def footprints(scene: Scene, crs: str) -> list[BaseGeometry]:
             raise InputError(f"cannot read labels {href} of scene {scene.id}: {error}") from error
         if len(frame) and frame.crs is None:
             raise InputError(f"labels {href} of scene {scene.id} name no CRS; GeoJSON in degrees needs none")
-        if len(frame):
-            found += labels.polygons(frame.geometry.to_crs(crs))
+        shapes = [shape for shape in frame.geometry if shape is not None and not shape.is_empty] if len(frame) else []
+        if shapes:
+            drawn = gpd.GeoSeries(shapes, crs=frame.crs)
+            polygons = labels.polygons(drawn.to_crs(crs))
+            if not polygons:
+                raise InputError(
+                    f"none of the {len(drawn)} geometries of labels {href} of scene {scene.id} is a polygon on earth: "
+                    f"they are {', '.join(sorted(set(drawn.geom_type)))} in {frame.crs.name}, from "
+                    f"{drawn.total_bounds[0]:g}, {drawn.total_bounds[1]:g}; GeoJSON is in degrees"
+                )
+            found += polygons
     return found
 
 
@@ -148,6 +157,7 @@ def split(
     `validation` names places or scenes, separated by commas, or is the share (0 to 1) of the chips to hold out in
     blocks of ground of `block_m` metres, drawn by `seed`. Chips of other scenes on the same ground count as touching.
     """
+    check_validation(validation, set(index.place) | set(index.scene))
     share = _number(validation)
     held_out = _named(index, validation) if share is None else _blocks(index, share, block_m, seed)
     if held_out.all() or not held_out.any():
@@ -160,6 +170,24 @@ def split(
     kept, dropped = index[~touching].reset_index(drop=True), index[touching].reset_index(drop=True)
     check_apart(kept)
     return kept, dropped
+
+
+def check_validation(validation: str, known: set[str]) -> None:
+    """Raise InputError unless `validation` is a share of 0 to 1 or names some of the known places and scenes."""
+    share = _number(validation)
+    unknown = set() if share is not None else _names(validation) - known
+    if unknown or (share is not None and not 0 < share < 1):
+        raise InputError(
+            f"validation={validation} is neither a share between 0 and 1 nor names of places or scenes with labels; "
+            f"there are: {', '.join(sorted(known))}"
+        )
+
+
+def thin(index: gpd.GeoDataFrame, rules: Rules) -> gpd.GeoDataFrame:
+    """The index with validation chips that do not overlap: a pixel counts once in a score. Training keeps all."""
+    step = rules.stride * -(-rules.size // rules.stride)
+    apart = (index.row % step == 0) & (index.col % step == 0)
+    return index[(index.split != "validation") | apart].reset_index(drop=True)
 
 
 def meets(index: gpd.GeoDataFrame, other: gpd.GeoDataFrame) -> np.ndarray:
@@ -335,20 +363,15 @@ def _number(text: str) -> float | None:
 
 
 def _named(index: gpd.GeoDataFrame, names: str) -> np.ndarray:
-    wanted = {name.strip() for name in names.split(",")}
-    known = set(index.place) | set(index.scene)
-    if wanted - known:
-        raise InputError(
-            f"validation names {', '.join(sorted(wanted - known))}, no place or scene with chips. "
-            f"There are: {', '.join(sorted(known))}; or give a share such as 0.2"
-        )
-    return np.asarray(index.place.isin(wanted) | index.scene.isin(wanted))
+    return np.asarray(index.place.isin(_names(names)) | index.scene.isin(_names(names)))
+
+
+def _names(text: str) -> set[str]:
+    return {name.strip() for name in text.split(",")}
 
 
 def _blocks(index: gpd.GeoDataFrame, share: float, block_m: float, seed: int) -> np.ndarray:
     """(rows,) bool: chips in blocks of ground drawn until they hold about `share` of the chips, at least one block."""
-    if not 0 < share < 1:
-        raise InputError(f"validation={share} is no share between 0 and 1, nor the name of a place or scene")
     cells = pd.MultiIndex.from_arrays([index.utm, index.x // block_m, index.y // block_m]).factorize(sort=True)[0]
     sizes = np.bincount(cells)
     order = np.random.default_rng(seed).permutation(len(sizes))

@@ -1,6 +1,6 @@
 """A predict function and an open scene, to probabilities, window by window."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any, TypeVar
@@ -35,7 +35,7 @@ def padded(predict: Predict, multiple: int) -> Predict:
 
 def predict_tiles(
     predict: Predict, read: Callable[[Window], Pixels], tiles: Iterable[Tile], *, batch_size: int
-) -> Iterator[tuple[Tile, np.ndarray]]:
+) -> Generator[tuple[Tile, np.ndarray], None, None]:
     """Each tile with the probability of its core, (height, width) float32; 0 where its window shows no imagery.
 
     The next batch is read, in a thread of its own, while the network works on the present one.

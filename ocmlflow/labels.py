@@ -13,8 +13,12 @@ NOT_VALID = 255
 
 
 def polygons(geometries: Iterable[BaseGeometry | None]) -> list[BaseGeometry]:
-    """The polygonal parts of the geometries, valid and not empty; points, lines and nulls are left out."""
-    areas = (shapely.make_valid(g) for g in geometries if g is not None and not g.is_empty)
+    """The polygonal parts of the geometries, valid and not empty.
+
+    Points, lines, nulls and what lies nowhere (reprojected from outside its CRS, to infinity) are left out.
+    """
+    placed = (g for g in geometries if g is not None and not g.is_empty and np.isfinite(g.bounds).all())
+    areas = (shapely.make_valid(g) for g in placed)
     parts = (part for area in areas for part in shapely.get_parts(shapely.get_parts(area)))
     return [part for part in parts if part.geom_type == "Polygon" and part.area > 0]
 

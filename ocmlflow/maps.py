@@ -1,5 +1,6 @@
 """A scene and a predict function, to files that a GIS opens and footprints that a map editor accepts."""
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ NODATA = 255
 """In both rasters, where the scene has no imagery."""
 BLOCK = 4 * raster.TILE
 """Side of what is held in memory of a scene's own grid, in pixels."""
+OVERVIEW = 1000
 EQUAL_AREA = "EPSG:6933"
 """Areas are true square metres in it, wherever on earth and whatever the scene's CRS."""
 
@@ -62,10 +64,10 @@ def check(scene: Scene, *, settings: Settings) -> tuple[bool, int, int]:
         return raster.is_placed(dataset), own.height, own.width
 
 
-def overview(scene: Scene, made: Map, *, side: int = 1000) -> np.ndarray:
-    """(height, width, 3) uint8 of at most `side` pixels: the scene, and beside it the same with what is building."""
+def overview(scene: Scene, made: Map) -> np.ndarray:
+    """One picture of two, of at most OVERVIEW pixels a side: the scene, and the same with what is building."""
     with raster.opened(scene.image, gsd=1.0) as (dataset, own):
-        shrink = max(1.0, max(own.height, own.width) / side)
+        shrink = max(1.0, max(own.height, own.width) / OVERVIEW)
         shape = (max(1, round(own.height / shrink)), max(1, round(own.width / shrink)))
         image = np.moveaxis(dataset.read([1, 2, 3], out_shape=(3, *shape)), 0, -1)
     with raster.reopened(made.mask) as mask:
@@ -79,7 +81,7 @@ def draw(
     """Predict a scene of any size and write its rasters under `folder`.
 
     The scene is warped to the network's resolution as it is read, in windows; the probabilities are warped back to
-    the scene's own grid in blocks. Memory is set by window and block, not by the scene.
+    the scene's own grid in blocks. Of pixels no more is held than a window or a block; outlines are held to the end.
     """
     with raster.opened(scene.image, gsd=settings.chip_gsd) as (dataset, own):
         placed = raster.is_placed(dataset)
@@ -110,8 +112,9 @@ def _predict_ground(
         found = inference.predict_tiles(
             predict, lambda window: raster.read(vrt, window), tiles, batch_size=settings.batch_size
         )
-        for tile, probability in progress(found, len(tiles)):
-            out.write(probability, 1, window=tile.core)
+        with closing(found):  # before the dataset is, which its thread may be reading
+            for tile, probability in progress(found, len(tiles)):
+                out.write(probability, 1, window=tile.core)
 
 
 def _to_own_grid(
@@ -140,7 +143,7 @@ def _to_own_grid(
         probability_out.set_band_description(1, "probability of building, percent")
         mask_out.set_band_description(1, "building")
         for window in grid.blocks(own.height, own.width, size=BLOCK):
-            valid = raster.read_valid(dataset, window)
+            valid = raster.valid(dataset, window)
             percents = metrics.percent(vrt.read(1, window=window))
             building = (percents >= settings.threshold) & valid
             probability_out.write(np.where(valid, percents, NODATA).astype(np.uint8), 1, window=window)

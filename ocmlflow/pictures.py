@@ -11,6 +11,7 @@ from ocmlflow import chips, labels
 
 OUTLINE = (255, 0, 255)
 NOT_VALID = (90, 90, 110)
+GAP = 6
 HIT, FALSE, MISSED = (60, 170, 90), (220, 60, 50), (50, 110, 220)
 
 
@@ -45,7 +46,7 @@ def tinted(image: np.ndarray, building: np.ndarray) -> np.ndarray:
     return _tint(image.astype(np.float32), building, FALSE).astype(np.uint8)
 
 
-def preview(folder: Path, rows: gpd.GeoDataFrame, *, count: int = 4) -> np.ndarray:
+def preview(folder: Path, rows: gpd.GeoDataFrame, *, count: int) -> np.ndarray:
     """Chips of one scene, from the emptiest to the most built: image, label's outlines, label and valid."""
     ordered = rows.sort_values(["building_share", "id"])
     chosen = ordered.iloc[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))]
@@ -59,12 +60,12 @@ def _triple(chip: np.ndarray) -> list[np.ndarray]:
     return [image, outlined(image, label, valid), flat]
 
 
-def sheet(rows: Sequence[Sequence[np.ndarray]], *, gap: int = 6) -> np.ndarray:
+def sheet(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
     """One picture of rows of equally large pictures."""
     tall = [
-        np.concatenate([np.pad(p, ((gap, 0), (gap, 0), (0, 0)), constant_values=255) for p in row], 1) for row in rows
+        np.concatenate([np.pad(p, ((GAP, 0), (GAP, 0), (0, 0)), constant_values=255) for p in row], 1) for row in rows
     ]
-    return np.pad(np.concatenate(tall, 0), ((0, gap), (0, gap), (0, 0)), constant_values=255)
+    return np.pad(np.concatenate(tall, 0), ((0, GAP), (0, GAP), (0, 0)), constant_values=255)
 
 
 def _tint(image: np.ndarray, where: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:

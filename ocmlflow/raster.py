@@ -119,9 +119,7 @@ def ground_grid(own: Grid, *, gsd: float) -> Grid:
     return Grid(crs, Affine(gsd, 0, first_col * gsd, 0, -gsd, -first_row * gsd), height, width)
 
 
-def warped(
-    dataset: DatasetReader, own: Grid, target: Grid, *, resampling: Resampling = Resampling.bilinear
-) -> WarpedVRT:
+def warped(dataset: DatasetReader, own: Grid, target: Grid) -> WarpedVRT:
     """The dataset on the target grid, warped as it is read; averaged, not skipped, where pixels become larger."""
     has_alpha = ColorInterp.alpha in dataset.colorinterp
     return WarpedVRT(
@@ -132,7 +130,7 @@ def warped(
         transform=target.transform,
         height=target.height,
         width=target.width,
-        resampling=resampling,
+        resampling=Resampling.bilinear,
         # Nodata values and mask bands become an alpha band too, so that one rule says what is imagery.
         add_alpha=not has_alpha and dataset.mask_flag_enums[0] != [MaskFlags.all_valid],
         tolerance=0.01,  # in pixels; the default of an eighth shifts pixels as the window changes
@@ -142,13 +140,15 @@ def warped(
 def read(dataset: DatasetReader, window: Window) -> Pixels:
     """Pixels of a window that lies inside the dataset."""
     bands = dataset.read([1, 2, 3], window=window)
-    valid = _valid(dataset, window)
-    return Pixels(np.where(valid[..., np.newaxis], np.moveaxis(bands, 0, -1), 0).astype(np.uint8), valid)
+    seen = valid(dataset, window)
+    return Pixels(np.where(seen[..., np.newaxis], np.moveaxis(bands, 0, -1), 0).astype(np.uint8), seen)
 
 
-def read_valid(dataset: DatasetReader, window: Window) -> np.ndarray:
+def valid(dataset: DatasetReader, window: Window) -> np.ndarray:
     """(height, width) bool of a window that lies inside the dataset: where it has imagery."""
-    return _valid(dataset, window)
+    if ColorInterp.alpha in dataset.colorinterp:
+        return dataset.read(dataset.colorinterp.index(ColorInterp.alpha) + 1, window=window) > OPAQUE
+    return dataset.dataset_mask(window=window) > OPAQUE
 
 
 def read_padded(dataset: DatasetReader, window: Window) -> Pixels:
@@ -216,12 +216,6 @@ def to_cog(source: Path, target: Path, *, overviews: Resampling) -> None:
         bigtiff="if_safer",
         num_threads="all_cpus",
     )
-
-
-def _valid(dataset: DatasetReader, window: Window) -> np.ndarray:
-    if ColorInterp.alpha in dataset.colorinterp:
-        return dataset.read(dataset.colorinterp.index(ColorInterp.alpha) + 1, window=window) > OPAQUE
-    return dataset.dataset_mask(window=window) > OPAQUE
 
 
 def _check_bands(dataset: DatasetReader, href: str) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import os
 import posixpath
 import re
+import secrets
 import shutil
 import tempfile
 from pathlib import Path
@@ -79,7 +80,7 @@ def check_writable(folder: str) -> None:
     """Raise OSError, naming `folder`, unless files can be written there; an empty folder is made."""
     if is_remote(folder) and not folder.startswith("s3://"):
         raise OSError(f"cannot write to {folder}: an output is a folder or an s3:// address")
-    probe = join(folder, ".ocmlflow-probe")
+    probe = join(folder, f".ocmlflow-probe-{secrets.token_hex(8)}")
     try:
         with tempfile.TemporaryDirectory() as scratch:
             source = Path(scratch) / "probe"
@@ -123,8 +124,8 @@ def _s3_client(settings: tuple[tuple[str, str], ...]) -> Any:
 
 
 def public(text: str) -> str:
-    """The text without what follows the `?` of an address in it: signatures stand there, and are for nobody else."""
-    return re.sub(r"((?:https?|s3)://[^\s?]+)\?\S+", r"\1", text)
+    """The text without the secrets of the addresses in it: user and password, and signatures, behind the `?`."""
+    return re.sub(r"((?:https?|s3)://)(?:[^/\s@]+@)?([^\s?]*)(?:\?\S*)?", r"\1\2", text)
 
 
 def digest(*texts: str) -> str:

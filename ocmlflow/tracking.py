@@ -1,11 +1,12 @@
 """MLflow: runs, parameters, artifacts, the registry. Nothing else here or elsewhere remembers anything."""
 
+import contextlib
 import logging
 import os
 import platform
 import re
-import shutil
 import subprocess
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -112,8 +113,11 @@ def chips_run(chips: str | None) -> str:
         found = mlflow.get_run(run_id)
     except MlflowException as error:
         raise InputError(f"chips={chips} names no run of {mlflow.get_tracking_uri()}") from error
-    if found.data.tags.get(VERB) != "prepare":
-        raise InputError(f"run {run_id} is no `prepare` run, but {found.data.tags.get(VERB, 'of another project')}")
+    if found.data.tags.get(VERB) != "prepare" or found.info.status != "FINISHED":
+        verb = found.data.tags.get(VERB, "foreign")
+        raise InputError(
+            f"chips={chips}: a finished `prepare` run is needed, that one is a {found.info.status} `{verb}` run"
+        )
     return run_id
 
 
@@ -135,11 +139,11 @@ def chips_folder(run_id: str) -> Path:
         return storage.path(address)
     target = CACHE / "chips" / run_id
     if not target.exists():
-        part = target.with_name(f"{run_id}.{os.getpid()}.part")
-        part.mkdir(parents=True)
-        mlflow.artifacts.download_artifacts(f"runs:/{run_id}/chips", dst_path=str(part))
-        (part / "chips").replace(target)
-        shutil.rmtree(part)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as part:
+            mlflow.artifacts.download_artifacts(f"runs:/{run_id}/chips", dst_path=part)
+            with contextlib.suppress(FileExistsError):  # another process was faster, with the same files
+                (Path(part) / "chips").rename(target)
     return target
 
 
@@ -158,6 +162,20 @@ def log_dataset(index: Any, *, source: str, digest: str) -> None:
         warnings.simplefilter("ignore", UserWarning)  # on whole numbers, which are whole here, and on kinds of source
         dataset = from_pandas(rows, source=storage.absolute(source), name="chips", digest=digest)
     mlflow.log_input(dataset, context="training")
+
+
+def register(name: str) -> None:
+    """Make the registered model `name` unless it exists; InputError where it cannot be made."""
+    try:
+        mlflow.MlflowClient().create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise InputError(f"cannot register a model as {name}: {error}") from error
+
+
+def metric_name(name: str) -> str:
+    """The name, with an underscore for each character that MLflow takes in no name."""
+    return re.sub(r"[^\w\-./ ]", "_", name)
 
 
 def log_model(model: Any, facts: Mapping[str, Any], *, name: str) -> str:
@@ -192,17 +210,15 @@ def log_model(model: Any, facts: Mapping[str, Any], *, name: str) -> str:
 def load_model(uri: str) -> Model:
     """The model at a `models:/name@alias`, `models:/name/version`, `runs:/` or other address of MLflow."""
     try:
-        info = mlflow.models.get_model_info(uri)
+        facts = dict(mlflow.models.get_model_info(uri).metadata or {})
         name, version = _registered(uri)
-        found = Model(uri, mlflow.keras.load_model(uri), dict(info.metadata or {}), name, version, 50)
+        tags = mlflow.MlflowClient().get_model_version(name, version).tags if name else {}
+        if "gsd" not in facts:
+            raise InputError(f"model {uri} does not say its ground resolution: it was not logged by `train`")
+        threshold = round(100 * float(tags.get("threshold", 0.5)))
+        return Model(uri, mlflow.keras.load_model(uri), facts, name, version, threshold)
     except (MlflowException, OSError) as error:
-        raise InputError(f"no model {uri}{_hint(uri)}") from error
-    if "gsd" not in found.facts:
-        raise InputError(f"model {uri} does not say its ground resolution: it was not logged by `train`")
-    if name and version:
-        threshold = mlflow.MlflowClient().get_model_version(name, version).tags.get("threshold", "0.50")
-        return Model(uri, found.keras, found.facts, name, version, round(100 * float(threshold)))
-    return found
+        raise InputError(f"no model {uri}{_hint()}. MLflow says: {error}") from error
 
 
 def champion(name: str) -> Model | None:
@@ -236,17 +252,19 @@ def code_digest() -> str:
 
 def _registered(uri: str) -> tuple[str, str]:
     """Name and version of a `models:/` address; empty for what is not registered."""
-    if not uri.startswith("models:/") or ("@" not in uri and "/" not in uri.removeprefix("models:/")):
+    if not uri.startswith("models:/"):
         return "", ""
-    name = uri.removeprefix("models:/").rpartition("@" if "@" in uri else "/")[0]
-    alias_or_version = uri.rpartition("@" if "@" in uri else "/")[2]
-    if "@" in uri:
-        return name, str(mlflow.MlflowClient().get_model_version_by_alias(name, alias_or_version).version)
-    return name, alias_or_version
+    name, separator, which = uri.removeprefix("models:/").rpartition("@" if "@" in uri else "/")
+    if separator == "@":
+        which = mlflow.MlflowClient().get_model_version_by_alias(name, which).version
+    return name, str(which) if name else ""
 
 
-def _hint(uri: str) -> str:
-    known = {m.name: sorted(m.aliases) for m in mlflow.MlflowClient().search_registered_models()}
+def _hint() -> str:
+    try:
+        known = {m.name: sorted(m.aliases) for m in mlflow.MlflowClient().search_registered_models()}
+    except (MlflowException, OSError):
+        return f": {mlflow.get_tracking_uri()} does not answer"
     if not known:
         return f": no model is registered at {mlflow.get_tracking_uri()}; `mlflow run . -e train` registers one"
     listed = "; ".join(

@@ -66,7 +66,7 @@ def test_a_chip_is_the_scene_at_its_window(scene, tmp_path, gsd, stride):
                 assert row.building_share == pytest.approx((chip[..., 3] == 1).sum() / found.valid.sum())
                 assert row.geometry.equals_exact(raster.outline(target, window), 1e-12)
                 covered[row.row : row.row + 32, row.col : row.col + 32] = True
-            all_valid = raster.read_valid(vrt, Window(0, 0, target.width, target.height))
+            all_valid = raster.valid(vrt, Window(0, 0, target.width, target.height))
     assert (covered | ~all_valid).mean() > 0.97  # but chips with less imagery than `min_valid`
 
 
@@ -248,7 +248,7 @@ def test_places_and_scenes_are_held_out_by_name(validation, held):
 
 def test_an_unknown_name_is_refused_with_those_known():
     index = chips_of("a1", "acc", rows=2, cols=2)
-    with pytest.raises(InputError, match=r"names zzz, no place or scene .* a1, acc;"):
+    with pytest.raises(InputError, match=r"validation=zzz is neither .* a1, acc"):
         chips.split(index, validation="zzz", block_m=500.0, seed=0)
 
 
@@ -306,3 +306,30 @@ def test_the_made_chips_are_split_by_place(made):
     assert set(made.select("train").place) == {"acc"}
     assert set(made.select("validation").place) == {"kam"}
     assert len(made.select("train")) + len(made.select("validation")) == len(made.index)
+
+
+def test_labels_in_another_unit_than_they_say_are_refused(tmp_path):
+    scene = labelled(tmp_path, [], noise(64, 64))
+    write_labels(tmp_path / "one.geojson", [shapely.box(500_000, 619_990, 500_005, 619_999)], crs="EPSG:4326")
+    with pytest.raises(
+        InputError, match=r"none of the 1 geometries of labels .*one\.geojson of scene one is a polygon"
+    ):
+        chips.check(scene, gsd=GSD)
+
+
+def test_points_are_no_footprints(tmp_path):
+    scene = labelled(tmp_path, [], noise(64, 64))
+    write_labels(tmp_path / "one.geojson", [shapely.Point(500_001, 619_999)])
+    with pytest.raises(InputError, match="they are Point"):
+        chips.check(scene, gsd=GSD)
+
+
+def test_validation_counts_no_pixel_twice():
+    rules = chips.Rules(gsd=GSD, size=32, stride=20, min_valid=0.1)
+    index = chips_of("a1", "acc", rows=4, cols=4, stride=20)
+    index["row"], index["col"] = np.repeat(np.arange(0, 80, 20), 4), np.tile(np.arange(0, 80, 20), 4)
+    index["split"] = np.where(index.col < 40, "validation", "train")
+    thinned = chips.thin(index, rules)
+    assert (thinned.split == "train").sum() == (index.split == "train").sum()
+    kept = thinned[thinned.split == "validation"]
+    assert sorted(zip(kept.row, kept.col, strict=True)) == [(0, 0), (40, 0)]

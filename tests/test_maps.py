@@ -187,13 +187,14 @@ def test_what_cannot_be_predicted_is_refused_before(tmp_path):
 
 
 @pytest.mark.parametrize("crs", [CRS, None])
-def test_an_overview_shows_scene_and_map_side_by_side(tmp_path, crs):
+def test_an_overview_shows_scene_and_map_side_by_side(tmp_path, crs, monkeypatch):
     href = write_image(tmp_path / "a.tif", roofs(), crs=crs)
     made = draw(href, tmp_path / "out")
-    picture = maps.overview(catalog.Scene("one", "", href), made, side=45)
+    assert maps.overview(catalog.Scene("one", "", href), made).shape == (70 + 12, 2 * 90 + 18, 3)
+    monkeypatch.setattr(maps, "OVERVIEW", 45)
+    picture = maps.overview(catalog.Scene("one", "", href), made)
     assert picture.dtype == np.uint8
     assert picture.shape == (35 + 12, 2 * 45 + 18, 3)
-    assert maps.overview(catalog.Scene("one", "", href), made, side=1000).shape == (70 + 12, 2 * 90 + 18, 3)
 
 
 def test_a_town_is_mapped_roof_by_roof(tmp_path):

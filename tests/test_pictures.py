@@ -50,15 +50,15 @@ def test_what_is_building_is_tinted():
 
 def test_a_sheet_holds_every_picture_whole():
     rows = [[noise(5, 7, seed=3 * row + col) for col in range(3)] for row in range(2)]
-    found = pictures.sheet(rows, gap=2)
-    assert found.shape == (2 * 7 + 2, 3 * 9 + 2, 3)
+    found = pictures.sheet(rows)
+    assert found.shape == (2 * 11 + 6, 3 * 13 + 6, 3)
     for row in range(2):
         for col in range(3):
-            top, left = 2 + 7 * row, 2 + 9 * col
+            top, left = 6 + 11 * row, 6 + 13 * col
             np.testing.assert_array_equal(found[top : top + 5, left : left + 7], rows[row][col])
 
 
 def test_a_preview_shows_chips_from_all_over(made):
     found = pictures.preview(made.folder, made.index, count=4)
     assert found.shape == (4 * 38 + 6, 3 * 38 + 6, 3)
-    assert pictures.preview(made.folder, made.index.iloc[:1]).shape == (38 + 6, 3 * 38 + 6, 3)
+    assert pictures.preview(made.folder, made.index.iloc[:1], count=4).shape == (38 + 6, 3 * 38 + 6, 3)
