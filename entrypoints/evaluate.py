@@ -33,15 +33,15 @@ def main(args: argparse.Namespace) -> None:
     with tracking.run("evaluate", vars(args)):
         model = tracking.load_model(args.model)
         chips_run = tracking.chips_run(args.chips or model.facts["chips"])
-        ground = chips.load(tracking.chips_folder(chips_run))
-        _check_fair(model, ground)
-        mlflow.set_tags({"ocmlflow.chips.run": chips_run, tracking.DIGEST: chips.digest(ground.index)})
-        found = _evaluate(model, ground)
+        made = chips.load(tracking.chips_folder(chips_run))
+        _check_fair(model, made)
+        mlflow.set_tags({"ocmlflow.chips.run": chips_run, tracking.DIGEST: chips.digest(made.index)})
+        found = _evaluate(model, made)
         threshold = found.best_threshold
         mlflow.log_metrics(_figures(found, threshold))
-        promoted, verdict = _promotion(model, found, ground, args)
+        promoted, verdict = _promotion(model, found, made, args)
         log.info(verdict)
-        _log(model, found, threshold, verdict, ground)
+        _log(model, found, threshold, verdict, made)
         if model.name:
             counts = found.counts(threshold)
             tags = {"threshold": f"{threshold / 100:.2f}", "iou": f"{counts.iou:.4f}", "evaluated_on": chips_run}
@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> None:
             tracking.promote(model)
 
 
-def _evaluate(model: Model, ground: Chips) -> Evaluation:
+def _evaluate(model: Model, made: Chips) -> Evaluation:
     from ocmlflow import evaluation, inference
 
     predict = inference.padded(model.keras.predict_on_batch, model.facts["multiple"])
@@ -58,28 +58,28 @@ def _evaluate(model: Model, ground: Chips) -> Evaluation:
     def bar(items: Any, total: int) -> Any:
         return progress(items, total, str(model))
 
-    return evaluation.evaluate(predict, ground.folder, ground.select("validation"), progress=bar)
+    return evaluation.evaluate(predict, made.folder, made.select("validation"), progress=bar)
 
 
-def _check_fair(model: Model, ground: Chips) -> None:
+def _check_fair(model: Model, made: Chips) -> None:
     """Raise InputError when the chips have another resolution than the model's, or ground that it was trained on."""
     import geopandas as gpd
 
-    from ocmlflow import chips, tracking
+    from ocmlflow import ground, tracking
     from ocmlflow.errors import InputError
 
-    if model.facts["gsd"] != ground.rules["gsd"]:
-        raise InputError(f"{model} works at {model.facts['gsd']} m per pixel, the chips have {ground.rules['gsd']} m")
+    if model.facts["gsd"] != made.rules["gsd"]:
+        raise InputError(f"{model} works at {model.facts['gsd']} m per pixel, the chips have {made.rules['gsd']} m")
     index = gpd.read_parquet(tracking.chips_file(model.facts["chips"], "index.parquet"))
-    seen = int(chips.meets(ground.select("validation"), index[index.split == "train"]).sum())
+    seen = int(ground.meets(made.select("validation"), index[index.split == "train"]).sum())
     if seen:
         raise InputError(
-            f"{seen} of the {len(ground.select('validation'))} validation chips lie on ground that {model} was trained "
+            f"{seen} of the {len(made.select('validation'))} validation chips lie on ground that {model} was trained "
             f"on (chips of run {model.facts['chips']}): its scores there would be flattered"
         )
 
 
-def _promotion(model: Model, found: Evaluation, ground: Chips, args: argparse.Namespace) -> tuple[bool, str]:
+def _promotion(model: Model, found: Evaluation, made: Chips, args: argparse.Namespace) -> tuple[bool, str]:
     """Whether the model is to become champion, and why or why not.
 
     It is when its pooled IoU on these chips is higher than the champion's on the same, each at its best threshold.
@@ -97,10 +97,10 @@ def _promotion(model: Model, found: Evaluation, ground: Chips, args: argparse.Na
             return True, f"{model} becomes champion: there was none."
         if champion.version == model.version:
             return False, f"{model} is the champion already."
-        _check_fair(champion, ground)
+        _check_fair(champion, made)
     except InputError as error:
         return False, f"Not promoted: the champion cannot be compared on these chips. {error}"
-    other = _evaluate(champion, ground)
+    other = _evaluate(champion, made)
     mine, theirs = (e.counts(e.best_threshold).iou for e in (found, other))
     compared = f"IoU {mine:.4f} against {theirs:.4f} of {champion} on the same chips"
     if mine > theirs:
@@ -127,7 +127,7 @@ def _headline(found: Evaluation, threshold: int) -> str:
     return f"Pooled IoU {counts.iou:.3f} at threshold {threshold / 100:.2f} ({places})."
 
 
-def _log(model: Model, found: Evaluation, threshold: int, verdict: str, ground: Chips) -> None:
+def _log(model: Model, found: Evaluation, threshold: int, verdict: str, made: Chips) -> None:
     import mlflow
 
     from ocmlflow import evaluation, inference, pictures, report, tracking
@@ -140,7 +140,7 @@ def _log(model: Model, found: Evaluation, threshold: int, verdict: str, ground: 
         shown[title] = []
         for number in numbers:
             row = found.rows.iloc[[number]]
-            picture = evaluation.picture(predict, ground.folder, row, threshold=threshold)
+            picture = evaluation.picture(predict, made.folder, row, threshold=threshold)
             shown[title].append(
                 {"id": row.id.item(), "place": row.place.item(), "iou": ious[number], "picture": picture}
             )

@@ -79,7 +79,7 @@ def main(args: argparse.Namespace) -> None:
     import mlflow
     import pandas as pd
 
-    from ocmlflow import catalog, chips, storage, tracking
+    from ocmlflow import catalog, chips, ground, storage, tracking
     from ocmlflow.errors import InputError
 
     rules = chips.Rules(args.gsd, args.size, args.stride, args.min_valid)
@@ -96,7 +96,7 @@ def main(args: argparse.Namespace) -> None:
         }
         grids = _check(scenes, table, args)
         known = {name for scene in scenes if scene.id in grids for name in (scene.id, scene.place)}
-        chips.check_validation(args.validation, known)
+        ground.check_validation(args.validation, known)
         cut = _cut_key(args)
         mlflow.set_tag(tracking.KEY, _key(args, cut))
         with _folder(Path(args.work) / "prepare" / cut) as folder:
@@ -104,8 +104,8 @@ def main(args: argparse.Namespace) -> None:
             if not sum(map(len, frames)):
                 raise InputError(f"no chip of {args.catalog} shows at least {args.min_valid:.0%} of imagery")
             split = {"validation": args.validation, "block_m": args.block_m, "seed": args.seed}
-            index, dropped = chips.split(pd.concat(frames, ignore_index=True), **split)
-            index = chips.thin(index, rules)
+            index, dropped = ground.split(pd.concat(frames, ignore_index=True), **split)
+            index = ground.thin(index, rules)
             chips.save(folder, index, chips.rules_of(rules, catalog=storage.public(args.catalog), **split))
             _log(chips.load(folder), list(table.values()), len(dropped))
 

@@ -92,10 +92,10 @@ def main(args: argparse.Namespace) -> None:
 
 def _check(made: Chips, args: argparse.Namespace) -> None:
     """Raise InputError for what cannot be trained, before anything is built."""
-    from ocmlflow import chips
+    from ocmlflow import ground
     from ocmlflow.errors import InputError
 
-    chips.check_apart(made.index)
+    ground.check_apart(made.index)
     for split in ("train", "validation"):
         if not made.select(split).building_share.any():
             raise InputError(f"no {split} chip shows a building: there is nothing to learn or to score")

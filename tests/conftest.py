@@ -24,7 +24,7 @@ from affine import Affine
 from hypothesis import settings
 from rasterio.errors import NotGeoreferencedWarning
 
-from ocmlflow import catalog, chips, raster
+from ocmlflow import catalog, chips, ground, raster
 
 CRS = "EPSG:32630"
 GSD = 0.1
@@ -216,7 +216,7 @@ def made(tmp_path_factory) -> chips.Chips:
     out.mkdir()
     rules = chips.Rules(gsd=GSD, size=32, stride=32, min_valid=0.1)
     frames = [cut(scene, out, rules=rules) for scene in catalog.scenes(write_catalog(folder, footprints))]
-    index, _ = chips.split(pd.concat(frames, ignore_index=True), validation="kam", block_m=500.0, seed=0)
+    index, _ = ground.split(pd.concat(frames, ignore_index=True), validation="kam", block_m=500.0, seed=0)
     chips.save(out, index, chips.rules_of(rules))
     return chips.load(out)
 

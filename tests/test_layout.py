@@ -22,6 +22,7 @@ ORDER = [
     "scenery",
     "sample",
     "chips",
+    "ground",
     "pictures",
     "dataset",
     "augment",

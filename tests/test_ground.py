@@ -1,0 +1,118 @@
+"""The split by ground."""
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pytest
+import shapely
+from affine import Affine
+from conftest import CRS, ELSEWHERE, GSD, TRANSFORM
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from rasterio.windows import Window
+
+from ocmlflow import chips, ground, raster
+from ocmlflow.errors import InputError
+
+
+def chips_of(scene: str, place: str, *, rows: int, cols: int, transform: Affine = TRANSFORM, stride=32, size=32):
+    """An index of chips, without their pixels."""
+    own = raster.Grid(CRS, transform, rows * size, cols * size)
+    windows = [Window(c * stride, r * stride, size, size) for r in range(rows) for c in range(cols)]
+    middles = [transform @ (w.col_off + size / 2, w.row_off + size / 2) for w in windows]
+    frame = {"id": [f"{scene}-{n}" for n in range(len(windows))], "scene": scene, "place": place, "utm": CRS}
+    frame |= {"x": [x for x, _ in middles], "y": [y for _, y in middles]}
+    return gpd.GeoDataFrame(frame, geometry=[raster.outline(own, w) for w in windows], crs="EPSG:4326")
+
+
+def covered(index: gpd.GeoDataFrame) -> shapely.Geometry:
+    return shapely.union_all(index.to_crs(CRS).geometry)
+
+
+@pytest.mark.parametrize(("validation", "held"), [("kam", {"k"}), ("a2", {"a2"}), ("kam, a1", {"k", "a1"})])
+def test_places_and_scenes_are_held_out_by_name(validation, held):
+    index = pd.concat(
+        [
+            chips_of("a1", "acc", rows=2, cols=2),
+            chips_of("a2", "acc", rows=2, cols=2, transform=ELSEWHERE),
+            chips_of("k", "kam", rows=2, cols=2, transform=Affine.translation(0, 5000) @ TRANSFORM),
+        ],
+        ignore_index=True,
+    )
+    kept, dropped = ground.split(index, validation=validation, block_m=500.0, seed=0)
+    assert set(kept[kept.split == "validation"].scene) == held
+    assert set(kept[kept.split == "train"].scene) == {"a1", "a2", "k"} - held
+    assert dropped.empty
+
+
+def test_an_unknown_name_is_refused_with_those_known():
+    index = chips_of("a1", "acc", rows=2, cols=2)
+    with pytest.raises(InputError, match=r"validation=zzz is neither .* a1, acc"):
+        ground.split(index, validation="zzz", block_m=500.0, seed=0)
+
+
+@pytest.mark.parametrize("validation", ["acc", "0", "1", "1.5", "nan"])
+def test_a_split_needs_both_sides(validation):
+    with pytest.raises(InputError, match="validation="):
+        ground.split(chips_of("a1", "acc", rows=3, cols=3), validation=validation, block_m=500.0, seed=0)
+
+
+def test_chips_all_on_one_block_of_ground_are_refused():
+    with pytest.raises(InputError, match=r"validation=0\.2 puts 9 of 9 chips into validation"):
+        ground.split(chips_of("a1", "acc", rows=3, cols=3), validation="0.2", block_m=500.0, seed=0)
+
+
+@given(st.integers(2, 9), st.integers(2, 9), st.sampled_from([32, 20, 8]), st.floats(0.05, 0.9), st.integers(0, 9))
+def test_held_out_ground_is_apart(rows, cols, stride, share, seed):
+    index = chips_of("a1", "acc", rows=rows, cols=cols, stride=stride)
+    try:
+        kept, dropped = ground.split(index, validation=str(share), block_m=9.0, seed=seed)
+    except InputError:
+        assume(False)
+    assert sorted([*kept.id, *dropped.id]) == sorted(index.id)
+    train, validation = kept[kept.split == "train"], kept[kept.split == "validation"]
+    assert covered(train).distance(covered(validation)) > 0.5  # they do not even touch
+    assert set(dropped.split) <= {"train"}
+    again, _ = ground.split(index, validation=str(share), block_m=9.0, seed=seed)
+    assert again.split.tolist() == kept.split.tolist()
+
+
+def test_a_share_is_about_that_share_and_another_seed_another_ground():
+    index = chips_of("a1", "acc", rows=40, cols=40)
+    splits = [ground.split(index, validation="0.2", block_m=9.6, seed=seed)[0] for seed in (0, 1)]
+    for kept in splits:
+        assert (kept.split == "validation").sum() / len(index) == pytest.approx(0.2, abs=0.02)
+    held = [set(kept[kept.split == "validation"].id) for kept in splits]
+    assert held[0] != held[1]
+
+
+@pytest.mark.parametrize("shift", [0, 16, 32, 33])
+def test_scenes_on_the_same_ground_share_none_after_the_split(shift):
+    over = TRANSFORM @ Affine.translation(shift, 0)
+    index = pd.concat(
+        [chips_of("a1", "acc", rows=2, cols=5), chips_of("a2", "dar", rows=2, cols=2, transform=over)],
+        ignore_index=True,
+    )
+    kept, dropped = ground.split(index, validation="dar", block_m=500.0, seed=0)
+    assert len(dropped) == {0: 6, 16: 6, 32: 8, 33: 6}[shift]
+    train, validation = (covered(kept[kept.split == name]) for name in ("train", "validation"))
+    assert train.distance(validation) > 0
+    with pytest.raises(InputError, match="lie on the ground of validation chips"):
+        ground.check_apart(index.assign(split=np.where(index.place == "dar", "validation", "train")))
+
+
+def test_the_made_chips_are_split_by_place(made):
+    assert set(made.select("train").place) == {"acc"}
+    assert set(made.select("validation").place) == {"kam"}
+    assert len(made.select("train")) + len(made.select("validation")) == len(made.index)
+
+
+def test_validation_counts_no_pixel_twice():
+    rules = chips.Rules(gsd=GSD, size=32, stride=20, min_valid=0.1)
+    index = chips_of("a1", "acc", rows=4, cols=4, stride=20)
+    index["row"], index["col"] = np.repeat(np.arange(0, 80, 20), 4), np.tile(np.arange(0, 80, 20), 4)
+    index["split"] = np.where(index.col < 40, "validation", "train")
+    thinned = ground.thin(index, rules)
+    assert (thinned.split == "train").sum() == (index.split == "train").sum()
+    kept = thinned[thinned.split == "validation"]
+    assert sorted(zip(kept.row, kept.col, strict=True)) == [(0, 0), (40, 0)]
