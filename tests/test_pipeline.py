@@ -173,7 +173,7 @@ def test_real_scenes_are_cut_and_learnt(real_line):
 def test_real_scene_becomes_cogs_and_footprints(real_line, store):
     output = store.folder / "kam"
     image = REAL / "train_tier_1" / "kam" / "kam01" / "kam01.tif"
-    run(store, "predict", "real", model="models:/real@candidate", images=image, output=output)
+    run(store, "predict", "real", model="models:/real@champion", images=image, output=output)
     with rasterio.open(image) as scene, rasterio.open(output / "masks" / "kam01.tif") as mask:
         assert (mask.crs, mask.transform, mask.shape) == (scene.crs, scene.transform, scene.shape)
         valid, building = scene.read(4) > 127, mask.read(1)
@@ -192,13 +192,24 @@ def test_real_scene_becomes_cogs_and_footprints(real_line, store):
 
 def test_real_chips_become_a_checked_submission(real_line, store):
     output = store.folder / "chips"
-    run(store, "predict", "real", model="models:/real@candidate", images=REAL / "test/catalog.json", output=output)
+    run(store, "predict", "real", model="models:/real@champion", images=REAL / "test/catalog.json", output=output)
     with tarfile.open(output / "submission.tgz") as archive:
         assert len(archive.getnames()) == 25
     for path in (output / "masks").iterdir():
         with rasterio.open(path) as mask, rasterio.open(REAL / "test" / path.stem / path.name) as chip:
             assert (mask.count, mask.dtypes[0], mask.shape) == (1, "uint8", chip.shape)
             assert set(np.unique(mask.read(1))) <= {0, 1}
+
+
+def test_a_worse_candidate_does_not_become_champion(real_line, store):
+    client = MlflowClient()
+    before = client.get_model_version_by_alias("real", "champion").version
+    run(store, "train", "real", epochs=1, weights="none", crop=32, batch_size=32, name="real")
+    assert client.get_model_version_by_alias("real", "candidate").version != before
+    evaluated = run(store, "evaluate", "real", model="models:/real@candidate")
+    verdict = evaluated.data.tags["mlflow.note.content"]
+    assert re.search(r"Not promoted: IoU 0\.\d{4} against 0\.\d{4} of .* on the same chips", verdict)
+    assert client.get_model_version_by_alias("real", "champion").version == before
 
 
 @pytest.fixture
@@ -223,6 +234,35 @@ def empty(store, monkeypatch):
 def test_a_step_that_cannot_work_says_so_first(verb, words, message, sample_line):
     with pytest.raises(InputError, match=re.escape(message)):
         verb.main(verb.parse(words.split()))
+
+
+@pytest.mark.usefixtures("empty")
+def test_chips_of_a_run_that_failed_are_refused(sample_line, tmp_path):
+    with pytest.raises(InputError, match="no STAC catalogue"):
+        prepare.main(prepare.parse(["--catalog", str(tmp_path / "none.json"), "--work", str(tmp_path)]))
+    (failed,) = MlflowClient().search_runs(
+        [mlflow.get_experiment_by_name("empty").experiment_id],
+        "tags.`ocmlflow.verb` = 'prepare'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+    )
+    assert failed.data.tags["mlflow.note.content"].startswith("**Failed**: InputError: no STAC catalogue")
+    with pytest.raises(InputError, match="a finished `prepare` run is needed, that one is a FAILED"):
+        train.main(train.parse(["--chips", failed.info.run_id]))
+
+
+@pytest.mark.usefixtures("empty")
+def test_signatures_are_not_logged(store):
+    signed = "https://127.0.0.1:9/catalog.json?X-Amz-Signature=s3cr3t"
+    with pytest.raises(InputError):
+        prepare.main(prepare.parse(["--catalog", signed]))
+    assert b"s3cr3t" not in (store.folder / "mlflow.db").read_bytes()
+
+
+def test_two_processes_cannot_make_the_same_chips(tmp_path):
+    with pytest.raises(InputError, match="another prepare is making these chips"):  # noqa: SIM117
+        with prepare._folder(tmp_path / "chips"), prepare._folder(tmp_path / "chips"):
+            pass
 
 
 @pytest.mark.usefixtures("empty")

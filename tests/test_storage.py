@@ -130,3 +130,15 @@ def test_addresses_are_told_from_paths(href, remote, tmp_path):
 def test_digests_tell_texts_apart():
     assert len(storage.digest("a")) == 32
     assert storage.digest("ab", "c") != storage.digest("a", "bc")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("cannot read https://h/a.tif?X-Sig=s3cr3t: 403", "cannot read https://h/a.tif 403"),
+        ("s3://key:s3cr3t@bucket/a.tif", "s3://bucket/a.tif"),
+        ("a/b?c", "a/b?c"),
+    ],
+)
+def test_secrets_of_addresses_are_not_shown(text, shown):
+    assert storage.public(text) == shown
