@@ -126,12 +126,16 @@ def _fit(made: Chips, args: argparse.Namespace) -> tuple[Any, int, float]:
     mlflow.log_params({"train_chips": len(crops.rows), "validation_chips": len(rows)})
     mlflow.log_params({"network_parameters": network.count_params(), "keras_backend": keras.backend.backend()})
 
+    def show(epoch: int) -> None:
+        mlflow.log_image(_picture(model.predict_on_batch, made, rows), key="validation chips", step=epoch)
+
     def report(epoch: int, figures: dict[str, float]) -> None:
         mlflow.log_metrics({_metric(name): value for name, value in figures.items()}, step=epoch)
-        if epoch in (1, args.epochs) or epoch % args.picture_epochs == 0:
-            mlflow.log_image(_picture(model.predict_on_batch, made, rows), key="validation chips", step=epoch)
+        if epoch == args.epochs or epoch % args.picture_epochs == 0:
+            show(epoch)
 
     recipe = training.Recipe(args.epochs, args.crop, args.learning_rate, args.weight_decay, args.warmup, args.seed)
+    show(0)  # MLflow's page shows this step first
     best_epoch, best = training.fit(
         network,
         crops,
@@ -145,12 +149,15 @@ def _fit(made: Chips, args: argparse.Namespace) -> tuple[Any, int, float]:
 
 
 def _picture(predict: Predict, made: Chips, rows: GeoDataFrame) -> Any:
-    """Validation chips, spread over the places: image and label, probability, errors."""
+    """Four validation chips, spread over the places, two beside two: image and label, probability, errors."""
+    import numpy as np
+
     from ocmlflow import evaluation
 
     chosen = rows[rows.building_share > 0].sort_values(["place", "id"])
-    chosen = chosen.iloc[:: max(1, len(chosen) // 4)].head(4)
-    return evaluation.picture(predict, made.folder, chosen, threshold=50)
+    chosen = chosen.iloc[np.linspace(0, len(chosen) - 1, 4).astype(int)]
+    halves = (chosen.iloc[:2], chosen.iloc[2:])
+    return np.concatenate([evaluation.picture(predict, made.folder, half, threshold=50) for half in halves], axis=1)
 
 
 def _metric(name: str) -> str:
