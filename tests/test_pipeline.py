@@ -215,6 +215,7 @@ def test_a_worse_candidate_does_not_become_champion(real_line, store):
 @pytest.fixture
 def empty(store, monkeypatch):
     """An experiment without runs, for verbs called in this process."""
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "")  # so that what the next line sets there is taken back
     mlflow.set_experiment("empty")
     monkeypatch.chdir(store.folder)
 
