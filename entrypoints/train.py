@@ -61,10 +61,10 @@ def main(args: argparse.Namespace) -> None:
     with tracking.run("train", vars(args)) as run:
         models.check(architecture=args.architecture, encoder=args.encoder)
         losses.named(args.loss)
-        tracking.register(args.name)
         chips_run = tracking.chips_run(args.chips)
         made = chips.load(tracking.chips_folder(chips_run))
         _check(made, args)
+        tracking.register(args.name)  # a name that MLflow refuses is to fail now, not after the training
         digest = chips.digest(made.index)
         mlflow.set_tags({tracking.KEY: key(args, digest), "ocmlflow.chips.run": chips_run})
         tracking.log_dataset(made.index, source=made.rules["catalog"], digest=digest)

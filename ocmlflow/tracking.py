@@ -1,6 +1,5 @@
 """MLflow: runs, parameters, artifacts, the registry. Nothing else here or elsewhere remembers anything."""
 
-import contextlib
 import logging
 import os
 import platform
@@ -142,8 +141,11 @@ def chips_folder(run_id: str) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as part:
             mlflow.artifacts.download_artifacts(f"runs:/{run_id}/chips", dst_path=part)
-            with contextlib.suppress(FileExistsError):  # another process was faster, with the same files
+            try:
                 (Path(part) / "chips").rename(target)
+            except OSError:
+                if not target.exists():  # else another process was faster, with the same files
+                    raise
     return target
 
 
