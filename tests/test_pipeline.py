@@ -1,13 +1,17 @@
 """The whole line through `mlflow run`, on the built-in sample and on real scenes, and what stops each step."""
 
+import contextlib
 import io
 import json
 import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tarfile
+import time
 from argparse import Namespace
 from pathlib import Path
 
@@ -16,11 +20,12 @@ import mlflow
 import numpy as np
 import pytest
 import rasterio
+import requests
 from mlflow import MlflowClient
 from rio_cogeo import cog_validate
 
 from entrypoints import evaluate, predict, prepare, train
-from ocmlflow import catalog, storage
+from ocmlflow import catalog, chips, storage, tracking
 from ocmlflow.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -293,3 +298,50 @@ def test_the_line_reads_and_writes_s3(sample_line, s3, tmp_path):
     assert cog_validate(tmp_path / "mask.tif", strict=True)[0]
     footprints = gpd.read_parquet(io.BytesIO(storage.read(f"{s3}/out/footprints/{scenes[0].id}.parquet")))
     assert set(footprints.scene) == {scenes[0].id}
+
+
+@pytest.fixture
+def server(tmp_path, s3):
+    """A real MLflow server whose artifacts go, through it, to a real S3 server."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--artifacts-destination", f"{s3}/artifacts"]
+    command = [sys.executable, "-m", "mlflow", "server", *words, "--backend-store-uri", f"sqlite:///{tmp_path}/s.db"]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    kept |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_S3_ENDPOINT_URL": os.environ["AWS_ENDPOINT_URL_S3"]}
+    with (tmp_path / "server.log").open("w") as log:
+        process = subprocess.Popen(command, env=kept, stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            with contextlib.suppress(requests.ConnectionError):
+                if requests.get(f"http://127.0.0.1:{port}/health", timeout=5).ok:
+                    break
+            if process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail((tmp_path / "server.log").read_text()[-2000:])
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.2)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
+
+
+def test_chips_come_from_a_server_with_artifacts_in_s3(made, server, tmp_path, monkeypatch):
+    before = mlflow.get_tracking_uri()
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
+    monkeypatch.setattr(tracking, "CACHE", tmp_path / "cache")
+    mlflow.set_tracking_uri(server)
+    try:
+        with tracking.run("prepare", {}) as active:
+            mlflow.log_artifacts(str(made.folder), "chips")
+        run_id = tracking.chips_run(active.info.run_id)
+        found = chips.load(tracking.chips_folder(run_id))
+        assert found.folder.is_relative_to(tmp_path / "cache")
+        assert chips.digest(found.index) == chips.digest(made.index)
+        for row in found.index.itertuples():
+            np.testing.assert_array_equal(chips.read(found.folder, row), chips.read(made.folder, row))
+        assert tracking.chips_folder(run_id) == found.folder  # from the cache, the second time
+    finally:
+        mlflow.set_tracking_uri(before)
