@@ -217,11 +217,17 @@ def test_a_worse_candidate_does_not_become_champion(real_line, store):
     assert client.get_model_version_by_alias("real", "champion").version == before
 
 
+def use_experiment(name, monkeypatch):
+    """Make an experiment the current one until the test ends: MLflow keeps it in a variable and in a global."""
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "")
+    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
+    mlflow.set_experiment(name)
+
+
 @pytest.fixture
 def empty(store, monkeypatch):
     """An experiment without runs, for verbs called in this process."""
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "")  # so that what the next line sets there is taken back
-    mlflow.set_experiment("empty")
+    use_experiment("empty", monkeypatch)
     monkeypatch.chdir(store.folder)
 
 
@@ -330,10 +336,10 @@ def server(tmp_path, s3):
 
 def test_chips_come_from_a_server_with_artifacts_in_s3(made, server, tmp_path, monkeypatch):
     before = mlflow.get_tracking_uri()
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
     monkeypatch.setattr(tracking, "CACHE", tmp_path / "cache")
     mlflow.set_tracking_uri(server)
     try:
+        use_experiment("Default", monkeypatch)
         with tracking.run("prepare", {}) as active:
             mlflow.log_artifacts(str(made.folder), "chips")
         run_id = tracking.chips_run(active.info.run_id)
