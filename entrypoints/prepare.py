@@ -8,9 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +42,8 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--block_m", type=number(10), default=500.0, help="metres along a side of those blocks")
     p.add_argument("--seed", type=whole(0), default=0, help="draws the blocks")
     p.add_argument("--skip_unreadable", type=switch, default=False, help="leave out scenes that cannot be read")
-    p.add_argument("--workers", type=whole(1), default=os.cpu_count(), help="processes")
+    p.add_argument("--workers", type=whole(1), default=os.cpu_count(), help="processes of this machine")
+    p.add_argument("--scheduler", default=None, help="tcp://HOST:8786 of a Dask cluster to work in place of them")
     p.add_argument("--work", default=".ocmlflow", help="folder for chips in the making; kept if interrupted")
     args = p.parse_args(words)
     args.stride = args.stride or args.size
@@ -140,11 +139,11 @@ def _cut(
     args: argparse.Namespace,
 ) -> list[GeoDataFrame]:
     """The rows of the chips of each scene, whose stores lie in the folder afterwards."""
-    from ocmlflow import chips, storage
+    from ocmlflow import chips, storage, workers
     from ocmlflow.errors import InputError
 
     frames = []
-    with _executor(args.workers) as executor:
+    with workers.executor(args.workers, args.scheduler) as executor:
         for scene in progress(scenes, len(scenes), "cutting"):
             try:
                 rows = chips.cut(scene, grids[scene.id], folder, rules=rules, executor=executor)
@@ -204,11 +203,6 @@ def _folder(folder: Path) -> Iterator[Path]:
             ) from None
         yield folder
         shutil.rmtree(folder)
-
-
-def _executor(workers: int) -> Executor:
-    # Spawned, not forked: zarr and GDAL have threads, whose locks a fork would copy.
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 else ThreadPoolExecutor(1)
 
 
 def _fingerprint(href: str) -> str:

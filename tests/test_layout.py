@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ORDER = [
     "errors",
+    "workers",
     "storage",
     "catalog",
     "grid",
@@ -40,6 +41,7 @@ ORDER = [
     "tracking",
 ]
 AT_HOME = {
+    "distributed": {"workers"},
     "boto3": {"storage"},
     "botocore": {"storage"},
     "pystac": {"catalog"},
