@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,29 +20,52 @@ if TYPE_CHECKING:  # imported where used: --help must not wait for them
 
     from ocmlflow.catalog import Scene
     from ocmlflow.chips import Chips, Rules
-    from ocmlflow.raster import Grid
+    from ocmlflow.survey import Survey
 
 log = logging.getLogger(__name__)
 
 Table = dict[str, dict[str, Any]]
+"""What is known of each scene, by its id: a row of the table in the run."""
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     """The verb's parameters and their defaults."""
     p = parser("prepare", "Cut labelled scenes into chips for training and validation, logged as artifact `chips`.")
-    p.add_argument("--catalog", required=True, help="STAC catalogue of scenes and labels: path, https or s3 address")
+    p.add_argument(
+        "--catalog",
+        required=True,
+        help="STAC file, or folder of GeoTIFFs and label files of the same name; path, https or s3; several, by commas",
+    )
+    p.add_argument("--scenes", default=None, help="ids of the scenes to take, by commas; all if not given")
+    p.add_argument("--places", default=None, help="places to take, by commas; all if not given")
+    p.add_argument("--bbox", type=_box, default=None, help="west,south,east,north in degrees: scenes that meet it")
     p.add_argument("--gsd", type=number(0.01, 10), default=0.1, help="metres per pixel of the chips")
     p.add_argument("--size", type=whole(64, 1024), default=512, help="pixels along a side, a multiple of 32")
     p.add_argument("--stride", type=whole(1), default=None, help="pixels from one chip to the next; size if not given")
     p.add_argument("--min_valid", type=number(0, 1), default=0.1, help="least share of a chip that shows imagery")
     p.add_argument(
+        "--empty_share", type=number(0, 1), default=1.0, help="share of the training chips without a building to keep"
+    )
+    p.add_argument("--label", choices=("building", "boundary"), default="building", help=_LABEL)
+    p.add_argument("--buffer_m", type=number(0, 10), default=0.0, help="metres around outlines that training ignores")
+    p.add_argument(
+        "--black_m2",
+        type=number(0),
+        default=1000.0,
+        help="opaque black in one piece of at least so many square metres is no imagery; 0 to believe it all",
+    )
+    p.add_argument(
         "--validation",
         default="0.2",
         help="places or scenes to hold out, separated by commas, or the share of chips to hold out by blocks of ground",
     )
+    p.add_argument(
+        "--folds", type=whole(2, 100), default=None, help="equal parts of the blocks, for train's fold=; not validation"
+    )
     p.add_argument("--block_m", type=number(10), default=500.0, help="metres along a side of those blocks")
-    p.add_argument("--seed", type=whole(0), default=0, help="draws the blocks")
+    p.add_argument("--seed", type=whole(0), default=0, help="draws the blocks and the empty chips")
     p.add_argument("--skip_unreadable", type=switch, default=False, help="leave out scenes that cannot be read")
+    p.add_argument("--dry_run", type=switch, default=False, help="say what would be done, and do nothing")
     p.add_argument("--workers", type=whole(1), default=os.cpu_count(), help="processes of this machine")
     p.add_argument("--scheduler", default=None, help="tcp://HOST:8786 of a Dask cluster to work in place of them")
     p.add_argument("--work", default=".ocmlflow", help="folder for chips in the making; kept if interrupted")
@@ -54,113 +78,231 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+_LABEL = "building, or boundary: the classes interior, boundary and touching as well, in the array `parts`"
+
+
 def key(args: argparse.Namespace) -> str:
     """Names inputs, parameters and code: equal keys make equal chips, split alike."""
-    return _key(args, _cut_key(args))
-
-
-def _key(args: argparse.Namespace, cut: str) -> str:
     from ocmlflow import storage
 
-    return storage.digest(cut, args.validation, str(args.block_m), str(args.seed))
+    return storage.digest(_cut_key(args, _chosen(args)), repr(_split(args)))
 
 
-def _cut_key(args: argparse.Namespace) -> str:
+def _cut_key(args: argparse.Namespace, scenes: list[Scene]) -> str:
     """Names what the chips hold, however they are split."""
-    from ocmlflow import catalog, storage, tracking
+    from ocmlflow import storage, tracking
 
-    hrefs = [href for scene in catalog.scenes(args.catalog) for href in (scene.image, *scene.labels)]
-    rules = [args.catalog, args.gsd, args.size, args.stride, args.min_valid, args.skip_unreadable]
+    hrefs = [href for scene in scenes for href in (scene.image, *scene.labels)]
+    rules = [args.bbox, args.gsd, args.size, args.stride, args.min_valid, args.empty_share, args.label]
+    rules += [args.buffer_m, args.black_m2, args.skip_unreadable]
+    if args.empty_share < 1:  # which empty chips are written depends on the ground held out
+        rules += _split(args)
     return storage.digest(tracking.code_digest(), repr(rules), *map(_fingerprint, hrefs))
+
+
+def _split(args: argparse.Namespace) -> list[Any]:
+    return [args.validation, args.folds, args.block_m, args.seed]
 
 
 def main(args: argparse.Namespace) -> None:
     import mlflow
+
+    from ocmlflow import tracking, workers
+
+    if args.dry_run:
+        with workers.executor(args.workers, args.scheduler) as executor:
+            _print_plan(*_plan(_chosen(args), args, executor), args.size)
+        return
+    with tracking.run("prepare", vars(args)):
+        scenes = _chosen(args)
+        with workers.executor(args.workers, args.scheduler) as executor:
+            surveys, table, planned = _plan(scenes, args, executor)
+            cut = _cut_key(args, scenes)
+            mlflow.set_tag(tracking.KEY, key(args))
+            with _folder(Path(args.work) / "prepare" / cut, args.scheduler, executor) as folder:
+                index = _cut(surveys, planned, table, folder, args, executor)
+                made, dropped = _split_and_save(index, surveys, table, folder, args)
+                _log(made, list(table.values()), dropped)
+
+
+def _chosen(args: argparse.Namespace) -> list[Scene]:
+    from ocmlflow import catalog
+    from ocmlflow.errors import InputError
+
+    found = catalog.choose(catalog.scenes(args.catalog), scenes=args.scenes, places=args.places)
+    if not any(scene.labels for scene in found):
+        raise InputError(
+            f"none of the {len(found)} scenes of {args.catalog} has labels: a label item is found by its `source` "
+            f"link, by the id SCENE{catalog.LABEL_SUFFIX} or by its scene's geometry, a label file by its image's name"
+        )
+    return found
+
+
+def _plan(
+    scenes: list[Scene], args: argparse.Namespace, executor: Executor
+) -> tuple[list[Survey], Table, GeoDataFrame]:
+    """What is known before a chip is cut: surveys of the scenes that can be, their table, and the split of windows."""
+    import numpy as np
     import pandas as pd
 
-    from ocmlflow import catalog, chips, ground, storage, tracking
+    from ocmlflow import chips, ground
     from ocmlflow.errors import InputError
 
-    rules = chips.Rules(args.gsd, args.size, args.stride, args.min_valid)
-    with tracking.run("prepare", vars(args)):
-        scenes = catalog.scenes(args.catalog)
-        if not any(scene.labels for scene in scenes):
-            raise InputError(
-                f"none of the {len(scenes)} scenes of {args.catalog} has labels: a label item is found by its `source` "
-                f"link, by the id SCENE{catalog.LABEL_SUFFIX} or by its scene's geometry"
-            )
-        table = {
-            scene.id: {"scene": scene.id, "place": scene.place, "image": storage.public(scene.image)}
-            for scene in scenes
-        }
-        grids = _check(scenes, table, args)
-        known = {name for scene in scenes if scene.id in grids for name in (scene.id, scene.place)}
-        ground.check_validation(args.validation, known)
-        cut = _cut_key(args)
-        mlflow.set_tag(tracking.KEY, _key(args, cut))
-        with _folder(Path(args.work) / "prepare" / cut) as folder:
-            frames = _cut([scene for scene in scenes if scene.id in grids], grids, table, folder, rules, args)
-            if not sum(map(len, frames)):
-                raise InputError(f"no chip of {args.catalog} shows at least {args.min_valid:.0%} of imagery")
-            split = {"validation": args.validation, "block_m": args.block_m, "seed": args.seed}
-            index, dropped = ground.split(pd.concat(frames, ignore_index=True), **split)
-            index = ground.thin(index, rules)
-            chips.save(folder, index, chips.rules_of(rules, catalog=storage.public(args.catalog), **split))
-            _log(chips.load(folder), list(table.values()), len(dropped))
+    surveys, table = _survey(scenes, args, executor)
+    rules = _rules(args)
+    windows = [chips.candidates(found, rules=rules) for found in surveys]
+    if not sum(map(len, windows)):
+        raise InputError(f"no chip of {args.catalog} shows at least {args.min_valid:.0%} of imagery")
+    planned = pd.concat([some for some in windows if len(some)], ignore_index=True)
+    planned = ground.assign(planned, validation=args.validation, folds=args.folds, block_m=args.block_m, seed=args.seed)
+    if not args.folds:
+        ground.apart(planned)  # fails now, not after the cutting
+    drawn = ground.drawn(planned.id, args.empty_share, args.seed)
+    held_out = np.asarray(planned.split == ground.VALIDATION) | bool(args.folds)
+    return surveys, table, planned.assign(keep_empty=held_out | drawn)
 
 
-def _check(scenes: list[Scene], table: Table, args: argparse.Namespace) -> dict[str, Grid]:
-    """The grids of the scenes that can be cut, by id; every scene's row gets its status."""
-    from ocmlflow import chips, storage
+def _survey(scenes: list[Scene], args: argparse.Namespace, executor: Executor) -> tuple[list[Survey], Table]:
+    """The surveys of the scenes that can be cut, in their order; every scene's row of the table gets its status."""
+    from ocmlflow import storage, survey
     from ocmlflow.errors import InputError
 
-    grids = {}
-    for scene in progress(scenes, len(scenes), "checking"):
+    table: Table = {
+        scene.id: {"scene": scene.id, "place": scene.place, "image": storage.public(scene.image), "status": "no labels"}
+        for scene in scenes
+    }
+    labelled = [scene for scene in scenes if scene.labels]
+    how = {"gsd": args.gsd, "black_m2": args.black_m2, "bbox": args.bbox}
+    futures = [executor.submit(survey.survey, scene, **how) for scene in labelled]
+    surveys = []
+    for scene, future in progress(zip(labelled, futures, strict=True), len(labelled), "surveying"):
         row = table[scene.id]
-        row["status"] = "no labels"
-        if not scene.labels:
-            continue
         try:
-            grids[scene.id], row["native_gsd"] = chips.check(scene, gsd=args.gsd)
-            row["status"] = "found"
+            found = future.result()
         except InputError as error:
             if not args.skip_unreadable:
                 raise
             row["status"] = storage.public(f"unreadable: {error}")
-    return grids
+            log.warning("scene %s left out: %s", scene.id, row["status"])
+            continue
+        row["status"] = "outside bbox"
+        if found:
+            surveys.append(found)
+            drawn = found.footprints
+            row |= {"status": "found", "native_gsd": round(found.native_gsd, 4), "gsd": args.gsd}
+            row |= {"footprints": drawn.drawn, "without_area": drawn.empty, "repaired": drawn.repaired}
+            row |= {"duplicates": drawn.duplicates, "outside": found.outside}
+    if not surveys:
+        raise InputError(f"no scene of {args.catalog} with labels can be cut; bbox={args.bbox}")
+    return surveys, table
 
 
 def _cut(
-    scenes: list[Scene],
-    grids: dict[str, Grid],
+    surveys: list[Survey],
+    planned: GeoDataFrame,
     table: Table,
     folder: Path,
-    rules: Rules,
     args: argparse.Namespace,
-) -> list[GeoDataFrame]:
-    """The rows of the chips of each scene, whose stores lie in the folder afterwards."""
-    from ocmlflow import chips, storage, workers
+    executor: Executor,
+) -> GeoDataFrame:
+    """The rows of all chips, whose stores lie in the folder afterwards, with the split that was planned for them."""
+    import pandas as pd
+
+    from ocmlflow import cutting, storage
     from ocmlflow.errors import InputError
 
     frames = []
-    with workers.executor(args.workers, args.scheduler) as executor:
-        for scene in progress(scenes, len(scenes), "cutting"):
-            try:
-                rows = chips.cut(scene, grids[scene.id], folder, rules=rules, executor=executor)
-            except (OSError, InputError) as error:  # a block of the image that cannot be decoded, an image gone
-                error.add_note(f"while cutting scene {scene.id}, {scene.image}")
-                if not args.skip_unreadable:
-                    raise
-                table[scene.id]["status"] = storage.public(f"unreadable: {error}")
-                log.warning("scene %s left out: %s", scene.id, table[scene.id]["status"])
-                continue
-            share = float(rows.building_share.mean())
-            table[scene.id] |= {"status": "cut", "chips": len(rows), "building_share": share}
-            log.info("scene %s (%s): %d chips, %.0f %% building", scene.id, scene.place, len(rows), 100 * share)
-            frames.append(rows)
-    for part in folder.glob("*.part"):  # of scenes left out, whose workers have ended by now
-        shutil.rmtree(part)
-    return frames
+
+    def bar(items: Any, total: int) -> Any:
+        return progress(items, total, "cutting")
+
+    chosen = planned.drop(columns=["split", "fold"], errors="ignore")
+    for found, rows in cutting.cut(surveys, chosen, folder, rules=_rules(args), executor=executor, progress=bar):
+        scene = found.scene
+        if isinstance(rows, InputError):
+            if not args.skip_unreadable:
+                raise rows
+            table[scene.id]["status"] = storage.public(f"unreadable: {rows}")
+            log.warning("scene %s left out: %s", scene.id, table[scene.id]["status"])
+            shutil.rmtree(folder / f"{scene.id}.zarr.part")
+            continue
+        table[scene.id]["status"] = "cut"
+        log.info("scene %s (%s): %d chips", scene.id, scene.place, len(rows))
+        frames.append(rows)
+    if not sum(map(len, frames)):
+        raise InputError(f"no chip of {args.catalog} shows at least {args.min_valid:.0%} of imagery")
+    index = pd.concat([rows for rows in frames if len(rows)], ignore_index=True)
+    split = [name for name in ("split", "fold") if name in planned]
+    return index.merge(planned[["id", *split]], on="id").sort_values(["scene", "position"], ignore_index=True)
+
+
+def _split_and_save(
+    index: GeoDataFrame, surveys: list[Survey], table: Table, folder: Path, args: argparse.Namespace
+) -> tuple[Chips, int]:
+    """The chips, saved, and how many training chips were left out because they touch validation ground."""
+    from ocmlflow import chips, ground, storage
+
+    step = ground.step_of(size=args.size, stride=args.stride)
+    if args.folds:
+        index = ground.of_fold(index, 0, step=step, empty_share=args.empty_share, seed=args.seed)
+        dropped = int((index.split == ground.UNUSED).sum())
+    else:
+        index, left_out = ground.apart(index)
+        index, dropped = ground.thin(index, step=step), len(left_out)
+    _describe_scenes(index, table, folder, args.gsd)
+    rules = chips.rules_of(
+        _rules(args),
+        catalog=storage.public(args.catalog),
+        **{name: getattr(args, name) for name in ("validation", "folds", "block_m", "seed", "empty_share", "black_m2")},
+    )
+    scenes = [found.scene for found in surveys if table[found.scene.id]["status"] == "cut"]
+    chips.save(folder, index, rules, list(table.values()), _item(index, scenes, rules))
+    return chips.load(folder), dropped
+
+
+def _item(index: GeoDataFrame, scenes: list[Scene], rules: dict[str, Any]) -> dict[str, Any]:
+    """The set of chips as a STAC item."""
+    import shapely
+
+    from ocmlflow import catalog, chips
+
+    names = sorted(set(index.scene))
+    assets = {name: (f"./{name}.zarr", "application/vnd.zarr; version=3") for name in names}
+    assets |= {"index": ("./index.parquet", "application/vnd.apache.parquet")}
+    outline = shapely.union_all(
+        [shapely.union_all(rows.to_numpy()).convex_hull for _, rows in index.groupby("scene").geometry]
+    )
+    return catalog.dataset(
+        f"chips-{chips.digest(index)}",
+        [scene for scene in scenes if scene.id in names],
+        outline=outline,
+        assets=assets,
+        gsd=rules["gsd"],
+        chips=len(index),
+    )
+
+
+def _describe_scenes(index: GeoDataFrame, table: Table, folder: Path, gsd: float) -> None:
+    """Add to the row of each scene its chips, its colours, and how far its labels seem to lie from its image."""
+    for scene, rows in index.groupby("scene"):
+        weights = rows.valid_share / rows.valid_share.sum()
+        row = table[str(scene)]
+        row |= {split: int((rows.split == split).sum()) for split in ("train", "validation")}
+        row["building_share"] = round(float((rows.building_share * weights).sum()), 4)
+        row |= {band: round(float((rows[band] * weights).sum()), 1) for band in ("red", "green", "blue")}
+        row |= _shift(rows, folder, gsd)
+
+
+SHIFT_CHIPS = 32
+"""Chips of a scene, those with the most building, whose labels are laid over the image's edges."""
+
+
+def _shift(rows: GeoDataFrame, folder: Path, gsd: float) -> dict[str, float]:
+    from ocmlflow import alignment, chips
+
+    chosen = rows.sort_values(["building_share", "id"], ascending=False).head(SHIFT_CHIPS)
+    found = alignment.shift((chips.read(folder, row) for row in chosen.itertuples()), gsd=gsd)
+    return {} if found is None else {"shift_east_m": round(found[0], 2), "shift_north_m": round(found[1], 2)}
 
 
 def _log(made: Chips, rows: list[dict[str, Any]], dropped: int) -> None:
@@ -176,11 +318,10 @@ def _log(made: Chips, rows: list[dict[str, Any]], dropped: int) -> None:
         mlflow.log_metrics({f"{split}/chips": len(part), f"{split}/building_share": float(share)})
     log.info("%d training chips left out, because they touch validation chips", dropped)
     table = pd.DataFrame(rows)
-    splits = made.index.groupby(["scene", "split"]).size().unstack(fill_value=0).reset_index()
-    table = table.merge(splits, on="scene", how="left")
     unreadable = int(table.status.str.startswith("unreadable").sum())
     mlflow.log_metrics({"dropped_chips": dropped, "unreadable_scenes": unreadable})
     mlflow.log_table(table.astype(object).where(table.notna(), None), "scenes.json")
+    mlflow.log_figure(pictures.split_map(made.index), "split.png")
     for scene, chosen in made.index.groupby("scene"):
         mlflow.log_image(pictures.preview(made.folder, chosen, count=4), f"previews/{scene}.jpg")
     mlflow.set_tag(tracking.DIGEST, chips.digest(made.index))
@@ -188,11 +329,42 @@ def _log(made: Chips, rows: list[dict[str, Any]], dropped: int) -> None:
     mlflow.log_artifacts(str(made.folder), "chips")
 
 
+def _print_plan(surveys: list[Survey], table: Table, planned: GeoDataFrame, size: int) -> None:
+    """Say what would be read, cut and written: chips as the overviews of the images show them, whole files at most."""
+    from ocmlflow import storage
+
+    likely = planned[planned.imagery > 0]
+    megabytes = {found.scene.id: storage.size(found.scene.image) / 1e6 for found in surveys}
+    print(
+        f"{'scene':<12} {'place':<8} {'footprints':>10} {'MB to read':>10} {'chips':>8} {'train':>8} {'validation':>10}"
+    )
+    for scene, row in table.items():
+        start = f"{scene:<12} {row['place']:<8}"
+        if scene not in megabytes:
+            print(f"{start} {row['status']}")
+            continue
+        rows = likely[likely.scene == scene]
+        train, validation = (int((rows.split == split).sum()) for split in ("train", "validation"))
+        print(f"{start} {row['footprints']:>10} {megabytes[scene]:>10.1f} {len(rows):>8} {train:>8} {validation:>10}")
+    raw = len(likely) * size**2 * 4 / 1e6
+    print(
+        f"about {len(likely)} chips of {len(megabytes)} scenes; at most {sum(megabytes.values()):.0f} MB to read and "
+        f"{raw:.0f} MB to write; of training chips, those that touch validation chips are left out"
+    )
+
+
+def _rules(args: argparse.Namespace) -> Rules:
+    from ocmlflow import chips
+
+    return chips.Rules(args.gsd, args.size, args.stride, args.min_valid, args.buffer_m, args.label == "boundary")
+
+
 @contextmanager
-def _folder(folder: Path) -> Iterator[Path]:
+def _folder(folder: Path, scheduler: str | None, executor: Executor) -> Iterator[Path]:
     """The folder of chips in the making, for this process alone; what is in it is kept if the block fails."""
     from ocmlflow.errors import InputError
 
+    folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as lock:
         try:
@@ -201,6 +373,8 @@ def _folder(folder: Path) -> Iterator[Path]:
             raise InputError(
                 f"another prepare is making these chips, in {folder}: wait for it, or give work="
             ) from None
+        if scheduler and not executor.submit(os.path.isdir, folder).result():
+            raise InputError(f"the workers of {scheduler} do not see the folder {folder}: give work= on a shared disk")
         yield folder
         shutil.rmtree(folder)
 
@@ -210,8 +384,19 @@ def _fingerprint(href: str) -> str:
 
     try:
         return f"{href} {storage.fingerprint(href)}"
-    except OSError:  # the check says so, with the scene's name
+    except OSError:  # the survey says so, with the scene's name
         return f"{href} missing"
+
+
+def _box(text: str) -> tuple[float, float, float, float]:
+    """A parser's type for west,south,east,north in degrees."""
+    try:
+        west, south, east, north = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"four numbers, west,south,east,north, are needed, got {text}") from None
+    if not (-180 <= west < east <= 180 and -90 <= south < north <= 90):
+        raise argparse.ArgumentTypeError(f"must be west < east and south < north, in degrees, got {text}")
+    return west, south, east, north
 
 
 if __name__ == "__main__":

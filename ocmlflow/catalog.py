@@ -1,15 +1,21 @@
 """STAC catalogues of any version, to the scenes in them."""
 
 import glob
+import json
 import logging
+import posixpath
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 import pystac
+import shapely
 from pystac.stac_io import DefaultStacIO
+from shapely.geometry.base import BaseGeometry
 
 from ocmlflow import storage
 from ocmlflow.errors import InputError
@@ -17,6 +23,8 @@ from ocmlflow.errors import InputError
 log = logging.getLogger(__name__)
 
 LABEL_SUFFIX = "-labels"  # how the challenge names label items, whose `source` link it leaves out
+LABEL_FILES = (".geojson", ".gpkg")
+IMAGE_FILES = (".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -25,21 +33,131 @@ class Scene:
 
     id: str
     place: str
-    """The region it belongs to: its collection's id; empty where it has none."""
+    """The region it belongs to: its collection's id, or its folder's name; empty where it has none."""
     image: str
     """Href of the GeoTIFF."""
     labels: tuple[str, ...] = ()
     """Hrefs of vector files of footprints."""
     catalog: str = ""
     """Href of the catalogue or file that named it."""
+    item: str = ""
+    """Href of its STAC item; empty where it has none."""
+    taken: datetime | None = None
+    """When, as its item says."""
 
 
-def scenes(href: str) -> list[Scene]:
-    """Scenes of the STAC catalogue, collection or item at `href`, in its order, each with its labels.
+def scenes(hrefs: str) -> list[Scene]:
+    """Scenes at one or more hrefs, separated by commas, in their order, each with its labels.
 
-    Label items are paired by their `source` link, else by the id `<scene>-labels` of the challenge, else by an equal
-    outline. Raises InputError where there is no catalogue, no image, or one id twice.
+    An href is a STAC catalogue, collection or item, or a folder of GeoTIFFs and GeoJSON or GeoPackage files of the
+    same name. Label items are paired by their `source` link, else by the id `<scene>-labels` of the challenge, else
+    by an equal outline. Raises InputError where there is no catalogue, no image, or one id twice.
     """
+    return _unique([scene for href in hrefs.split(",") for scene in _labelled(href.strip())])
+
+
+def choose(found: list[Scene], *, scenes: str | None, places: str | None) -> list[Scene]:
+    """The scenes of these ids and of these places, each separated by commas; all where None is given.
+
+    Raises InputError for a name that there is not.
+    """
+    for kind, names, known in (
+        ("scenes", scenes, {scene.id for scene in found}),
+        ("places", places, {scene.place for scene in found}),
+    ):
+        if unknown := _names(names) - known:
+            raise InputError(f"{kind}={names}: there is no {', '.join(sorted(unknown))}; {_listed(known)}")
+    return [
+        scene
+        for scene in found
+        if (scenes is None or scene.id in _names(scenes)) and (places is None or scene.place in _names(places))
+    ]
+
+
+def dataset(
+    name: str, scenes: list[Scene], *, outline: BaseGeometry, assets: dict[str, tuple[str, str]], **facts: Any
+) -> dict[str, Any]:
+    """A STAC item, as JSON, of what was made of some scenes: derived from each of them, with its outline in degrees.
+
+    `assets` gives href and media type by name, `facts` more properties. The times are those of the scenes.
+    """
+    times = sorted(scene.taken for scene in scenes if scene.taken)
+    item = pystac.Item(
+        id=name,
+        geometry=shapely.geometry.mapping(outline),
+        bbox=list(outline.bounds),
+        datetime=None if times else datetime(1970, 1, 1, tzinfo=UTC),  # STAC asks for one, and nobody knows it
+        start_datetime=times[0] if times else None,
+        end_datetime=times[-1] if times else None,
+        properties=facts,
+    )
+    for scene in scenes:
+        target = storage.public(storage.absolute(scene.item or scene.image))
+        media = str(pystac.MediaType.GEOJSON if scene.item else pystac.MediaType.GEOTIFF)
+        item.add_link(pystac.Link(pystac.RelType.DERIVED_FROM, target, media_type=media, title=scene.id))
+    for key, (href, media) in assets.items():
+        item.add_asset(key, pystac.Asset(href, media_type=media))
+    return item.to_dict(include_self_link=False, transform_hrefs=False)
+
+
+def images(hrefs: str) -> list[Scene]:
+    """Scenes at one or more hrefs, separated by commas, labels or not.
+
+    Each is a STAC file, a GeoTIFF, a folder of GeoTIFFs or a glob of them. Raises InputError for one without images.
+    """
+    return _unique([scene for href in hrefs.split(",") for scene in _images(href.strip())])
+
+
+class _Reader(DefaultStacIO):
+    """STAC files from wherever `storage` reads, as long as a remote one stays remote."""
+
+    def read_text_from_href(self, href: str) -> str:
+        text = storage.read(href).decode("utf-8")
+        if storage.is_remote(href):
+            _check_stays_remote(href, json.loads(text))
+        return text
+
+
+def _check_stays_remote(href: str, content: Any) -> None:
+    """Raise InputError where a remote STAC file names a file of this machine, or climbs above its host or bucket.
+
+    Else whoever writes a catalogue decides which local files are read.
+    """
+    if not isinstance(content, dict):
+        return
+    links = [link.get("href", "") for link in content.get("links", []) if link.get("rel") in ("child", "item")]
+    for target in [*links, *(asset.get("href", "") for asset in content.get("assets", {}).values())]:
+        depth = posixpath.dirname(urlparse(href).path).strip("/").count("/") + 1
+        climbs = posixpath.normpath(target).split("/").count("..") > depth
+        if not storage.is_remote(target) and (urlparse(target).scheme or target.startswith("/") or climbs):
+            raise InputError(
+                f"{href} points to {target}, outside of where it lies: a remote catalogue may name https and s3 "
+                "addresses, and what is relative to itself"
+            )
+
+
+def _labelled(href: str) -> list[Scene]:
+    path = storage.path(href)
+    if storage.is_remote(href) and not href.endswith("/"):
+        return _catalogued(href)
+    if not storage.is_remote(href) and not path.is_dir():
+        return _catalogued(href)
+    files = storage.listing(href)
+    if storage.join(href, "catalog.json") in files:
+        return _catalogued(storage.join(href, "catalog.json"))
+    found = []
+    for image in files:
+        stem, suffix = posixpath.splitext(image)
+        if suffix.lower() in IMAGE_FILES:
+            labels = tuple(stem + ending for ending in LABEL_FILES if stem + ending in files)
+            place = posixpath.basename(href.rstrip("/")) or path.resolve().name
+            found.append(Scene(posixpath.basename(stem), place, image, labels, href))
+    if not found:
+        raise InputError(f"{href} holds no catalog.json and no GeoTIFF")
+    return found
+
+
+def _catalogued(href: str) -> list[Scene]:
     items = _items(href)
     pictured = [item for item in items if _image(item)]
     labels = {id(item): _labels(item) for item in pictured}
@@ -52,37 +170,31 @@ def scenes(href: str) -> list[Scene]:
                 labels[id(source)] += _labels(item)
     if not pictured:
         raise InputError(f"{href} has {len(items)} items but none with a GeoTIFF asset")
-    return _unique(
-        [Scene(item.id, _place(item), str(_image(item)), tuple(labels[id(item)]), href) for item in pictured]
-    )
-
-
-def images(hrefs: str) -> list[Scene]:
-    """Scenes at one or more hrefs, separated by commas, labels or not.
-
-    Each is a STAC file, a GeoTIFF, a folder of GeoTIFFs or a glob of them. Raises InputError for one without images.
-    """
-    return _unique([scene for href in hrefs.split(",") for scene in _images(href.strip())])
-
-
-class _Reader(DefaultStacIO):
-    """STAC files from wherever `storage` reads."""
-
-    def read_text_from_href(self, href: str) -> str:
-        return storage.read(href).decode("utf-8")
+    return [
+        Scene(
+            item.id,
+            _place(item),
+            str(_image(item)),
+            tuple(labels[id(item)]),
+            href,
+            item.get_self_href() or "",
+            item.datetime,
+        )
+        for item in pictured
+    ]
 
 
 def _images(href: str) -> list[Scene]:
     name = Path(urlparse(href).path if storage.is_remote(href) else href)  # a signature is no part of it
     if name.suffix.lower() in (".json", ".geojson"):
-        return scenes(href)
+        return _catalogued(href)
     if storage.is_remote(href):
         return [Scene(name.stem, "", href, catalog=href)]
     path = storage.path(href)
     if path.is_dir() and (path / "catalog.json").exists():
-        return scenes(str(path / "catalog.json"))
+        return _catalogued(str(path / "catalog.json"))
     if path.is_dir():
-        found = sorted(file for file in path.iterdir() if file.suffix.lower() in (".tif", ".tiff"))
+        found = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_FILES)
     elif glob.has_magic(href) and not path.exists():
         found = [Path(file) for file in sorted(glob.glob(str(path), recursive=True))]
     else:
@@ -132,6 +244,14 @@ def _source(item: pystac.Item, images: list[pystac.Item]) -> pystac.Item | None:
 def _place(item: pystac.Item) -> str:
     parent: Any = item.get_parent()
     return parent.id if isinstance(parent, pystac.Collection) else str(item.properties.get("area", ""))
+
+
+def _names(text: str | None) -> set[str]:
+    return {name.strip() for name in text.split(",")} if text else set()
+
+
+def _listed(known: Iterable[str]) -> str:
+    return f"there are: {', '.join(sorted(known))}"
 
 
 def _unique(found: list[Scene]) -> list[Scene]:

@@ -1,25 +1,31 @@
 """The index of chips, to one split by ground: training and validation share none of it."""
 
+import hashlib
+
 import geopandas as gpd
 import numpy as np
 import pandas as pd
 import shapely
 
-from ocmlflow.chips import Rules
 from ocmlflow.errors import InputError
 
 APART_DEG = 1e-7
 """Outlines nearer than this touch: a centimetre, more than reprojecting them loses."""
+TRAIN, VALIDATION, UNUSED = "train", "validation", "unused"
 
 
-def split(
-    index: gpd.GeoDataFrame, *, validation: str, block_m: float, seed: int
-) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]:
-    """The index with column `split`, and the rows taken out so that no training chip touches a validation chip.
+def assign(
+    index: gpd.GeoDataFrame, *, validation: str, folds: int | None, block_m: float, seed: int
+) -> gpd.GeoDataFrame:
+    """The index with column `split` (train, validation) and, with `folds`, column `fold` (0 to folds - 1).
 
     `validation` names places or scenes, separated by commas, or is the share (0 to 1) of the chips to hold out in
-    blocks of ground of `block_m` metres, drawn by `seed`. Chips of other scenes on the same ground count as touching.
+    blocks of ground of `block_m` metres, drawn by `seed`. With `folds` every block belongs to one of so many equal
+    parts instead, and the first is held out. A split depends on where chips lie, never on what they show.
     """
+    if folds:
+        index = index.assign(fold=_folds(index, folds, block_m, seed))
+        return index.assign(split=np.where(index.fold == 0, VALIDATION, TRAIN))
     check_validation(validation, set(index.place) | set(index.scene))
     share = _number(validation)
     held_out = _named(index, validation) if share is None else _blocks(index, share, block_m, seed)
@@ -28,11 +34,35 @@ def split(
             f"validation={validation} puts {held_out.sum()} of {len(index)} chips into validation; both splits need "
             f"some. Places: {', '.join(sorted(set(index.place)))}"
         )
-    index = index.assign(split=np.where(held_out, "validation", "train"))
-    touching = ~held_out & meets(index, index[held_out])
+    return index.assign(split=np.where(held_out, VALIDATION, TRAIN))
+
+
+def apart(index: gpd.GeoDataFrame) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]:
+    """The rows of which no training chip touches a validation chip, and the training chips that did.
+
+    Chips of other scenes on the same ground count as touching.
+    """
+    touching = (index.split == TRAIN).to_numpy() & meets(index, index[index.split == VALIDATION])
     kept, dropped = index[~touching].reset_index(drop=True), index[touching].reset_index(drop=True)
     check_apart(kept)
     return kept, dropped
+
+
+def of_fold(index: gpd.GeoDataFrame, fold: int, *, step: int, empty_share: float, seed: int) -> gpd.GeoDataFrame:
+    """The same rows with that fold held out; training chips that touch it, or are too many empty ones, are `unused`.
+
+    `step` is that of `step_of`: validation chips that overlap others are unused as well.
+    """
+    folds = int(index.fold.max()) + 1
+    if not 0 <= fold < folds:
+        raise InputError(f"fold={fold}: these chips have folds 0 to {folds - 1}")
+    index = index.assign(split=np.where(index.fold == fold, VALIDATION, TRAIN))
+    left_out = (index.split == TRAIN).to_numpy() & meets(index, index[index.split == VALIDATION])
+    left_out |= (index.split == TRAIN) & (index.building_share == 0) & ~drawn(index.id, empty_share, seed)
+    left_out |= (index.split == VALIDATION) & ~_on_steps(index, step)
+    index.loc[left_out, "split"] = UNUSED
+    check_apart(index)
+    return index
 
 
 def check_validation(validation: str, known: set[str]) -> None:
@@ -46,11 +76,22 @@ def check_validation(validation: str, known: set[str]) -> None:
         )
 
 
-def thin(index: gpd.GeoDataFrame, rules: Rules) -> gpd.GeoDataFrame:
+def step_of(*, size: int, stride: int) -> int:
+    """Pixels from one chip to the next that does not overlap it."""
+    return stride * -(-size // stride)
+
+
+def thin(index: gpd.GeoDataFrame, *, step: int) -> gpd.GeoDataFrame:
     """The index with validation chips that do not overlap: a pixel counts once in a score. Training keeps all."""
-    step = rules.stride * -(-rules.size // rules.stride)
-    apart = (index.row % step == 0) & (index.col % step == 0)
-    return index[(index.split != "validation") | apart].reset_index(drop=True)
+    return index[(index.split != VALIDATION) | _on_steps(index, step)].reset_index(drop=True)
+
+
+def drawn(ids: pd.Series, share: float, seed: int) -> np.ndarray:
+    """(rows,) bool: about this share of the ids, each drawn by itself, so that another id more changes no other."""
+    if share >= 1:
+        return np.ones(len(ids), bool)
+    digests = (hashlib.sha256(f"{seed} {name}".encode()).digest() for name in ids)
+    return np.array([int.from_bytes(digest[:8], "big") < share * 2**64 for digest in digests], bool)
 
 
 def meets(index: gpd.GeoDataFrame, other: gpd.GeoDataFrame) -> np.ndarray:
@@ -62,7 +103,7 @@ def meets(index: gpd.GeoDataFrame, other: gpd.GeoDataFrame) -> np.ndarray:
 
 def check_apart(index: gpd.GeoDataFrame) -> None:
     """Raise InputError unless both splits hold chips and share no ground."""
-    train, validation = index[index.split == "train"], index[index.split == "validation"]
+    train, validation = index[index.split == TRAIN], index[index.split == VALIDATION]
     if not len(train) or not len(validation):
         raise InputError(
             f"{len(train)} chips for training and {len(validation)} for validation: both are needed. "
@@ -88,11 +129,35 @@ def _names(text: str) -> set[str]:
     return {name.strip() for name in text.split(",")}
 
 
+def _on_steps(index: gpd.GeoDataFrame, step: int) -> np.ndarray:
+    return np.asarray((index.row % step == 0) & (index.col % step == 0))
+
+
 def _blocks(index: gpd.GeoDataFrame, share: float, block_m: float, seed: int) -> np.ndarray:
     """(rows,) bool: chips in blocks of ground drawn until they hold about `share` of the chips, at least one block."""
+    cells, sizes, order = _shuffled(index, block_m, seed)
+    taken = np.cumsum(sizes[order]) - sizes[order] / 2 <= share * len(index)
+    taken[0] = True
+    return np.isin(cells, order[taken])
+
+
+def _folds(index: gpd.GeoDataFrame, folds: int, block_m: float, seed: int) -> np.ndarray:
+    """(rows,) int: the part, 0 to folds - 1, of each chip's block; the largest blocks are dealt first, for balance."""
+    cells, sizes, order = _shuffled(index, block_m, seed)
+    if len(sizes) < folds:
+        raise InputError(
+            f"folds={folds}: the scenes lie on {len(sizes)} blocks of {block_m:g} m; smaller blocks (block_m) or "
+            "fewer folds would do"
+        )
+    loads, part_of = np.zeros(folds), np.zeros(len(sizes), int)
+    for block in sorted(order, key=lambda block: -sizes[block]):
+        part_of[block] = loads.argmin()
+        loads[part_of[block]] += sizes[block]
+    return part_of[cells]
+
+
+def _shuffled(index: gpd.GeoDataFrame, block_m: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The block of each chip, the chips of each block, and the blocks in an order that the seed draws."""
     cells = pd.MultiIndex.from_arrays([index.utm, index.x // block_m, index.y // block_m]).factorize(sort=True)[0]
     sizes = np.bincount(cells)
-    order = np.random.default_rng(seed).permutation(len(sizes))
-    drawn = np.cumsum(sizes[order]) - sizes[order] / 2 <= share * len(index)
-    drawn[0] = True
-    return np.isin(cells, order[drawn])
+    return cells, sizes, np.random.default_rng(seed).permutation(len(sizes))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
+from matplotlib.figure import Figure
 from skimage.segmentation import find_boundaries
 
 from ocmlflow import chips, labels
@@ -12,6 +13,7 @@ from ocmlflow import chips, labels
 OUTLINE = (255, 0, 255)
 NOT_VALID = (90, 90, 110)
 GAP = 6
+SPLIT_COLOURS = {"train": "#3b7dd8", "validation": "#e0762f", "unused": "#b5b5b5"}
 HIT, FALSE, MISSED = (60, 170, 90), (220, 60, 50), (50, 110, 220)
 
 
@@ -51,6 +53,28 @@ def preview(folder: Path, rows: gpd.GeoDataFrame, *, count: int) -> np.ndarray:
     ordered = rows.sort_values(["building_share", "id"])
     chosen = ordered.iloc[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))]
     return sheet([_triple(chips.read(folder, row)) for row in chosen.itertuples()])
+
+
+def split_map(index: gpd.GeoDataFrame) -> Figure:
+    """Where the chips of each place lie, training and validation apart; the twelve places with the most chips."""
+    places = index.place.value_counts().index[:12]
+    across = min(4, len(places))
+    figure = Figure(figsize=(3.6 * across, 3.8 * -(-len(places) // across)), layout="constrained")
+    axes = figure.subplots(-(-len(places) // across), across, squeeze=False).ravel()
+    for at in axes[len(places) :]:
+        at.set_axis_off()
+    for at, place in zip(axes, places, strict=False):
+        rows = index[index.place == place]
+        rows = rows.to_crs(rows.utm.iloc[0])
+        counts = []
+        for split, colour in SPLIT_COLOURS.items():
+            some = rows[rows.split == split]
+            if len(some):
+                some.plot(ax=at, facecolor=colour, edgecolor="white", linewidth=0.3)
+                counts.append(f"{len(some)} {split}")
+        at.set_title(f"{place or '(no place)'}: {', '.join(counts)}", fontsize=9)
+        at.set_axis_off()
+    return figure
 
 
 def _triple(chip: np.ndarray) -> list[np.ndarray]:

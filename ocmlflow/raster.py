@@ -12,6 +12,7 @@ from urllib.parse import urlparse
 import numpy as np
 import rasterio
 import rasterio.shutil
+import shapely
 from affine import Affine
 from pyproj import CRS, Geod, Transformer
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
@@ -28,6 +29,8 @@ from ocmlflow.errors import InputError
 
 OPAQUE = 127
 """Alpha above this is imagery: the challenge's alpha is JPEG, with 1..127 along the edges of no data."""
+CACHE_MB = 384
+"""Decoded blocks that each process keeps; GDAL itself would take a twentieth of the machine, once for each."""
 TILE = 512
 """Side of the blocks of the files written here, in pixels."""
 # Chips without a georeference get this one, so that they are read, warped and written like any scene.
@@ -78,7 +81,7 @@ def opened(href: str, *, gsd: float | None = None) -> Iterator[tuple[DatasetRead
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NotGeoreferencedWarning)  # `is_placed` is asked instead
-                dataset = rasterio.open(_gdal_name(href))
+                dataset = rasterio.open(_gdal_name(href), driver="GTiff")  # others may read any file they name
         except rasterio.errors.RasterioIOError as error:
             raise InputError(f"cannot open image {href}: {error}") from error
         with dataset:
@@ -138,10 +141,36 @@ def warped(dataset: DatasetReader, own: Grid, target: Grid) -> WarpedVRT:
 
 
 def read(dataset: DatasetReader, window: Window) -> Pixels:
-    """Pixels of a window that lies inside the dataset."""
-    bands = dataset.read([1, 2, 3], window=window)
-    seen = valid(dataset, window)
-    return Pixels(np.where(seen[..., np.newaxis], np.moveaxis(bands, 0, -1), 0).astype(np.uint8), seen)
+    """Pixels of a window that lies inside the dataset; InputError where they cannot be decoded."""
+    colours, alpha = planes(dataset, window)
+    return interleaved(colours, alpha)
+
+
+def planes(dataset: DatasetReader, window: Window) -> tuple[np.ndarray, np.ndarray]:
+    """Colours (3, height, width) and alpha (height, width), uint8, of a window that lies inside the dataset.
+
+    Alpha is 255 where the dataset's alpha band, mask or nodata value does not say otherwise. Raises InputError where
+    the file cannot be decoded or does not answer.
+    """
+    try:
+        colours = _colours(dataset)
+        if ColorInterp.alpha in dataset.colorinterp:  # one call, so that a warped dataset is warped once
+            bands = dataset.read([*colours, dataset.colorinterp.index(ColorInterp.alpha) + 1], window=window)
+            return bands[:3], bands[3]
+        return dataset.read(colours, window=window), dataset.dataset_mask(window=window)
+    except rasterio.errors.RasterioIOError as error:
+        raise InputError(f"cannot read image {storage.public(dataset.name)} at {window.toslices()}: {error}") from error
+
+
+def interleaved(colours: np.ndarray, alpha: np.ndarray) -> Pixels:
+    """Pixels of colours (3, height, width) uint8 and alpha (height, width) uint8."""
+    seen = alpha > OPAQUE
+    image = np.empty((*seen.shape, 3), np.uint8)
+    for band in range(3):  # plane by plane: numpy's own transposed copy takes five times as long
+        image[..., band] = colours[band]
+    if not seen.all():
+        image[~seen] = 0
+    return Pixels(image, seen)
 
 
 def valid(dataset: DatasetReader, window: Window) -> np.ndarray:
@@ -167,6 +196,16 @@ def outline(grid: Grid, window: Window) -> Polygon:
     to_lonlat = Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True)
     xs, ys = zip(*grid.corners(window), strict=True)
     return Polygon(zip(*to_lonlat.transform(xs, ys), strict=True))
+
+
+def outlines(grid: Grid, rows: np.ndarray, cols: np.ndarray, *, size: int) -> np.ndarray:
+    """(count,) polygons in degrees (lon, lat): the outlines of square windows by their first row and column."""
+    xs, ys = grid.transform @ (
+        cols[:, np.newaxis] + np.array([0, size, size, 0]),
+        rows[:, np.newaxis] + np.array([0, 0, size, size]),
+    )
+    lons, lats = Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True).transform(xs, ys)
+    return np.asarray(shapely.polygons(np.stack([lons, lats], axis=-1)))
 
 
 def write(
@@ -220,10 +259,19 @@ def to_cog(source: Path, target: Path, *, overviews: Resampling) -> None:
 
 def _check_bands(dataset: DatasetReader, href: str) -> None:
     if dataset.count < 3 or set(dataset.dtypes[:3]) != {"uint8"}:
+        palette = " and a palette" if ColorInterp.palette in dataset.colorinterp else ""
         raise InputError(
-            f"image {href} has {dataset.count} band(s) of {', '.join(sorted(set(dataset.dtypes)))}; "
+            f"image {href} has {dataset.count} band(s) of {', '.join(sorted(set(dataset.dtypes)))}{palette}; "
             "red, green and blue of 8 bits (uint8) are needed: convert it, say with gdal_translate"
         )
+
+
+def _colours(dataset: DatasetReader) -> list[int]:
+    """Numbers of the red, green and blue band; the first three where the file names none."""
+    wanted = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+    if all(colour in dataset.colorinterp for colour in wanted):
+        return [dataset.colorinterp.index(colour) + 1 for colour in wanted]
+    return [1, 2, 3]
 
 
 def _own_grid(dataset: DatasetReader, href: str, gsd: float | None) -> Grid:
@@ -256,10 +304,11 @@ def _gdal_name(href: str) -> str:
 
 @contextmanager
 def _environment(href: str) -> Iterator[None]:
-    options: dict[str, Any] = {"GDAL_HTTP_USERAGENT": storage.USER_AGENT}
+    options: dict[str, Any] = {"GDAL_HTTP_USERAGENT": storage.USER_AGENT, "GDAL_CACHEMAX": CACHE_MB}
     if storage.is_remote(href):
         # One request for the file asked for, none for the listing of its folder.
-        options |= {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_HTTP_MAX_RETRY": "3"}
+        options |= {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_INGESTED_BYTES_AT_OPEN": "65536"}
+        options |= {"GDAL_HTTP_MAX_RETRY": "4", "GDAL_HTTP_RETRY_DELAY": "0.5"}  # seconds, doubled each time
     if href.startswith("s3://"):
         session, unsigned = storage.s3_session()
         server = urlparse(storage.s3_endpoint() or "")

@@ -17,9 +17,14 @@ import botocore.exceptions
 import requests
 from botocore import UNSIGNED
 from botocore.config import Config
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
 
 USER_AGENT = "ocmlflow"  # data.source.coop, a home of the challenge's data, answers 403 to Python's own
 TIMEOUT_S = 60
+RETRIES = 4
+PASSING = (429, 500, 502, 503, 504)
+"""Answers of a server that may be another a second later."""
 
 
 def is_remote(href: str) -> bool:
@@ -49,6 +54,30 @@ def read(href: str) -> bytes:
     if is_remote(href):
         return _https("GET", href).content
     return path(href).read_bytes()
+
+
+def listing(folder: str) -> list[str]:
+    """Hrefs of the files in a local folder or below an s3 address, sorted; those of folders in it are not listed."""
+    if not is_remote(folder):
+        return sorted(str(file) for file in path(folder).iterdir() if file.is_file())
+    if not folder.startswith("s3://"):
+        raise FileNotFoundError(f"{folder}: the files of a folder can be listed in s3 and locally, not over https")
+    bucket, prefix = _bucket_and_key(folder)
+    prefix = f"{prefix.rstrip('/')}/".lstrip("/")
+    try:
+        pages = s3_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
+        return sorted(f"s3://{bucket}/{entry['Key']}" for page in pages for entry in page.get("Contents", []))
+    except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as error:
+        raise FileNotFoundError(f"cannot list {folder}: {error}") from error
+
+
+def size(href: str) -> int:
+    """Bytes of the file at `href`; reads no content."""
+    if href.startswith("s3://"):
+        return int(_s3_call("head_object", href)["ContentLength"])
+    if is_remote(href):
+        return int(_https("HEAD", href).headers.get("Content-Length", 0))
+    return path(href).stat().st_size
 
 
 def fingerprint(href: str) -> str:
@@ -106,9 +135,13 @@ def s3_endpoint() -> str | None:
 
 
 def s3_session() -> tuple[boto3.Session, bool]:
-    """The session of the environment or profile, and whether requests go unsigned because it has no credentials."""
+    """The session of the environment or profile, and whether requests go unsigned: without credentials, or by wish.
+
+    The wish is GDAL's setting, AWS_NO_SIGN_REQUEST=YES: for public data, of whoever has credentials for other buckets.
+    """
     session = boto3.Session()
-    return session, session.get_credentials() is None
+    unsigned = os.environ.get("AWS_NO_SIGN_REQUEST", "").upper() in ("YES", "TRUE", "1")
+    return session, unsigned or session.get_credentials() is None
 
 
 def s3_client() -> Any:
@@ -135,14 +168,23 @@ def digest(*texts: str) -> str:
 
 def _https(method: str, href: str) -> requests.Response:
     try:
-        response = requests.request(
-            method, href, headers={"User-Agent": USER_AGENT}, timeout=TIMEOUT_S, allow_redirects=True
-        )
-    except requests.ConnectionError as error:
+        response = _session(os.getpid()).request(method, href, timeout=TIMEOUT_S, allow_redirects=True)
+    except (requests.ConnectionError, requests.Timeout) as error:
         raise FileNotFoundError(f"no answer from {href}") from error
     if not response.ok:
         raise FileNotFoundError(f"{href} answers {response.status_code} {response.reason}")
     return response
+
+
+@functools.lru_cache(maxsize=1)
+def _session(process: int) -> requests.Session:
+    """A session of this process that tries again, a little later each time, what a busy server turns away."""
+    session = requests.Session()
+    session.headers["User-Agent"] = USER_AGENT
+    retry = Retry(RETRIES, backoff_factor=0.3, status_forcelist=PASSING, raise_on_status=False)
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(max_retries=retry))
+    return session
 
 
 def _s3_call(operation: str, href: str) -> Any:

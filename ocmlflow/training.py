@@ -12,7 +12,7 @@ from keras import ops
 
 from ocmlflow.augment import augment
 from ocmlflow.errors import InputError
-from ocmlflow.labels import NOT_VALID
+from ocmlflow.labels import NOT_VALID, RING
 from ocmlflow.losses import Loss
 
 log = logging.getLogger(__name__)
@@ -57,8 +57,10 @@ class Learner(keras.Model):
         coded = ops.cast(coded, "float32")
         image, label = coded[..., :3], coded[..., 3:]
         logits = self.network(ops.cast(ops.round(image), "uint8"), training=training)
-        valid = ops.cast(label != NOT_VALID, "float32")
-        return ops.concatenate([ops.cast(logits, "float32"), label * valid, valid], axis=-1)
+        # Near outlines labels are a little off: nothing is learnt there, but scores count it.
+        valid = ops.cast(label < (RING if training else NOT_VALID), "float32")
+        building = ops.cast(ops.logical_or(label == 1.0, label == 1.0 + RING), "float32")
+        return ops.concatenate([ops.cast(logits, "float32"), building * valid, valid], axis=-1)
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True

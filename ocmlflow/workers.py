@@ -10,6 +10,8 @@ from typing import TypeVar
 from ocmlflow.errors import InputError
 
 TIMEOUT_S = 30
+AHEAD = 256
+"""Items that wait at the workers: enough that none of hundreds is ever idle."""
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -19,31 +21,20 @@ _Out = TypeVar("_Out")
 def executor(workers: int, scheduler: str | None) -> Iterator[Executor]:
     """An executor of so many processes of this machine, or of the Dask cluster at `scheduler` (`tcp://host:8786`).
 
-    With one worker the work is done in a thread of this process. On an error what has not begun is dropped, what has
-    begun is waited for. Raises InputError where there is no cluster.
+    With one worker the work is done in a thread of this process. On an error what has not begun is dropped. Raises
+    InputError where there is no cluster, and where a process is ended from outside.
     """
-    made = _dask(scheduler) if scheduler else _processes(workers)
-    with made as found:
-        try:
-            yield found
-        except BrokenProcessPool as error:
-            raise InputError(
-                "a worker process was ended from outside, most often because memory ran out: fewer workers would do"
-            ) from error
-        except BaseException:
-            found.shutdown(wait=True, cancel_futures=True)
-            raise
+    with _dask(scheduler) if scheduler else _processes(workers) as found:
+        yield found
 
 
-def unordered(
-    executor: Executor, function: Callable[[_In], _Out], items: Iterable[_In], *, ahead: int
-) -> Iterator[_Out]:
-    """The function's results as they come; at most `ahead` items are handed out at a time, however many there are."""
+def unordered(executor: Executor, function: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:
+    """The function's results as they come; at most AHEAD items are handed out at a time, however many there are."""
     waiting: set[Future[_Out]] = set()
     try:
         for item in items:
             waiting.add(executor.submit(function, item))
-            if len(waiting) >= ahead:
+            if len(waiting) >= AHEAD:
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
         while waiting:
@@ -54,11 +45,18 @@ def unordered(
             future.cancel()
 
 
-def _processes(workers: int) -> Executor:
-    if workers == 1:
-        return ThreadPoolExecutor(1)
-    # Spawned, not forked: zarr and GDAL have threads, whose locks a fork would copy.
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+@contextmanager
+def _processes(workers: int) -> Iterator[Executor]:
+    # Spawned, not forked: GDAL has threads, whose locks a fork would copy.
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 else ThreadPoolExecutor(1)
+    try:
+        yield pool
+    except BrokenProcessPool as error:
+        raise InputError(
+            "a worker process was ended from outside, most often because memory ran out: fewer workers would do"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import time
 import uuid
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -24,7 +25,7 @@ from affine import Affine
 from hypothesis import settings
 from rasterio.errors import NotGeoreferencedWarning
 
-from ocmlflow import catalog, chips, ground, raster
+from ocmlflow import catalog, chips, cutting, ground, raster, survey
 
 CRS = "EPSG:32630"
 GSD = 0.1
@@ -212,20 +213,30 @@ def made(tmp_path_factory) -> chips.Chips:
     folder = tmp_path_factory.mktemp("towns")
     towns = {"acc/aaa": TRANSFORM, "kam/kkk": ELSEWHERE}
     footprints = {name: town(folder, name, transform=at, seed=len(at)) for name, at in towns.items()}
-    out = folder / "chips"
-    out.mkdir()
-    rules = chips.Rules(gsd=GSD, size=32, stride=32, min_valid=0.1)
-    frames = [cut(scene, out, rules=rules) for scene in catalog.scenes(write_catalog(folder, footprints))]
-    index, _ = ground.split(pd.concat(frames, ignore_index=True), validation="kam", block_m=500.0, seed=0)
-    chips.save(out, index, chips.rules_of(rules))
-    return chips.load(out)
+    rules = rules_with()
+    frames = [cut(scene, folder / "chips", rules=rules) for scene in catalog.scenes(write_catalog(folder, footprints))]
+    index = ground.assign(pd.concat(frames, ignore_index=True), validation="kam", folds=None, block_m=500.0, seed=0)
+    index, _ = ground.apart(index)
+    chips.save(folder / "chips", index, chips.rules_of(rules, seed=0, empty_share=1.0), [], {})
+    return chips.load(folder / "chips")
 
 
-def cut(scene: catalog.Scene, folder: Path, *, rules: chips.Rules) -> gpd.GeoDataFrame:
+def rules_with(**changes) -> chips.Rules:
+    """Rules for chips of 32 pixels."""
+    plain = chips.Rules(gsd=GSD, size=32, stride=32, min_valid=0.1, buffer_m=0.0, parts=False)
+    return replace(plain, **changes)
+
+
+def cut(scene: catalog.Scene, folder: Path, *, rules: chips.Rules, black_m2: float = 0) -> gpd.GeoDataFrame:
+    """Cut all of a scene; returns the rows of its chips."""
     folder.mkdir(parents=True, exist_ok=True)
-    target, _ = chips.check(scene, gsd=rules.gsd)
+    found = survey.survey(scene, gsd=rules.gsd, black_m2=black_m2, bbox=None)
+    chosen = chips.candidates(found, rules=rules).assign(keep_empty=True)
     with ThreadPoolExecutor(1) as executor:
-        return chips.cut(scene, target, folder, rules=rules, executor=executor)
+        ((_, rows),) = cutting.cut([found], chosen, folder, rules=rules, executor=executor, progress=items)
+    if isinstance(rows, Exception):
+        raise rows
+    return rows
 
 
 @pytest.fixture(scope="session")

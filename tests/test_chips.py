@@ -14,6 +14,7 @@ from conftest import (
     cut,
     hole,
     noise,
+    rules_with,
     town,
     write_catalog,
     write_image,
@@ -21,10 +22,10 @@ from conftest import (
 )
 from rasterio.windows import Window
 
-from ocmlflow import catalog, chips, ground, labels, raster
+from ocmlflow import catalog, chips, labels, raster, resample, survey
 from ocmlflow.errors import InputError
 
-RULES = chips.Rules(gsd=GSD, size=32, stride=32, min_valid=0.1)
+RULES = rules_with()
 PLACE = {"crs": CRS, "transform": TRANSFORM}
 
 
@@ -40,6 +41,10 @@ def labelled(folder, footprints: list, image: np.ndarray, valid=None, **how) -> 
     return catalog.Scene("one", "acc", href, (write_labels(folder / "one.geojson", footprints),))
 
 
+def look(scene: catalog.Scene) -> survey.Survey:
+    return survey.survey(scene, gsd=GSD, black_m2=0, bbox=None)
+
+
 def each(folder, index):
     return [(row, chips.read(folder, row)) for row in index.itertuples()]
 
@@ -47,29 +52,29 @@ def each(folder, index):
 @pytest.mark.parametrize("stride", [32, 20])
 @pytest.mark.parametrize("gsd", [0.1, 0.14])
 def test_a_chip_is_the_scene_at_its_window(scene, tmp_path, gsd, stride):
-    rules = chips.Rules(gsd=gsd, size=32, stride=stride, min_valid=0.1)
+    rules = rules_with(gsd=gsd, stride=stride)
     index = cut(scene, tmp_path / "out", rules=rules)
     assert index.id.is_unique
     with raster.opened(scene.image) as (dataset, own):
         target = raster.ground_grid(own, gsd=gsd)
         covered = np.zeros((target.height, target.width), bool)
-        with raster.warped(dataset, own, target) as vrt:
+        with resample.on_grid(dataset, own, target) as read:
             for row, chip in each(tmp_path / "out", index):
                 window = Window(row.col, row.row, 32, 32)
-                found = raster.read_padded(vrt, window)
+                found = read(window)
                 np.testing.assert_allclose(chip[..., :3].astype(int), found.image, atol=0 if gsd == GSD else 2)
                 np.testing.assert_array_equal(chip[..., 3] != labels.NOT_VALID, found.valid)
                 assert row.valid_share == pytest.approx(found.valid.mean())
                 assert row.building_share == pytest.approx((chip[..., 3] == 1).sum() / found.valid.sum())
                 assert row.geometry.equals_exact(raster.outline(target, window), 1e-12)
                 covered[row.row : row.row + 32, row.col : row.col + 32] = True
-            all_valid = raster.valid(vrt, Window(0, 0, target.width, target.height))
+            all_valid = read(Window(0, 0, target.width, target.height)).valid
     assert (covered | ~all_valid).mean() > 0.97  # but chips with less imagery than `min_valid`
 
 
 def test_the_label_lies_on_its_roofs(scene, tmp_path):
     for gsd, least in ((0.1, 1.0), (0.14, 0.95)):
-        index = cut(scene, tmp_path / str(gsd), rules=chips.Rules(gsd, 32, 32, 0.1))
+        index = cut(scene, tmp_path / str(gsd), rules=rules_with(gsd=gsd))
         coded = np.stack([chip for _, chip in each(tmp_path / str(gsd), index)])
         roof, drawn = coded[..., 0] > 150, coded[..., 3] == 1
         assert (roof & drawn).sum() / (roof | drawn).sum() >= least
@@ -95,18 +100,13 @@ def test_chips_reach_over_the_edge_and_a_scene_may_be_smaller_than_one(tmp_path)
 def test_a_scene_of_more_than_one_block(tmp_path):
     footprints = [building(r, c, r + 3, c + 5) for r in range(0, 90, 9) for c in range(0, 90, 11)]
     scene = labelled(tmp_path, footprints, noise(96, 100))
-    index = cut(scene, tmp_path / "out", rules=chips.Rules(GSD, 8, 8, 0.1))
+    index = cut(scene, tmp_path / "out", rules=rules_with(size=8, stride=8))
     assert len(index) == 12 * 13
     assert index.position.is_unique
     label = np.zeros((96, 104), np.uint8)
     for row, chip in each(tmp_path / "out", index):
         label[row.row : row.row + 8, row.col : row.col + 8] = chip[..., 3] == 1
     np.testing.assert_array_equal(label[:, :100], labels.burn(footprints, TRANSFORM, height=96, width=100))
-
-
-def split(*frames, validation="kam"):
-    kept, _ = ground.split(pd.concat(frames, ignore_index=True), validation=validation, block_m=500.0, seed=0)
-    return kept
 
 
 def test_equal_inputs_have_equal_digests(tmp_path):
@@ -126,8 +126,8 @@ def test_equal_inputs_have_equal_digests(tmp_path):
 
 def test_an_interrupted_cut_is_redone_and_a_finished_one_kept(scene, tmp_path):
     out = tmp_path / "out"
-    (out / "aaa.zarr.part" / "image").mkdir(parents=True)
-    (out / "aaa.zarr.part" / "zarr.json").write_text("half")
+    (out / "aaa.zarr.new" / "image").mkdir(parents=True)
+    (out / "aaa.zarr.new" / "zarr.json").write_text("half")
     (out / "aaa.parquet").write_text("half")
     first = cut(scene, out, rules=RULES)
     assert sorted(path.name for path in out.iterdir()) == ["aaa.parquet", "aaa.zarr"]
@@ -142,7 +142,7 @@ def test_an_interrupted_cut_is_redone_and_a_finished_one_kept(scene, tmp_path):
 def test_a_set_is_whole_when_it_is_saved(made, tmp_path):
     copy = tmp_path / "chips"
     shutil.copytree(made.folder, copy)
-    assert chips.load(copy).rules == chips.rules_of(RULES)
+    assert chips.load(copy).rules == chips.rules_of(RULES, seed=0, empty_share=1.0)
     pd.testing.assert_frame_equal(pd.DataFrame(chips.load(copy).index), pd.DataFrame(made.index))
     (copy / "chips.json").unlink()
     with pytest.raises(InputError, match=r"holds no chips: chips\.json"):
@@ -168,7 +168,7 @@ def test_labels_in_degrees_and_in_metres_give_the_same_label(tmp_path, transform
 def test_labels_far_from_their_scene_are_refused(tmp_path):
     scene = labelled(tmp_path, [building(3, 4, 20, 25, ELSEWHERE)], noise(64, 64))
     with pytest.raises(InputError, match=r"none of the 1 footprints of scene one .*one\.geojson .*one\.tif"):
-        chips.check(scene, gsd=GSD)
+        look(scene)
 
 
 @pytest.mark.filterwarnings("ignore:'crs' was not provided")
@@ -177,7 +177,7 @@ def test_labels_without_crs_are_refused(tmp_path, name):
     gpd.GeoDataFrame({"a": [1]}, geometry=[building(3, 4, 20, 25)]).to_file(tmp_path / name)
     scene = catalog.Scene("one", "acc", write_image(tmp_path / "one.tif", noise(64, 64)), (str(tmp_path / name),))
     with pytest.raises(InputError, match=rf"{name} of scene one name no CRS"):
-        chips.check(scene, gsd=GSD)
+        look(scene)
 
 
 @pytest.mark.parametrize("content", [None, "hello", "{}"])
@@ -186,7 +186,7 @@ def test_labels_that_cannot_be_read_are_refused(tmp_path, content):
     path = tmp_path / "one.geojson"
     path.unlink() if content is None else path.write_text(content)
     with pytest.raises(InputError, match=r"cannot read labels .*one\.geojson of scene one"):
-        chips.check(scene, gsd=GSD)
+        look(scene)
 
 
 @pytest.mark.parametrize(
@@ -216,11 +216,11 @@ def test_labels_in_another_unit_than_they_say_are_refused(tmp_path):
     with pytest.raises(
         InputError, match=r"none of the 1 geometries of labels .*one\.geojson of scene one is a polygon"
     ):
-        chips.check(scene, gsd=GSD)
+        look(scene)
 
 
 def test_points_are_no_footprints(tmp_path):
     scene = labelled(tmp_path, [], noise(64, 64))
     write_labels(tmp_path / "one.geojson", [shapely.Point(500_001, 619_999)])
     with pytest.raises(InputError, match="they are Point"):
-        chips.check(scene, gsd=GSD)
+        look(scene)

@@ -6,12 +6,12 @@ import pandas as pd
 import pytest
 import shapely
 from affine import Affine
-from conftest import CRS, ELSEWHERE, GSD, TRANSFORM
+from conftest import CRS, ELSEWHERE, TRANSFORM
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from rasterio.windows import Window
 
-from ocmlflow import chips, ground, raster
+from ocmlflow import ground, raster
 from ocmlflow.errors import InputError
 
 
@@ -23,6 +23,10 @@ def chips_of(scene: str, place: str, *, rows: int, cols: int, transform: Affine 
     frame = {"id": [f"{scene}-{n}" for n in range(len(windows))], "scene": scene, "place": place, "utm": CRS}
     frame |= {"x": [x for x, _ in middles], "y": [y for _, y in middles]}
     return gpd.GeoDataFrame(frame, geometry=[raster.outline(own, w) for w in windows], crs="EPSG:4326")
+
+
+def split(index, *, validation, block_m, seed):
+    return ground.apart(ground.assign(index, validation=validation, folds=None, block_m=block_m, seed=seed))
 
 
 def covered(index: gpd.GeoDataFrame) -> shapely.Geometry:
@@ -39,7 +43,7 @@ def test_places_and_scenes_are_held_out_by_name(validation, held):
         ],
         ignore_index=True,
     )
-    kept, dropped = ground.split(index, validation=validation, block_m=500.0, seed=0)
+    kept, dropped = split(index, validation=validation, block_m=500.0, seed=0)
     assert set(kept[kept.split == "validation"].scene) == held
     assert set(kept[kept.split == "train"].scene) == {"a1", "a2", "k"} - held
     assert dropped.empty
@@ -48,38 +52,38 @@ def test_places_and_scenes_are_held_out_by_name(validation, held):
 def test_an_unknown_name_is_refused_with_those_known():
     index = chips_of("a1", "acc", rows=2, cols=2)
     with pytest.raises(InputError, match=r"validation=zzz is neither .* a1, acc"):
-        ground.split(index, validation="zzz", block_m=500.0, seed=0)
+        split(index, validation="zzz", block_m=500.0, seed=0)
 
 
 @pytest.mark.parametrize("validation", ["acc", "0", "1", "1.5", "nan"])
 def test_a_split_needs_both_sides(validation):
     with pytest.raises(InputError, match="validation="):
-        ground.split(chips_of("a1", "acc", rows=3, cols=3), validation=validation, block_m=500.0, seed=0)
+        split(chips_of("a1", "acc", rows=3, cols=3), validation=validation, block_m=500.0, seed=0)
 
 
 def test_chips_all_on_one_block_of_ground_are_refused():
     with pytest.raises(InputError, match=r"validation=0\.2 puts 9 of 9 chips into validation"):
-        ground.split(chips_of("a1", "acc", rows=3, cols=3), validation="0.2", block_m=500.0, seed=0)
+        split(chips_of("a1", "acc", rows=3, cols=3), validation="0.2", block_m=500.0, seed=0)
 
 
 @given(st.integers(2, 9), st.integers(2, 9), st.sampled_from([32, 20, 8]), st.floats(0.05, 0.9), st.integers(0, 9))
 def test_held_out_ground_is_apart(rows, cols, stride, share, seed):
     index = chips_of("a1", "acc", rows=rows, cols=cols, stride=stride)
     try:
-        kept, dropped = ground.split(index, validation=str(share), block_m=9.0, seed=seed)
+        kept, dropped = split(index, validation=str(share), block_m=9.0, seed=seed)
     except InputError:
         assume(False)
     assert sorted([*kept.id, *dropped.id]) == sorted(index.id)
     train, validation = kept[kept.split == "train"], kept[kept.split == "validation"]
     assert covered(train).distance(covered(validation)) > 0.5  # they do not even touch
     assert set(dropped.split) <= {"train"}
-    again, _ = ground.split(index, validation=str(share), block_m=9.0, seed=seed)
+    again, _ = split(index, validation=str(share), block_m=9.0, seed=seed)
     assert again.split.tolist() == kept.split.tolist()
 
 
 def test_a_share_is_about_that_share_and_another_seed_another_ground():
     index = chips_of("a1", "acc", rows=40, cols=40)
-    splits = [ground.split(index, validation="0.2", block_m=9.6, seed=seed)[0] for seed in (0, 1)]
+    splits = [split(index, validation="0.2", block_m=9.6, seed=seed)[0] for seed in (0, 1)]
     for kept in splits:
         assert (kept.split == "validation").sum() / len(index) == pytest.approx(0.2, abs=0.02)
     held = [set(kept[kept.split == "validation"].id) for kept in splits]
@@ -93,7 +97,7 @@ def test_scenes_on_the_same_ground_share_none_after_the_split(shift):
         [chips_of("a1", "acc", rows=2, cols=5), chips_of("a2", "dar", rows=2, cols=2, transform=over)],
         ignore_index=True,
     )
-    kept, dropped = ground.split(index, validation="dar", block_m=500.0, seed=0)
+    kept, dropped = split(index, validation="dar", block_m=500.0, seed=0)
     assert len(dropped) == {0: 6, 16: 6, 32: 8, 33: 6}[shift]
     train, validation = (covered(kept[kept.split == name]) for name in ("train", "validation"))
     assert train.distance(validation) > 0
@@ -108,11 +112,10 @@ def test_the_made_chips_are_split_by_place(made):
 
 
 def test_validation_counts_no_pixel_twice():
-    rules = chips.Rules(gsd=GSD, size=32, stride=20, min_valid=0.1)
     index = chips_of("a1", "acc", rows=4, cols=4, stride=20)
     index["row"], index["col"] = np.repeat(np.arange(0, 80, 20), 4), np.tile(np.arange(0, 80, 20), 4)
     index["split"] = np.where(index.col < 40, "validation", "train")
-    thinned = ground.thin(index, rules)
+    thinned = ground.thin(index, step=ground.step_of(size=32, stride=20))
     assert (thinned.split == "train").sum() == (index.split == "train").sum()
     kept = thinned[thinned.split == "validation"]
     assert sorted(zip(kept.row, kept.col, strict=True)) == [(0, 0), (40, 0)]

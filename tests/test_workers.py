@@ -41,17 +41,18 @@ def executor(request):
 
 
 def test_every_item_is_done_once(executor):
-    found = workers.unordered(executor, squared, range(20), ahead=3)
+    found = workers.unordered(executor, squared, range(20))
     assert sorted(number for number, _ in found) == [n**2 for n in range(20)]
 
 
 def test_a_failure_comes_out_as_it_is(executor):
     with pytest.raises(ValueError, match="-1 is negative"):
-        list(workers.unordered(executor, squared, [1, 2, -1, 3], ahead=2))
+        list(workers.unordered(executor, squared, [1, 2, -1, 3]))
 
 
-def test_no_more_is_handed_out_than_is_waited_for():
+def test_no_more_is_handed_out_than_is_waited_for(monkeypatch):
     """A scene of a million blocks does not become a million tasks."""
+    monkeypatch.setattr(workers, "AHEAD", 4)
     handed, most = [], []
 
     def items():
@@ -62,7 +63,7 @@ def test_no_more_is_handed_out_than_is_waited_for():
 
     seen: list[int] = []
     with workers.executor(1, None) as executor:
-        for number in workers.unordered(executor, abs, items(), ahead=4):
+        for number in workers.unordered(executor, abs, items()):
             seen.append(number)
     assert sorted(seen) == list(range(10))
     assert max(most) <= 5
@@ -78,11 +79,11 @@ def test_processes_and_clusters_are_other_processes(cluster):
 
 def test_a_killed_worker_of_a_cluster_is_made_good(cluster, tmp_path):
     with workers.executor(1, cluster) as executor:
-        assert list(workers.unordered(executor, killed_once, [str(tmp_path / "killed")], ahead=1))
+        assert list(workers.unordered(executor, killed_once, [str(tmp_path / "killed")]))
 
 
 def test_a_killed_process_is_told(tmp_path):
-    with pytest.raises(InputError, match="fewer workers would do"), workers.executor(2, None) as executor:  # noqa: PT012
+    with pytest.raises(InputError, match="fewer workers would do"), workers.executor(2, None) as executor:
         list(executor.map(killed_once, [str(tmp_path / "killed")]))
 
 
