@@ -253,7 +253,8 @@ def _split_and_save(
     rules = chips.rules_of(
         _rules(args),
         catalog=storage.public(args.catalog),
-        **{name: getattr(args, name) for name in ("validation", "folds", "block_m", "seed", "empty_share", "black_m2")},
+        validation="fold 0" if args.folds else args.validation,
+        **{name: getattr(args, name) for name in ("folds", "block_m", "seed", "empty_share", "black_m2")},
     )
     scenes = [found.scene for found in surveys if table[found.scene.id]["status"] == "cut"]
     chips.save(folder, index, rules, list(table.values()), _item(index, scenes, rules))

@@ -24,6 +24,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     """The verb's parameters and their defaults."""
     p = parser("train", "Train a network on chips, log every epoch, and register the best one as @candidate.")
     p.add_argument("--chips", default=None, help="run id of a `prepare` run; the experiment's newest if not given")
+    p.add_argument("--fold", type=whole(0), default=None, help="of chips made with folds=, the one to hold out")
     p.add_argument("--epochs", type=whole(1), default=30, help="times that as many crops are drawn as there are chips")
     p.add_argument("--architecture", default="unet", help="decoder of the network")
     p.add_argument("--encoder", default="efficientnet-lite0", help="encoder of the network")
@@ -62,7 +63,7 @@ def main(args: argparse.Namespace) -> None:
         models.check(architecture=args.architecture, encoder=args.encoder)
         losses.named(args.loss)
         chips_run = tracking.chips_run(args.chips)
-        made = chips.load(tracking.chips_folder(chips_run))
+        made = chips.load(tracking.chips_folder(chips_run), fold=args.fold)
         _check(made, args)
         tracking.register(args.name)  # a name that MLflow refuses is to fail now, not after the training
         digest = chips.digest(made.index)
@@ -75,17 +76,19 @@ def main(args: argparse.Namespace) -> None:
             "gsd": made.rules["gsd"],
             "chips": chips_run,
             "data": digest,
-            "validation": made.rules["validation"],
+            "validation": made.rules["validation"] if args.fold is None else f"fold {args.fold}",
             "run": run.info.run_id,
             "architecture": args.architecture,
             "encoder": args.encoder,
             "multiple": models.STRIDE,
         }
+        if args.fold is not None:
+            facts["fold"] = args.fold
         made_version = tracking.log_model(model, facts, name=args.name)
         mlflow.log_metrics({"best_epoch": best_epoch, "validation/best_iou": best})
         tracking.describe(
             f"`{args.architecture}` on `{args.encoder}`, registered as **{args.name}** version {made_version}: pooled "
-            f"validation IoU {best:.3f} after epoch {best_epoch} of {args.epochs}, on `{made.rules['validation']}`"
+            f"validation IoU {best:.3f} after epoch {best_epoch} of {args.epochs}, on `{facts['validation']}`"
         )
         log.info("%s version %s: validation IoU %.3f (epoch %d)", args.name, made_version, best, best_epoch)
 

@@ -218,7 +218,7 @@ def _items(href: str) -> list[pystac.Item]:
     try:
         return list(root.get_items(recursive=True))
     except (OSError, ValueError, AttributeError, pystac.STACError, pystac.STACTypeError) as error:
-        raise InputError(f"catalogue {href} links to what cannot be read: {error}") from error
+        raise InputError(f"catalogue {href} links to what cannot be read: {error.__cause__ or error}") from error
 
 
 def _image(item: pystac.Item) -> str | None:

@@ -214,8 +214,9 @@ def _arrays(read: resample.Read, whole: Window, block: _Block, run: _Run) -> dic
 
 
 def _record(chip: dict[str, np.ndarray], window: Window, position: int, valid: int, building: int) -> dict[str, Any]:
-    some = chip["image"][::4, ::4].reshape(-1, 3)
-    means = some.sum(axis=0) / max(np.count_nonzero(chip["label"][::4, ::4] != labels.NOT_VALID), 1)
+    means = chip["image"][::4, ::4].sum(axis=(0, 1)) / max(
+        np.count_nonzero(chip["label"][::4, ::4] != labels.NOT_VALID), 1
+    )
     content = hashlib.sha256()
     for values in chip.values():
         content.update(values.data)

@@ -62,12 +62,14 @@ def _overview(dataset: DatasetReader, own: Grid, target: Grid) -> int | None:
 
 def _read(dataset: DatasetReader, to_source: Affine, window: Window) -> Pixels:
     height, width = int(window.height), int(window.width)
-    image, valid = np.zeros((height, width, 3), np.uint8), np.zeros((height, width), bool)
     rows = _inside(to_source.f + window.row_off * to_source.e, to_source.e, height, dataset.height)
     cols = _inside(to_source.c + window.col_off * to_source.a, to_source.a, width, dataset.width)
-    if not rows or not cols:
+    step = max(1, int(SLAB / (max(1, len(cols)) * to_source.a * to_source.e)))
+    if len(rows) == height <= step and len(cols) == width:
+        return _resized(dataset, to_source, window)
+    image, valid = np.zeros((height, width, 3), np.uint8), np.zeros((height, width), bool)
+    if not cols:
         return Pixels(image, valid)
-    step = max(1, int(SLAB / (len(cols) * to_source.a * to_source.e)))
     for first in range(rows.start, rows.stop, step):
         slab = range(first, min(first + step, rows.stop))
         at = np.s_[slab.start : slab.stop, cols.start : cols.stop]

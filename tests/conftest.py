@@ -309,13 +309,19 @@ def s3(_s3_server, monkeypatch) -> str:
 
 @pytest.fixture
 def web(tmp_path):
-    """A folder and its http address, on a server that turns strangers away as data.source.coop does."""
+    """A folder, its http address, and answers (status codes by path) that come before that of the file.
+
+    The server turns strangers away as data.source.coop does.
+    """
+    answers: dict[str, list[int]] = {}
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             file = tmp_path / self.path.lstrip("/")
             if not self.headers.get("User-Agent", "").startswith("ocmlflow"):
                 return self.send_error(403)
+            if answers.get(self.path):
+                return self.send_error(answers[self.path].pop(0))
             if not file.is_file():
                 return self.send_error(404)
             content = file.read_bytes()
@@ -338,5 +344,5 @@ def web(tmp_path):
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        yield tmp_path, f"http://127.0.0.1:{server.server_port}"
+        yield tmp_path, f"http://127.0.0.1:{server.server_port}", answers
         server.shutdown()

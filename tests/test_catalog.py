@@ -1,9 +1,23 @@
 import json
 import shutil
 
+import geopandas as gpd
 import numpy as np
+import pystac
 import pytest
-from conftest import DATA, building, needs_data, noise, pixels, write_catalog, write_image, write_json
+import shapely
+from conftest import (
+    CRS,
+    DATA,
+    building,
+    needs_data,
+    noise,
+    pixels,
+    write_catalog,
+    write_image,
+    write_json,
+    write_labels,
+)
 
 from ocmlflow import catalog, storage
 from ocmlflow.errors import InputError
@@ -153,11 +167,99 @@ def test_a_catalogue_in_s3_gives_the_scenes_and_pixels_of_the_local_one(folder, 
 
 
 def test_a_catalogue_on_the_web_gives_the_scenes_and_pixels_of_the_local_one(web):
-    folder, address = web
+    folder, address, _ = web
     write_image(folder / "acc/a1/a1.tif", noise(8, 8))
     write_catalog(folder, {"acc/a1": []})
     (scene,) = catalog.scenes(f"{address}/catalog.json")
     np.testing.assert_array_equal(pixels(scene.image).image, noise(8, 8))
+
+
+@pytest.mark.parametrize(
+    "target", ["file:///etc/passwd", "/etc/passwd", "../../../../etc/passwd", "a/../../../../../x"]
+)
+@pytest.mark.parametrize("what", ["asset", "link"])
+def test_a_remote_catalogue_names_no_local_file(web, target, what):
+    folder, address, _ = web
+    write_catalog(folder / "maps", {"acc/a1": []})
+    path = folder / "maps/acc/a1/a1.json" if what == "asset" else folder / "maps/acc/collection.json"
+    change(
+        path,
+        **(
+            {"assets": {"image": {"href": target}}} if what == "asset" else {"links": [{"rel": "item", "href": target}]}
+        ),
+    )
+    with pytest.raises(InputError, match=rf"{path.name} points to .*, outside of where it lies"):
+        catalog.scenes(f"{address}/maps/catalog.json")
+
+
+def test_a_remote_catalogue_may_name_other_servers_and_what_lies_beside(web):
+    folder, address, _ = web
+    write_catalog(folder / "maps", {"acc/a1": [], "acc/a2": []})
+    change(folder / "maps/acc/a1/a1.json", assets={"image": {"href": "s3://elsewhere/a1.tif"}})
+    change(folder / "maps/acc/a2/a2.json", assets={"image": {"href": "../../../images/a2.tif"}})
+    found = catalog.scenes(f"{address}/maps/catalog.json")
+    assert [scene.image for scene in found] == ["s3://elsewhere/a1.tif", f"{address}/images/a2.tif"]
+
+
+def plain_folder(folder):
+    """Three images of which two have labels of the same name, of two kinds."""
+    for name in ("one", "two", "three"):
+        write_image(folder / f"{name}.tif", noise(8, 8))
+    write_labels(folder / "one.geojson", [building(1, 1, 5, 5)])
+    gpd.GeoDataFrame(geometry=[building(1, 1, 5, 5)], crs=CRS).to_file(folder / "two.gpkg")
+    return folder
+
+
+def test_a_plain_folder_pairs_images_and_labels_by_name(tmp_path):
+    found = catalog.scenes(str(plain_folder(tmp_path / "town")))
+    assert names(found) == [("one", "town", 1), ("three", "town", 0), ("two", "town", 1)]
+    with pytest.raises(InputError, match=r"holds no catalog\.json and no GeoTIFF"):
+        catalog.scenes(str(tmp_path))
+
+
+def test_a_plain_folder_in_s3_is_listed(tmp_path, s3):
+    upload(plain_folder(tmp_path / "town"), f"{s3}/town")
+    assert names(catalog.scenes(f"{s3}/town/")) == [("one", "town", 1), ("three", "town", 0), ("two", "town", 1)]
+
+
+def test_several_catalogues_are_one_and_scenes_are_chosen(folder, tmp_path):
+    both = f"{folder}/catalog.json, {plain_folder(tmp_path / 'town')}"
+    found = catalog.scenes(both)
+    assert [scene.id for scene in found] == ["a1", "a2", "k1", "one", "three", "two"]
+    assert {scene.catalog for scene in found} == set(both.split(", "))
+    chosen = catalog.choose(found, scenes="a1,one,k1", places="acc, town")
+    assert [scene.id for scene in chosen] == ["a1", "one"]
+    for words in ({"scenes": "a1,zzz", "places": None}, {"scenes": None, "places": "zzz"}):
+        with pytest.raises(InputError, match="there is no zzz; there are: "):
+            catalog.choose(found, **words)
+
+
+@pytest.mark.parametrize("version", ["0.8.1", "0.9.0", "1.0.0", "1.1.0"])
+def test_stac_of_every_version_gives_the_same_scenes(folder, version, caplog):
+    for path in folder.rglob("*.json"):
+        content = json.loads(path.read_text())
+        content["stac_version"] = version
+        if version >= "1" and content.get("type") != "Feature":
+            content["type"] = "Collection" if "extent" in content else "Catalog"
+        if content.get("type") == "Feature":
+            content["properties"]["datetime"] = "2017-09-19T00:00:00Z"
+        path.write_text(json.dumps(content))
+    found = catalog.scenes(str(folder / "catalog.json"))
+    assert names(found) == [("a1", "acc", 1), ("a2", "acc", 0), ("k1", "kam", 1)]
+    assert found[0].taken.year == 2017
+    assert not caplog.records
+
+
+def test_what_was_made_of_scenes_is_a_valid_item_derived_from_them(folder, tmp_path):
+    found = catalog.scenes(str(folder / "catalog.json"))
+    outline = shapely.union_all([shapely.box(0, 0, 1, 1), shapely.box(5, 5, 6, 6)])
+    item = catalog.dataset("made", found, outline=outline, assets={"index": ("./i.parquet", "application/x")}, gsd=0.1)
+    (tmp_path / "item.json").write_text(json.dumps(item))
+    read = pystac.Item.from_file(str(tmp_path / "item.json"))
+    assert {link.get_absolute_href() for link in read.links if link.rel == "derived_from"} == {s.item for s in found}
+    assert read.properties["gsd"] == 0.1
+    assert read.bbox == [0, 0, 6, 6]
+    assert pystac.serialization.identify_stac_object(item).object_type == pystac.STACObjectType.ITEM
 
 
 @needs_data

@@ -119,3 +119,45 @@ def test_validation_counts_no_pixel_twice():
     assert (thinned.split == "train").sum() == (index.split == "train").sum()
     kept = thinned[thinned.split == "validation"]
     assert sorted(zip(kept.row, kept.col, strict=True)) == [(0, 0), (40, 0)]
+
+
+def folded(*, rows: int, cols: int, folds: int, seed: int):
+    index = chips_of("a1", "acc", rows=rows, cols=cols)
+    place = {"row": np.repeat(np.arange(rows), cols) * 32, "col": np.tile(np.arange(cols), rows) * 32}
+    index = index.assign(**place, building_share=(np.arange(len(index)) % 3).astype(float))
+    return ground.assign(index, validation="", folds=folds, block_m=12.8, seed=seed)
+
+
+@given(st.integers(8, 20), st.integers(8, 20), st.integers(2, 4), st.integers(0, 5), st.floats(0.2, 1))
+def test_folds_are_alike_in_size_and_each_is_apart_from_its_training(rows, cols, folds, seed, share):
+    index = folded(rows=rows, cols=cols, folds=folds, seed=seed)
+    sizes = index.fold.value_counts()
+    assert len(sizes) == folds
+    assert sizes.max() - sizes.min() <= 36  # one block: 4 x 4 chips, and those that its edge cuts
+    for fold in range(folds):
+        try:
+            held = ground.of_fold(index, fold, step=32, empty_share=share, seed=seed)
+        except InputError:
+            assume(False)
+        validation, train = held[held.split == "validation"], held[held.split == "train"]
+        assert set(validation.id) == set(index[index.fold == fold].id)
+        assert covered(train).distance(covered(validation)) > 0.5
+        empty = train.building_share == 0
+        assert set(train.id[empty]) == set(train.id) & set(index.id[ground.drawn(index.id, share, seed)]) & set(
+            index.id[index.building_share == 0]
+        )
+
+
+def test_too_many_folds_are_refused():
+    with pytest.raises(InputError, match=r"folds=20: the scenes lie on \d blocks of 12\.8 m"):
+        folded(rows=8, cols=8, folds=20, seed=0)
+
+
+def test_a_drawn_share_is_about_that_share_and_holds_when_more_come():
+    ids = pd.Series([f"a-{number}" for number in range(2000)])
+    drawn = ground.drawn(ids, 0.3, 7)
+    assert drawn.mean() == pytest.approx(0.3, abs=0.04)
+    np.testing.assert_array_equal(drawn[:500], ground.drawn(ids[:500], 0.3, 7))
+    assert (drawn != ground.drawn(ids, 0.3, 8)).any()
+    assert ground.drawn(ids, 1, 7).all()
+    assert not ground.drawn(ids, 0, 7).any()

@@ -80,7 +80,7 @@ def test_no_server_and_wrong_credentials_are_named(s3, monkeypatch):
 
 
 def test_web_addresses_are_read_under_a_name_of_our_own(web):
-    folder, address = web
+    folder, address, _ = web
     (folder / "a.json").write_text("{}")
     assert storage.read(f"{address}/a.json") == b"{}"
     before = storage.fingerprint(f"{address}/a.json")
@@ -142,3 +142,39 @@ def test_digests_tell_texts_apart():
 )
 def test_secrets_of_addresses_are_not_shown(text, shown):
     assert storage.public(text) == shown
+
+
+def test_what_is_passing_is_asked_again(web):
+    folder, address, answers = web
+    (folder / "a.json").write_text("{}")
+    answers["/a.json"] = [503, 429]
+    assert storage.read(f"{address}/a.json") == b"{}"
+    assert not answers["/a.json"]
+
+
+@pytest.mark.parametrize(("status", "asked"), [(403, 1), (404, 1), (503, 5)])
+def test_what_is_not_passing_is_told_with_the_answer(web, status, asked, monkeypatch):
+    monkeypatch.setattr("urllib3.util.retry.Retry.DEFAULT_BACKOFF_MAX", 0.01)
+    folder, address, answers = web
+    (folder / "a.json").write_text("{}")
+    answers["/a.json"] = [status] * 9
+    storage._session.cache_clear()
+    with pytest.raises(FileNotFoundError, match=rf"a\.json answers {status}"):
+        storage.read(f"{address}/a.json")
+    storage._session.cache_clear()
+    assert 9 - len(answers["/a.json"]) == asked
+
+
+def test_public_data_is_read_unsigned_by_whoever_has_credentials(s3, monkeypatch):
+    assert storage.s3_session()[1] is False
+    monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "YES")
+    assert storage.s3_session()[1] is True
+    with pytest.raises(FileNotFoundError, match="AccessDenied"):  # the test's bucket is not public
+        storage.read(f"{s3}/a.txt")
+
+
+def test_the_files_of_a_folder_are_listed_and_those_below_are_not(base, tmp_path):
+    for name in ("b.tif", "a.tif", "below/c.tif"):
+        put(tmp_path, storage.join(base, *name.split("/")), b"x")
+    assert storage.listing(base) == [storage.join(base, "a.tif"), storage.join(base, "b.tif")]
+    assert storage.size(storage.join(base, "a.tif")) == 1

@@ -1,0 +1,277 @@
+"""How fast scenes become chips, against what cannot be done faster and against a plain loop, and in how much memory.
+
+    python -m benchmarks.prepare speed --image SCENE.tif --labels LABELS.geojson
+    python -m benchmarks.prepare memory
+    python -m benchmarks.prepare s3 --image SCENE.tif --labels LABELS.geojson --address s3://BUCKET/FOLDER
+
+`s3` takes the server that AWS_ENDPOINT_URL_S3 names and counts requests on the way to it. Each prints a Markdown table.
+"""
+
+import argparse
+import os
+import re
+import resource
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlparse
+
+import geopandas as gpd
+import numpy as np
+import rasterio
+import shapely
+from affine import Affine
+from rasterio.enums import Resampling
+from rasterio.features import rasterize
+from rasterio.windows import Window
+
+from ocmlflow import chips, cutting, grid, raster, resample, storage, store, survey, workers
+from ocmlflow.catalog import Scene
+
+SIZE = 512
+COPIES = 4
+"""The scene is cut under so many names at once, so that there is work for a while."""
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("what", choices=("speed", "memory", "s3", "one"))
+    p.add_argument("--image")
+    p.add_argument("--labels")
+    p.add_argument("--address")
+    args = p.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        if args.what == "speed":
+            speed(args.image, args.labels, Path(scratch))
+        elif args.what == "memory":
+            memory(Path(scratch))
+        elif args.what == "one":
+            with workers.executor(1, None) as executor:
+                cut([Scene("one", "x", args.image, (args.labels,))], SIZE, Path(scratch), executor)
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+        else:
+            from_s3(args.image, args.labels, args.address, Path(scratch))
+
+
+def speed(image: str, labels: str, scratch: Path) -> None:
+    on_grid = regridded(image, scratch / "on-grid.tif")
+    print("| scene | stride | workers | chips/s | of the limit | chips per CPU s | plain loop | ratio |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for name, href, stride in (
+        ("as it is", image, SIZE),
+        ("on the grid", on_grid, SIZE),
+        ("on the grid", on_grid, 384),
+    ):
+        scenes = [Scene(f"copy{n}", "x", href, (labels,)) for n in range(COPIES)]
+        for count in sorted({1, os.cpu_count() or 1}):
+            with workers.executor(count, None) as executor:
+                list(executor.map(warm, range(4 * count)))
+                surveys = look(scenes)
+                limit = timed(lambda: list(executor.map(read_only, runs(surveys, stride, scratch))))[0]
+                made: list[int] = []
+                wall, cpu = timed(lambda: made.append(cut_surveyed(surveys, stride, scratch, executor)))
+            per_cpu = made[0] / cpu if count == 1 else float("nan")
+            loop = plain_loop(href, labels, stride, scratch) if href == on_grid and count == 1 else float("nan")
+            print(
+                f"| {name} | {stride} | {count} | {made[0] / wall:.0f} | {limit / wall:.2f} | {per_cpu:.0f} | {loop:.0f} | "
+                f"{per_cpu / loop:.1f} |",
+                flush=True,
+            )
+
+
+def memory(scratch: Path) -> None:
+    print("| side, pixels | peak memory of a worker, MB |\n| --- | --- |")
+    for side in (5_000, 20_000, 60_000):
+        image, labels = sparse_scene(side, scratch)
+        command = [sys.executable, "-m", "benchmarks.prepare", "one", "--image", image, "--labels", labels]
+        found = subprocess.run(command, check=True, capture_output=True, text=True)
+        print(f"| {side} | {found.stdout.strip()} |", flush=True)
+
+
+def from_s3(image: str, labels: str, address: str, scratch: Path) -> None:
+    copy = scratch / "copy.tif"
+    copy.write_bytes(Path(image).read_bytes())
+    storage.put(copy, f"{address}/one.tif")
+    size = Path(image).stat().st_size
+    with workers.executor(1, None) as executor:
+        local = timed(lambda: cut([Scene("one", "x", image, (labels,))], SIZE, scratch / "local", executor))[0]
+        with counting_proxy() as counted:
+            scene = Scene("one", "x", f"{address}/one.tif", (labels,))
+            remote = timed(lambda: cut([scene], SIZE, scratch / "remote", executor))[0]
+    print("| from | seconds | requests | bytes read / size |\n| --- | --- | --- | --- |")
+    print(f"| disk | {local:.2f} | | |")
+    print(f"| S3 | {remote:.2f} | {counted['requests']} | {counted['bytes'] / size:.2f} |")
+
+
+def look(scenes: list[Scene]) -> list[survey.Survey]:
+    found = [survey.survey(scene, gsd=0.1, black_m2=0, bbox=None) for scene in scenes]
+    return [one for one in found if one]
+
+
+def rules(stride: int) -> chips.Rules:
+    return chips.Rules(gsd=0.1, size=SIZE, stride=stride, min_valid=0.1, buffer_m=0, parts=False)
+
+
+def cut(scenes: list[Scene], stride: int, folder: Path, executor: Executor) -> int:
+    return cut_surveyed(look(scenes), stride, folder, executor)
+
+
+def cut_surveyed(surveys: list[survey.Survey], stride: int, folder: Path, executor: Executor) -> int:
+    """Number of the chips that were cut."""
+    with tempfile.TemporaryDirectory(dir=folder if folder.exists() else None) as out:
+        windows = gpd.pd.concat([chips.candidates(found, rules=rules(stride)) for found in surveys])
+        done = cutting.cut(
+            surveys,
+            windows.assign(keep_empty=True),
+            Path(out),
+            rules=rules(stride),
+            executor=executor,
+            progress=lambda items, total: items,
+        )
+        return sum(len(rows) for _, rows in done)
+
+
+def warm(_: int) -> None:
+    time.sleep(0.2)
+
+
+def runs(surveys: list[survey.Survey], stride: int, folder: Path) -> list[tuple[str, raster.Grid, list[Window]]]:
+    """What the same workers have to read: the windows of the same blocks, side by side."""
+    side, reach = store.BLOCK * stride, (store.BLOCK - 1) * stride + SIZE
+    return [
+        (found.scene.image, found.grid, [Window(col, row, reach, reach) for col in range(0, found.grid.width, side)])
+        for found in surveys
+        for row in range(0, found.grid.height, side)
+    ]
+
+
+def read_only(run: tuple[str, raster.Grid, list[Window]]) -> None:
+    """Decode the blocks and bring them to the grid, and nothing else."""
+    href, target, windows = run
+    with raster.opened(href) as (dataset, own), resample.on_grid(dataset, own, target) as read:
+        for window in windows:
+            read(window)
+
+
+def plain_loop(href: str, labels: str, stride: int, scratch: Path) -> float:
+    """Chips per CPU second of the loop that everybody writes: read a window, burn, write a GeoTIFF."""
+
+    def loop() -> None:
+        with rasterio.open(href) as scene:
+            polygons = gpd.read_file(labels).to_crs(scene.crs).geometry.to_numpy()
+            tree = shapely.STRtree(polygons)
+            for row in grid.starts(scene.height, size=SIZE, stride=stride):
+                for col in grid.starts(scene.width, size=SIZE, stride=stride):
+                    window = Window(col, row, SIZE, SIZE)
+                    pixels = scene.read(window=window)
+                    if not (pixels[3] > 127).mean() >= 0.1:
+                        continue
+                    transform = scene.window_transform(window)
+                    near = polygons[tree.query(shapely.box(*scene.window_bounds(window)))]
+                    label = (
+                        rasterize(near, (SIZE, SIZE), transform=transform) if len(near) else np.zeros_like(pixels[0])
+                    )
+                    profile = {"driver": "GTiff", "height": SIZE, "width": SIZE, "count": 4, "dtype": "uint8"}
+                    profile |= {"crs": scene.crs, "transform": transform, "compress": "deflate"}
+                    with rasterio.open(scratch / "plain" / f"{row}-{col}.tif", "w", **profile) as chip:
+                        chip.write(pixels[:3], [1, 2, 3])
+                        chip.write(np.where(pixels[3] > 127, label, 255).astype(np.uint8), 4)
+                    count[0] += 1
+
+    (scratch / "plain").mkdir(exist_ok=True)
+    count = [0]
+    cpu = timed(loop)[1]
+    return count[0] / cpu
+
+
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds on the wall and of this process's CPU."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def regridded(image: str, target: Path) -> str:
+    """The scene on the very grid that its chips are cut on, compressed as before."""
+    with raster.opened(image) as (dataset, own):
+        ground = raster.ground_grid(own, gsd=0.1)
+        place = {"crs": ground.crs, "transform": ground.transform, "height": ground.height, "width": ground.width}
+        profile = {**dataset.profile, **place}
+        with rasterio.open(target, "w", **profile) as out, resample.on_grid(dataset, own, ground) as read:
+            for window in grid.blocks(ground.height, ground.width, size=4096):
+                pixels = read(window)
+                out.write(np.moveaxis(pixels.image, -1, 0), [1, 2, 3], window=window)
+                out.write(pixels.valid.astype(np.uint8) * 255, 4, window=window)
+            out.colorinterp = dataset.colorinterp
+    with rasterio.open(target, "r+") as out:
+        out.build_overviews([2, 4, 8, 16], Resampling.average)
+    return str(target)
+
+
+def sparse_scene(side: int, scratch: Path) -> tuple[str, str]:
+    """A scene of which only the diagonal holds imagery, and labels on it."""
+    image, labels = scratch / f"{side}.tif", scratch / f"{side}.geojson"
+    transform = Affine(0.1, 0, 500_000, 0, -0.1, 620_000)
+    profile = {"driver": "GTiff", "height": side, "width": side, "count": 4, "dtype": "uint8", "crs": "EPSG:32630"}
+    profile |= {"transform": transform, "tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "deflate"}
+    noise = np.random.default_rng(0).integers(1, 255, (4, 2048, 2048), np.uint8)
+    noise[3] = 255
+    with rasterio.open(image, "w", **profile, sparse_ok=True, photometric="RGB", alpha="YES", bigtiff="YES") as out:
+        for first in range(0, side - 2048, 4096):
+            out.write(noise, window=Window(first, first, 2048, 2048))
+    roofs = [
+        shapely.box(*(transform @ (first + 500, first + 700)), *(transform @ (first + 700, first + 500)))
+        for first in range(0, side - 2048, 4096)
+    ]
+    gpd.GeoDataFrame(geometry=roofs, crs="EPSG:32630").to_crs("EPSG:4326").to_file(labels, driver="GeoJSON")
+    return str(image), str(labels)
+
+
+@contextmanager
+def counting_proxy() -> Iterator[dict[str, int]]:
+    """Counts of the requests to the S3 server, and of the bytes that come back, while the block runs."""
+    server = urlparse(os.environ["AWS_ENDPOINT_URL_S3"])
+    counted = {"requests": 0, "bytes": 0}
+
+    def forward(source: socket.socket, target: socket.socket, count: Callable[[bytes], None]) -> None:
+        while data := source.recv(1 << 16):
+            count(data)
+            target.sendall(data)
+        target.close()
+
+    def requests(data: bytes) -> None:
+        counted["requests"] += len(re.findall(rb"^(?:GET|HEAD) ", data, re.MULTILINE))
+
+    def answered(data: bytes) -> None:
+        counted["bytes"] += len(data)
+
+    def accept() -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            upstream = socket.create_connection((server.hostname, server.port))
+            threading.Thread(target=forward, args=(client, upstream, requests), daemon=True).start()
+            threading.Thread(target=forward, args=(upstream, client, answered), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, daemon=True).start()
+        before = os.environ["AWS_ENDPOINT_URL_S3"]
+        os.environ["AWS_ENDPOINT_URL_S3"] = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        try:
+            yield counted
+        finally:
+            os.environ["AWS_ENDPOINT_URL_S3"] = before
+            listener.shutdown(socket.SHUT_RDWR)
+
+
+if __name__ == "__main__":
+    main()
