@@ -114,6 +114,12 @@ def check_apart(index: gpd.GeoDataFrame) -> None:
         raise InputError(f"{met} training chips lie on the ground of validation chips: scores would be flattered")
 
 
+def blocks(index: gpd.GeoDataFrame, block_m: float) -> np.ndarray:
+    """(rows,) int: the number, from 0, of the block of ground of `block_m` metres that each chip's middle lies in."""
+    cells = [index.utm, index.x // block_m, index.y // block_m]
+    return np.asarray(pd.MultiIndex.from_arrays(cells).factorize(sort=True)[0])
+
+
 def _number(text: str) -> float | None:
     try:
         return float(text)
@@ -158,6 +164,6 @@ def _folds(index: gpd.GeoDataFrame, folds: int, block_m: float, seed: int) -> np
 
 def _shuffled(index: gpd.GeoDataFrame, block_m: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The block of each chip, the chips of each block, and the blocks in an order that the seed draws."""
-    cells = pd.MultiIndex.from_arrays([index.utm, index.x // block_m, index.y // block_m]).factorize(sort=True)[0]
+    cells = blocks(index, block_m)
     sizes = np.bincount(cells)
     return cells, sizes, np.random.default_rng(seed).permutation(len(sizes))

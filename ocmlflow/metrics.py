@@ -7,9 +7,19 @@ that `raster >= 42` is the mask of threshold 0.42 wherever it is computed.
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
+from scipy.ndimage import minimum_filter
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, logit
 
 THRESHOLDS = range(1, 100)
 """Percent of the threshold sweep."""
+LEVELS = 2**16
+"""Steps of a probability kept as uint16: fine enough to fit a temperature, and half of a float32."""
+TEMPERATURES = 0.2, 5.0
+"""Limits of a fitted temperature: without any error, a model would be infinitely sure of itself."""
+DRAWS = 2000
+"""Of a bootstrap."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,118 @@ def best_threshold(histogram: np.ndarray) -> int:
     ious = np.nan_to_num([counts(histogram, threshold=t).iou for t in THRESHOLDS])
     best = np.flatnonzero(np.isclose(ious, ious.max(), rtol=0, atol=1e-9))
     return THRESHOLDS[int(best[len(best) // 2])]
+
+
+def fine(probability: np.ndarray) -> np.ndarray:
+    """uint16 of the same shape: the probability (float, 0..1) in 65,536 levels, rounded."""
+    return np.round(np.asarray(probability, np.float32) * np.float32(LEVELS - 1)).astype(np.uint16)
+
+
+def calibrated(probability: np.ndarray, temperature: float) -> np.ndarray:
+    """The probability (float, 0..1) that a model of this temperature means: sigmoid(logit(probability) / temperature).
+
+    A model that is too sure has a temperature above 1 (arXiv:1706.04599). Order is kept; shape and dtype as well.
+    """
+    if temperature == 1:
+        return probability
+    clipped = np.clip(probability, 1e-7, 1 - 1e-7)
+    return expit(logit(clipped) / temperature).astype(probability.dtype)
+
+
+def fine_percents(temperature: float) -> np.ndarray:
+    """(65536,) uint8: calibrated percent of each level of `fine`."""
+    return percent(calibrated(_levels(), temperature))
+
+
+def fine_histogram(levels: np.ndarray, label: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """(2, 65536) int64: valid pixels by label (0, 1) and level of `fine`; the histograms of parts add up."""
+    return np.bincount(label[valid].astype(np.int64) * LEVELS + levels[valid], minlength=2 * LEVELS).reshape(2, LEVELS)
+
+
+def fit_temperature(pixels: np.ndarray) -> float:
+    """The temperature of the highest likelihood for a fine histogram; 1 where it has one class alone."""
+    if not pixels.sum(axis=1).all():
+        return 1.0
+    seen = np.flatnonzero(pixels.sum(axis=0))
+    logits, (other, building) = logit(np.clip(_levels()[seen], 1e-7, 1 - 1e-7)), pixels[:, seen] / pixels.sum()
+
+    def loss(log_temperature: float) -> float:
+        scaled = logits / np.exp(log_temperature)
+        return float(building @ np.logaddexp(0, -scaled) + other @ np.logaddexp(0, scaled))
+
+    return float(np.exp(minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded").x))
+
+
+def reliability(pixels: np.ndarray, *, temperature: float, bins: int) -> pd.DataFrame:
+    """Probability, building share and pixels of each of equally wide bins of a fine histogram that hold any."""
+    meant = calibrated(_levels(), temperature)
+    which = np.minimum((meant * bins).astype(int), bins - 1)
+    other, building = pixels
+    count = np.bincount(which, weights=other + building, minlength=bins)
+    sums = np.bincount(which, weights=(other + building) * meant, minlength=bins)
+    built = np.bincount(which, weights=building, minlength=bins)
+    some = count > 0
+    return pd.DataFrame(
+        {
+            "probability": sums[some] / count[some],
+            "building_share": built[some] / count[some],
+            "pixels": count[some].astype(np.int64),
+        }
+    )
+
+
+def calibration_error(curve: pd.DataFrame) -> float:
+    """Expected calibration error of a reliability curve, 0..1; NaN without pixels."""
+    total = curve.pixels.sum()
+    return float(((curve.probability - curve.building_share).abs() * curve.pixels).sum() / total) if total else np.nan
+
+
+def boundary(building: np.ndarray, *, width: int) -> np.ndarray:
+    """(height, width) bool: the pixels of buildings that lie at most `width` pixels from their edge.
+
+    The edge of the array is none: behind it a building may go on. Boundary IoU (arXiv:2103.16562) is the IoU of these.
+    """
+    inside = minimum_filter(building.astype(np.uint8), size=2 * width + 1, mode="nearest")
+    return building & (inside == 0)
+
+
+def block_counts(histograms: np.ndarray, blocks: np.ndarray, *, threshold: int) -> np.ndarray:
+    """(blocks, 3) int64: tp, fp and fn of each block of ground, of chips' (chips, 2, 101) histograms.
+
+    `blocks` (chips,) int numbers the block of each chip from 0.
+    """
+    other, building = histograms[:, 0], histograms[:, 1]
+    counted = [building[:, threshold:].sum(1), other[:, threshold:].sum(1), building[:, :threshold].sum(1)]
+    return np.stack([np.bincount(blocks, weights=c) for c in counted], axis=1).astype(np.int64)
+
+
+def draws(counted: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
+    """(DRAWS,) float each of iou, precision, recall and f1: bootstrap over the rows of `block_counts`.
+
+    The same number of blocks and seed draw the same blocks: subtract the draws of two models for a paired difference.
+    """
+    weights = np.random.default_rng(seed).multinomial(len(counted), np.full(len(counted), 1 / len(counted)), DRAWS)
+    tp, fp, fn = (weights @ counted).T.astype(float)
+    with np.errstate(invalid="ignore"):
+        return {
+            "iou": tp / (tp + fp + fn),
+            "precision": tp / (tp + fp),
+            "recall": tp / (tp + fn),
+            "f1": 2 * tp / (2 * tp + fp + fn),
+        }
+
+
+def interval(drawn: np.ndarray, *, blocks: int) -> tuple[float, float]:
+    """The middle 95 percent of a bootstrap's draws; NaN for fewer than two blocks, which cannot tell."""
+    drawn = drawn[~np.isnan(drawn)]
+    if blocks < 2 or not len(drawn):
+        return float("nan"), float("nan")
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _levels() -> np.ndarray:
+    return np.arange(LEVELS, dtype=np.float64) / (LEVELS - 1)
 
 
 def _ratio(part: int, whole: int) -> float:

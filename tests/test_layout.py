@@ -40,6 +40,7 @@ ORDER = [
     "training",
     "inference",
     "polygons",
+    "objects",
     "maps",
     "submission",
     "evaluation",
