@@ -1,21 +1,26 @@
-"""A model's scores on validation chips, its threshold, a report, and whether it becomes the champion."""
+"""A model's scores on validation chips, its threshold, its temperature, a report, and whether it becomes champion."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from entrypoints import MODEL_NAME, parser, progress, start, switch
+from entrypoints import MODEL_NAME, number, parser, progress, start, switch
 
 if TYPE_CHECKING:
     import geopandas as gpd
 
     from ocmlflow.chips import Chips
-    from ocmlflow.evaluation import Evaluation
+    from ocmlflow.scorecard import Scorecard
     from ocmlflow.tracking import Model
 
 log = logging.getLogger(__name__)
+
+TEMPERATURE = "ocmlflow.temperature"
+"""Tag of a version: a calibrated probability is sigmoid(logit(probability) / temperature)."""
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
@@ -23,7 +28,16 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     p = parser("evaluate", "Score a model on validation chips, choose its threshold and promote it if it is the best.")
     p.add_argument("--model", default=f"models:/{MODEL_NAME}@candidate", help="models:/NAME@ALIAS or models:/NAME/1")
     p.add_argument("--chips", default=None, help="run id of a `prepare` run; the model's own if not given")
+    p.add_argument(
+        "--predictions",
+        default=None,
+        help="folder of masks, SCENE.tif or CHIP_ID.tif, to score in place of a model, on the newest chips or `chips`",
+    )
     p.add_argument("--promote", type=switch, default=True, help="move @champion when the model beats it")
+    p.add_argument("--margin", type=number(0, 1), default=0.0, help="pooled IoU by which a model must beat @champion")
+    p.add_argument(
+        "--block_m", type=number(1), default=100.0, help="metres along a block of ground, which intervals draw whole"
+    )
     return p.parse_args(words)
 
 
@@ -32,50 +46,149 @@ def main(args: argparse.Namespace) -> None:
 
     from ocmlflow import chips, tracking
 
-    with tracking.run("evaluate", vars(args)):
+    with tracking.run("evaluate", vars(args)), tempfile.TemporaryDirectory() as work:
+        if args.predictions:
+            made = chips.load(tracking.chips_folder(tracking.chips_run(args.chips)))
+            log_ground(tracking.chips_run(args.chips), made)
+            card = score_masks(args.predictions, made, Path(work), args)
+            log_card(card, verdict="Masks of another tool: there is nothing to promote.", facts="", args=args)
+            return
         model = tracking.load_model(args.model)
         chips_run = tracking.chips_run(args.chips or model.facts["chips"])
         made = chips.load(tracking.chips_folder(chips_run), fold=model.facts.get("fold"))
-        _check_fair(model, made)
-        mlflow.set_tags({"ocmlflow.chips.run": chips_run, tracking.DIGEST: chips.digest(made.index)})
-        found = _evaluate(model, made)
-        threshold = found.best_threshold
-        mlflow.log_metrics(_figures(found, threshold))
-        promoted, verdict = _promotion(model, found, made, args)
+        check_fair(model, made)
+        log_ground(chips_run, made)
+        card = score_model(model, made, Path(work), args)
+        promoted, verdict = _promotion(model, card, made, args)
         log.info(verdict)
-        _log(model, found, threshold, verdict, made)
+        log_card(card, verdict=verdict, facts=facts_of(model), args=args)
         if model.name:
-            counts = found.counts(threshold)
-            tags = {"threshold": f"{threshold / 100:.2f}", "iou": f"{counts.iou:.4f}", "evaluated_on": chips_run}
-            tracking.describe_version(model, tags, f"{_headline(found, threshold)} {verdict}")
+            tags = {"threshold": f"{card.threshold / 100:.2f}", TEMPERATURE: f"{card.found.temperature:.4f}"}
+            tags |= {"iou": f"{card.counts.iou:.4f}", "evaluated_on": chips_run}
+            tags["report"] = f"runs:/{tracking.active().info.run_id}/report.html"
+            tracking.describe_version(model, tags, f"{headline(card)} {verdict}")
         if promoted:
+            mlflow.set_tag("ocmlflow.promoted", "true")
             tracking.promote(model)
 
 
-def _evaluate(model: Model, made: Chips) -> Evaluation:
+def score_model(model: Model, made: Chips, work: Path, args: argparse.Namespace) -> Scorecard:
+    """The scorecard of a model on the validation chips; `work` keeps its predictions."""
     from ocmlflow import evaluation, inference
 
     predict = inference.padded(model.keras.predict_on_batch, model.facts["multiple"])
-
-    def bar(items: Any, total: int) -> Any:
-        return progress(items, total, str(model))
-
-    return evaluation.evaluate(predict, made.folder, made.select("validation"), progress=bar)
+    return _score(str(model), evaluation.of_model(predict), made, work, args, masks=False)
 
 
-def _check_fair(model: Model, made: Chips) -> None:
+def score_masks(folder: str, made: Chips, work: Path, args: argparse.Namespace) -> Scorecard:
+    """The scorecard of a folder of masks on the validation chips."""
+    from ocmlflow import masks
+
+    return _score(folder, masks.reader(Path(folder), made.select("validation")), made, work, args, masks=True)
+
+
+def check_fair(model: Model, made: Chips) -> None:
     """Raise InputError when the chips have another resolution than the model's, or ground that it was trained on."""
     from ocmlflow import ground
     from ocmlflow.errors import InputError
 
     if model.facts["gsd"] != made.rules["gsd"]:
         raise InputError(f"{model} works at {model.facts['gsd']} m per pixel, the chips have {made.rules['gsd']} m")
-    seen = int(ground.meets(made.select("validation"), _trained_on(model)).sum())
+    rows, trained = made.select("validation"), _trained_on(model)
+    # The same pixels under another georeference; but one blank field may well be as another.
+    same = rows.hash.isin(trained.hash) & (rows.building_share > 0)
+    seen = int((ground.meets(rows, trained) | same).sum())
     if seen:
         raise InputError(
-            f"{seen} of the {len(made.select('validation'))} validation chips lie on ground that {model} was trained "
+            f"{seen} of the {len(rows)} validation chips lie on ground that {model} was trained "
             f"on (chips of run {model.facts['chips']}): its scores there would be flattered"
         )
+
+
+def headline(card: Scorecard) -> str:
+    """One sentence for a run's or a version's page."""
+    places = ", ".join(f"{row.place or 'none'} {row.iou:.3f}" for row in card.table("place").itertuples())
+    return f"Pooled IoU {card.counts.iou:.3f} at threshold {card.threshold / 100:.2f} ({places})."
+
+
+def facts_of(model: Model) -> str:
+    """Where a model comes from."""
+    return (
+        f"trained by run {model.facts['run']} on chips of run {model.facts['chips']}, {model.facts['gsd']} m per pixel"
+    )
+
+
+def log_ground(chips_run: str, made: Chips) -> None:
+    """Tag the active run with the chips that it scores on."""
+    import mlflow
+
+    from ocmlflow import chips, tracking
+
+    mlflow.set_tags({"ocmlflow.chips.run": chips_run, tracking.DIGEST: chips.digest(made.index)})
+
+
+def log_card(card: Scorecard, *, verdict: str, facts: str, args: argparse.Namespace) -> None:
+    """Log metrics, tables, pictures and the report to the active run, the same content as JSON."""
+    import mlflow
+
+    from ocmlflow import evaluation, report, scorecard, tracking
+
+    summary = scorecard.summary(card)
+    mlflow.log_metrics({tracking.metric_name(name): value for name, value in summary["scores"].items()})
+    mlflow.log_dict({**summary, "verdict": verdict, "facts": facts}, "report.json")
+    for by in evaluation.GROUPS:
+        mlflow.log_table(card.table(by), f"scores_by_{by}.json")
+    mlflow.log_table(card.found.sweep(), "threshold_sweep.json")
+    mlflow.log_text(
+        report.page(
+            "report.html",
+            card=summary,
+            facts=facts,
+            verdict=verdict,
+            masks=bool(args.predictions) and not facts,
+            block_m=args.block_m,
+            boundary_m=evaluation.BOUNDARY_M,
+            sweep=report.sweep_figure(card),
+            reliability=report.reliability_figure(card),
+            map=report.error_map(card),
+            shown=_pictures(card),
+        ),
+        "report.html",
+    )
+    tracking.describe(f"**{card.name}**. {headline(card)} {verdict}")
+
+
+def _pictures(card: Scorecard) -> dict[str, list[dict[str, Any]]]:
+    """Best, worst and median chips, which are logged as pictures too."""
+    import mlflow
+
+    from ocmlflow import evaluation, pictures
+
+    ious = card.found.chip_ious(card.threshold)
+    shown: dict[str, list[dict[str, Any]]] = {}
+    picked = evaluation.pick(card.found, card.threshold, count=6)
+    for title, numbers in zip(("Best chips", "Worst chips", "Median chips"), picked, strict=True):
+        shown[title] = []
+        for at in numbers:
+            row = card.found.rows.iloc[at]
+            picture = pictures.sheet([evaluation.panels(card.made, at, card.found.temperature, card.threshold)])
+            shown[title].append({"id": row.id, "place": row.place, "iou": ious[at], "picture": picture})
+            mlflow.log_image(picture, f"pictures/{title.split()[0].lower()}-{row.id}.jpg")
+    return shown
+
+
+def _score(
+    name: str, probabilities: Any, made: Chips, work: Path, args: argparse.Namespace, *, masks: bool
+) -> Scorecard:
+    from ocmlflow import evaluation, scorecard
+
+    def bar(items: Any, total: int) -> Any:
+        return progress(items, total, name)
+
+    kept = evaluation.predictions(
+        probabilities, made.folder, made.select("validation"), work=work, block_m=args.block_m, progress=bar
+    )
+    return scorecard.score(name, kept, masks=masks)
 
 
 def _trained_on(model: Model) -> gpd.GeoDataFrame:
@@ -89,14 +202,22 @@ def _trained_on(model: Model) -> gpd.GeoDataFrame:
     return index[index.split == "train" if fold is None else index.fold != fold]
 
 
-def _promotion(model: Model, found: Evaluation, made: Chips, args: argparse.Namespace) -> tuple[bool, str]:
-    """Whether the model is to become champion, and why or why not.
+def _promotion(model: Model, card: Scorecard, made: Chips, args: argparse.Namespace) -> tuple[bool, str]:
+    """Whether the model is to become champion, and why or why not; the rule is logged as a tag, the figures as metrics.
 
-    It is when its pooled IoU on these chips is higher than the champion's on the same, each at its best threshold.
+    It is when its pooled IoU on these chips is more than `margin` above the champion's on the same, each at its best
+    threshold, and neither has trained on their ground.
     """
-    from ocmlflow import tracking
+    import mlflow
+
+    from ocmlflow import scorecard, tracking
     from ocmlflow.errors import InputError
 
+    rule = (
+        f"pooled IoU on {len(card.found.rows)} validation chips that neither model trained on, each at its best "
+        f"threshold, higher than the champion's by more than {args.margin:g}"
+    )
+    mlflow.set_tag("ocmlflow.promotion.rule", rule)
     if not model.name:
         return False, "Not promoted: the model is not registered."
     if not args.promote:
@@ -107,77 +228,24 @@ def _promotion(model: Model, found: Evaluation, made: Chips, args: argparse.Name
             return True, f"{model} becomes champion: there was none."
         if champion.version == model.version:
             return False, f"{model} is the champion already."
-        _check_fair(champion, made)
+        check_fair(champion, made)
     except InputError as error:
         return False, f"Not promoted: the champion cannot be compared on these chips. {error}"
-    other = _evaluate(champion, made)
-    mine, theirs = (e.counts(e.best_threshold).iou for e in (found, other))
-    compared = f"IoU {mine:.4f} against {theirs:.4f} of {champion} on the same chips"
-    if mine > theirs:
+    with tempfile.TemporaryDirectory() as work:
+        other = score_model(champion, made, Path(work), args)
+        table = scorecard.differences(card, other)
+    mlflow.log_table(table, "against_champion.json")
+    iou = table[(table.place == "all") & (table.score == "iou")].iloc[0]
+    found = {"champion/iou": iou.base, "champion/difference": iou.difference}
+    found |= {"champion/difference_low": iou.low, "champion/difference_high": iou.high}
+    mlflow.log_metrics({name: float(value) for name, value in found.items() if value == value})
+    within = "" if iou.low != iou.low else f", difference {iou.low:+.4f} to {iou.high:+.4f} in 95 % of paired draws"
+    compared = f"IoU {iou.model:.4f} against {iou.base:.4f} of {champion} on the same chips{within}"
+    if args.margin:
+        compared += f", margin {args.margin:g}"
+    if iou.difference > args.margin:
         return True, f"{model} becomes champion: {compared}."
     return False, f"Not promoted: {compared}."
-
-
-def _figures(found: Evaluation, threshold: int) -> dict[str, float]:
-    """The metrics of the run: pooled scores in all, and IoU by place and by scene."""
-    from ocmlflow import tracking
-
-    counts = found.counts(threshold)
-    figures = {"iou": counts.iou, "precision": counts.precision, "recall": counts.recall, "f1": counts.f1}
-    figures |= {"threshold": threshold / 100, "iou_at_half": found.counts(50).iou, "pixels": counts.pixels}
-    for by in ("place", "scene"):
-        for row in found.table(by, threshold).itertuples():
-            figures[tracking.metric_name(f"{by}/{getattr(row, by) or 'none'}")] = row.iou
-    return {name: float(value) for name, value in figures.items() if value == value}  # NaN is no score
-
-
-def _headline(found: Evaluation, threshold: int) -> str:
-    counts = found.counts(threshold)
-    places = ", ".join(f"{row.place or 'none'} {row.iou:.3f}" for row in found.table("place", threshold).itertuples())
-    return f"Pooled IoU {counts.iou:.3f} at threshold {threshold / 100:.2f} ({places})."
-
-
-def _log(model: Model, found: Evaluation, threshold: int, verdict: str, made: Chips) -> None:
-    import mlflow
-
-    from ocmlflow import evaluation, inference, pictures, report, tracking
-
-    predict = inference.padded(model.keras.predict_on_batch, model.facts["multiple"])
-    ious = found.chip_ious(threshold)
-    best, worst = evaluation.pick(found, threshold, count=6)
-    shown: dict[str, list[dict[str, Any]]] = {}
-    for title, numbers in (("Best chips", best), ("Worst chips", worst)):
-        shown[title] = []
-        for number in numbers:
-            row = found.rows.iloc[[number]]
-            picture = evaluation.picture(predict, made.folder, row, threshold=threshold)
-            shown[title].append(
-                {"id": row.id.item(), "place": row.place.item(), "iou": ious[number], "picture": picture}
-            )
-            mlflow.log_image(picture, f"pictures/{title.split()[0].lower()}-{row.id.item()}.jpg")
-    tables = {by: found.table(by, threshold) for by in ("place", "scene")}
-    sweep = found.sweep()
-    mlflow.log_table(tables["scene"], "scores_by_scene.json")
-    mlflow.log_table(tables["place"], "scores_by_place.json")
-    mlflow.log_table(sweep, "threshold_sweep.json")
-    facts = (
-        f"trained by run {model.facts['run']} on chips of run {model.facts['chips']}, {model.facts['gsd']} m per pixel"
-    )
-    page = report.page(
-        model=str(model),
-        facts=facts,
-        overall=evaluation.scores(found.counts(threshold)),
-        half=evaluation.scores(found.counts(50)),
-        threshold=threshold,
-        chips=len(found.rows),
-        verdict=verdict,
-        tables={by: table.to_dict("records") for by, table in tables.items()},
-        sweep=report.sweep_figure(sweep, threshold),
-        colours={"hit": pictures.HIT, "false": pictures.FALSE, "missed": pictures.MISSED},
-        pictures=shown,
-    )
-    mlflow.log_text(page, "report.html")
-    tracking.describe(f"**{model}**. {_headline(found, threshold)} {verdict}")
 
 
 if __name__ == "__main__":

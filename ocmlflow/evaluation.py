@@ -1,15 +1,41 @@
-"""Predictions against labels, to scores by scene, by place and in all."""
+"""Predictions against labels, to scores of pixels and of buildings, by scene, by place, by ground and in all."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
 import pandas as pd
 
-from ocmlflow import chips, labels, metrics, pictures
+from ocmlflow import chips, ground, labels, metrics, objects, pictures
 from ocmlflow.inference import Predict, Progress
 from ocmlflow.metrics import Counts
+from ocmlflow.objects import Objects
+
+BOUNDARY_M = 0.5
+"""Width of the boundary of boundary IoU, inside of a building."""
+OBJECT_THRESHOLDS = range(10, 100, 10)
+"""Percent of the threshold sweep of buildings as objects."""
+RESOLUTIONS = {0.05: "below 0.05 m", 0.1: "0.05 to 0.1 m", 0.2: "0.1 to 0.2 m", np.inf: "from 0.2 m"}
+DENSITIES = {1e-9: "empty", 0.1: "below 10 %", 0.3: "10 to 30 %", np.inf: "from 30 %"}
+"""Upper limits of the share of a chip that is building."""
+GROUPS = ("place", "scene", "resolution", "density")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model makes of some chips, kept in files beside the chips' labels: memory holds a chip at a time."""
+
+    folder: Path
+    """Of the chips."""
+    rows: gpd.GeoDataFrame
+    """The chips' rows of the index; `resolution` and `density` are added, and `block`, the number of its ground."""
+    levels: np.ndarray
+    """(chips, size, size) uint16: `metrics.fine` of the probability."""
+    coded: np.ndarray
+    """(chips, size, size) uint8: coded labels."""
 
 
 @dataclass(frozen=True)
@@ -17,9 +43,13 @@ class Evaluation:
     """A model's pixels on some chips, counted for every threshold."""
 
     rows: gpd.GeoDataFrame
-    """The chips' rows of the index."""
+    """As those of the predictions."""
+    pixels: np.ndarray
+    """(2, 65536) int64: fine histogram of all, not calibrated."""
+    temperature: float
+    """That calibrates them."""
     histograms: np.ndarray
-    """(chips, 2, 101) int64: valid pixels of each chip by label and percent of probability."""
+    """(chips, 2, 101) int64: valid pixels of each chip by label and percent of calibrated probability."""
 
     @property
     def best_threshold(self) -> int:
@@ -30,21 +60,47 @@ class Evaluation:
         """Of all chips together."""
         return metrics.counts(self.histograms.sum(axis=0), threshold=threshold)
 
+    def block_counts(self, threshold: int) -> np.ndarray:
+        """(blocks, 3) int64: tp, fp, fn of each block of ground."""
+        return metrics.block_counts(self.histograms, self.rows.block.to_numpy(), threshold=threshold)
+
     def sweep(self) -> pd.DataFrame:
         """Pooled scores for every threshold, in percent."""
         return pd.DataFrame([{"threshold": t, **scores(self.counts(t))} for t in metrics.THRESHOLDS])
 
     def table(self, by: str, threshold: int) -> pd.DataFrame:
-        """Pooled scores of each value of a column of the index, such as `place` or `scene`."""
+        """Pooled scores of each value of a column of the rows, and areas in square metres; `iou_low` and `_high`."""
         found = []
         for name, numbers in self.rows.groupby(by).indices.items():
-            counted = metrics.counts(self.histograms[numbers].sum(axis=0), threshold=threshold)
-            found.append({by: name, "chips": len(numbers), **scores(counted)})
+            some = self.histograms[numbers]
+            counted = metrics.counts(some.sum(axis=0), threshold=threshold)
+            blocks = np.unique(self.rows.block.to_numpy()[numbers], return_inverse=True)[1]
+            drawn = metrics.draws(metrics.block_counts(some, blocks, threshold=threshold), seed=0)["iou"]
+            low, high = metrics.interval(drawn, blocks=int(blocks.max()) + 1)
+            found.append({by: name, "chips": len(numbers), **scores(counted), "iou_low": low, "iou_high": high})
+            found[-1] |= areas(counted, float(self.rows.gsd.iloc[0]))
         return pd.DataFrame(found)
 
     def chip_ious(self, threshold: int) -> np.ndarray:
         """(chips,) float: IoU of each chip; NaN where there is no building and none was predicted."""
         return np.array([metrics.counts(h, threshold=threshold).iou for h in self.histograms])
+
+
+@dataclass(frozen=True)
+class Buildings:
+    """A model's buildings at one threshold, as objects."""
+
+    by_scene: dict[str, dict[str, Objects]]
+    """Scene to size class to counts; class `all` is all of them."""
+    sweep: pd.DataFrame
+    """Precision, recall and F1 of all, for OBJECT_THRESHOLDS in percent."""
+    boundary_iou: float
+    false_per_km2: float
+    """Buildings found on chips without any, over their valid ground; NaN where every chip has some."""
+
+    def of(self, rows: pd.DataFrame) -> dict[str, Objects]:
+        """The counts, by size class, of the scenes of some rows."""
+        return objects.add(self.by_scene[scene] for scene in sorted(set(rows.scene)))
 
 
 def scores(counted: Counts) -> dict[str, float]:
@@ -59,15 +115,85 @@ def scores(counted: Counts) -> dict[str, float]:
     }
 
 
-def evaluate(predict: Predict, folder: Path, rows: gpd.GeoDataFrame, *, progress: Progress) -> Evaluation:
-    """Predict the chips of some rows of an index, one by one, and count their valid pixels."""
-    histograms = np.zeros((len(rows), 2, 101), np.int64)
+def areas(counted: Counts, gsd: float) -> dict[str, float]:
+    """Labelled and predicted square metres of building, and by which share of the labelled the latter is too large."""
+    labelled, predicted = (counted.tp + counted.fn) * gsd**2, (counted.tp + counted.fp) * gsd**2
+    error = predicted / labelled - 1 if labelled else float("nan")
+    return {"labelled_m2": labelled, "predicted_m2": predicted, "area_error": error}
+
+
+def predictions(
+    probabilities: Callable[[Any, np.ndarray], np.ndarray],
+    folder: Path,
+    rows: gpd.GeoDataFrame,
+    *,
+    work: Path,
+    block_m: float,
+    progress: Progress,
+) -> Predictions:
+    """Predictions for the chips of some rows of an index, kept in files in the folder `work`.
+
+    `probabilities` takes a row and its image (height, width, 3) uint8, and gives (height, width) float, 0..1.
+    Ground is drawn together, for intervals, in blocks of `block_m` metres.
+    """
+    levels = coded = np.zeros(0)
     for number, row in progress(enumerate(rows.itertuples()), len(rows)):
         chip = chips.read(folder, row)
-        label, valid = labels.decode(chip[..., 3])
-        percents = metrics.percent(predict(chip[np.newaxis, ..., :3])[0, ..., 0])
-        histograms[number] = metrics.histogram(percents, label, valid)
-    return Evaluation(rows, histograms)
+        if not len(levels):
+            shape = (len(rows), *chip.shape[:2])
+            levels = np.lib.format.open_memmap(work / "levels.npy", "w+", np.uint16, shape)
+            coded = np.lib.format.open_memmap(work / "coded.npy", "w+", np.uint8, shape)
+        levels[number] = metrics.fine(probabilities(row, chip[..., :3]))
+        coded[number] = chip[..., 3]
+    groups = {
+        "resolution": _classes(rows.native_gsd, RESOLUTIONS),
+        "density": _classes(rows.building_share, DENSITIES),
+        "block": ground.blocks(rows, block_m),
+    }
+    return Predictions(folder, rows.reset_index(drop=True).assign(**groups), levels, coded)
+
+
+def of_model(predict: Predict) -> Callable[[Any, np.ndarray], np.ndarray]:
+    """The function that `predictions` asks for, of a network's."""
+    return lambda row, image: predict(image[np.newaxis])[0, ..., 0]
+
+
+def evaluate(made: Predictions, *, calibrate: bool) -> Evaluation:
+    """The valid pixels, counted; at a temperature fitted to these chips with `calibrate`, else as they are."""
+    pixels = np.zeros((2, metrics.LEVELS), np.int64)
+    for number in range(len(made.rows)):
+        pixels += metrics.fine_histogram(made.levels[number], *labels.decode(made.coded[number]))
+    temperature = metrics.fit_temperature(pixels) if calibrate else 1.0
+    histograms = np.zeros((len(made.rows), 2, 101), np.int64)
+    table = metrics.fine_percents(temperature)
+    for number in range(len(made.rows)):
+        histograms[number] = metrics.histogram(table[made.levels[number]], *labels.decode(made.coded[number]))
+    return Evaluation(made.rows, pixels, temperature, histograms)
+
+
+def buildings(made: Predictions, temperature: float, threshold: int) -> Buildings:
+    """Buildings as objects, whole across the edges of chips; calibrated, at a threshold in percent.
+
+    An object is what hangs together in label or prediction: labelled buildings that touch are one.
+    """
+    table = metrics.fine_percents(temperature)
+    pixel_m2 = float(made.rows.gsd.iloc[0]) ** 2
+    by_scene, swept = {}, {t: Objects() for t in OBJECT_THRESHOLDS}
+    for scene, numbers in made.rows.groupby("scene").indices.items():
+        counted = {
+            t: objects.count(objects.of_blocks(_blocks(made, numbers, table >= t)), pixel_m2=pixel_m2)
+            for t in {threshold, *OBJECT_THRESHOLDS}
+        }
+        by_scene[str(scene)] = counted[threshold]
+        swept = {t: total + counted[t]["all"] for t, total in swept.items()}
+    sweep = [{"threshold": t, "precision": o.precision, "recall": o.recall, "f1": o.f1} for t, o in swept.items()]
+    shared, either, false, empty_pixels = _edges_and_false(made, table >= threshold)
+    return Buildings(
+        by_scene,
+        pd.DataFrame(sweep),
+        boundary_iou=shared / either if either else float("nan"),
+        false_per_km2=false / (empty_pixels * pixel_m2 / 1e6) if empty_pixels else float("nan"),
+    )
 
 
 def picture(predict: Predict, folder: Path, rows: gpd.GeoDataFrame, *, threshold: int) -> np.ndarray:
@@ -83,9 +209,48 @@ def picture(predict: Predict, folder: Path, rows: gpd.GeoDataFrame, *, threshold
     return pictures.sheet(shown)
 
 
-def pick(evaluation: Evaluation, threshold: int, *, count: int) -> tuple[list[int], list[int]]:
-    """Row numbers of the best and of the worst chips by IoU, of those that hold some building or had some predicted."""
+def panels(made: Predictions, number: int, temperature: float, threshold: int) -> list[np.ndarray]:
+    """Pictures of one chip: image, the same with the label's outlines, calibrated probability, errors."""
+    row = next(made.rows.iloc[[number]].itertuples())
+    image, (label, valid) = chips.read(made.folder, row)[..., :3], labels.decode(made.coded[number])
+    percents = metrics.fine_percents(temperature)[made.levels[number]]
+    errors = pictures.errors(image, percents >= threshold, label, valid)
+    return [image, pictures.outlined(image, label, valid), pictures.grey(percents / 100), errors]
+
+
+def pick(evaluation: Evaluation, threshold: int, *, count: int) -> tuple[list[int], list[int], list[int]]:
+    """Row numbers of the best, the worst and the median chips by IoU, of those with building, labelled or predicted."""
     ious = evaluation.chip_ious(threshold)
     order = [int(i) for i in np.argsort(ious, kind="stable") if not np.isnan(ious[i])]
     half = min(count, len(order) // 2 or len(order))
-    return order[::-1][:half], order[:half]
+    first = (len(order) - half) // 2
+    return order[::-1][:half], order[:half], order[first : first + half]
+
+
+def _classes(values: pd.Series, limits: dict[float, str]) -> list[str]:
+    names = list(limits.values())
+    return [names[i] for i in np.digitize(values, list(limits)[:-1])]
+
+
+def _blocks(made: Predictions, numbers: np.ndarray, building: np.ndarray) -> Iterator[objects.Block]:
+    """The chips of one scene; `building` (65536,) bool tells which levels are."""
+    for number in numbers:
+        label, valid = labels.decode(made.coded[number])
+        row = made.rows.iloc[number]
+        yield objects.block(int(row.row), int(row.col), building[made.levels[number]] & valid, label > 0)
+
+
+def _edges_and_false(made: Predictions, building: np.ndarray) -> tuple[int, int, int, int]:
+    """Boundary pixels of both label and prediction, and of either; false buildings and pixels of empty chips."""
+    width = max(1, round(BOUNDARY_M / float(made.rows.gsd.iloc[0])))
+    shared = either = false = empty_pixels = 0
+    for number in range(len(made.rows)):
+        label, valid = labels.decode(made.coded[number])
+        predicted = building[made.levels[number]] & valid
+        edges = [metrics.boundary(one, width=width) for one in (predicted, label > 0)]
+        shared += int((edges[0] & edges[1]).sum())
+        either += int((edges[0] | edges[1]).sum())
+        if not label.any():
+            false += int(objects.block(0, 0, predicted, label > 0).predicted.max())
+            empty_pixels += int(valid.sum())
+    return shared, either, false, empty_pixels

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from skimage.segmentation import find_boundaries
 
@@ -74,6 +76,26 @@ def split_map(index: gpd.GeoDataFrame) -> Figure:
                 counts.append(f"{len(some)} {split}")
         at.set_title(f"{place or '(no place)'}: {', '.join(counts)}", fontsize=9)
         at.set_axis_off()
+    return figure
+
+
+def block_map(rows: gpd.GeoDataFrame, values: np.ndarray, *, low: float, high: float, colours: str) -> Figure:
+    """The chips of each place, coloured by the value (chips,) of their ground; the twelve places with the most."""
+    places = rows.place.value_counts().index[:12]
+    across = min(4, len(places))
+    figure = Figure(figsize=(3.2 * across + 0.8, 3.2 * -(-len(places) // across)), layout="constrained")
+    axes = figure.subplots(-(-len(places) // across), across, squeeze=False).ravel()
+    scale = ScalarMappable(Normalize(low, high), colours)
+    for at in axes:
+        at.set_axis_off()
+    for at, place in zip(axes, places, strict=False):
+        here = (rows.place == place).to_numpy()
+        some = rows[here].to_crs(rows[here].utm.iloc[0])
+        shown = scale.to_rgba(values[here])
+        shown[np.isnan(values[here])] = (0.85, 0.85, 0.85, 1)
+        some.plot(ax=at, color=shown, edgecolor="white", linewidth=0.3)
+        at.set_title(place or "(no place)", fontsize=9)
+    figure.colorbar(scale, ax=axes.tolist(), shrink=0.7)
     return figure
 
 

@@ -212,7 +212,7 @@ def made(tmp_path_factory) -> chips.Chips:
     """Chips of 32 pixels of two places, `acc` in training and `kam` in validation. Read them, change nothing."""
     folder = tmp_path_factory.mktemp("towns")
     towns = {"acc/aaa": TRANSFORM, "kam/kkk": ELSEWHERE}
-    footprints = {name: town(folder, name, transform=at, seed=len(at)) for name, at in towns.items()}
+    footprints = {name: town(folder, name, transform=towns[name], seed=seed) for seed, name in enumerate(towns)}
     rules = rules_with()
     frames = [cut(scene, folder / "chips", rules=rules) for scene in catalog.scenes(write_catalog(folder, footprints))]
     index = ground.assign(pd.concat(frames, ignore_index=True), validation="kam", folds=None, block_m=500.0, seed=0)

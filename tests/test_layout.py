@@ -41,9 +41,11 @@ ORDER = [
     "inference",
     "polygons",
     "objects",
+    "masks",
     "maps",
     "submission",
     "evaluation",
+    "scorecard",
     "report",
     "tracking",
 ]
@@ -58,7 +60,11 @@ AT_HOME = {
     "torch": set(),
     "jax": set(),
 }
-REQUIRED = {"prepare": ["--catalog", "c"], "predict": ["--images", "i", "--output", "o"]}
+REQUIRED = {
+    "prepare": ["--catalog", "c"],
+    "compare": ["--models", "a,b"],
+    "predict": ["--images", "i", "--output", "o"],
+}
 VERBS = sorted(path.stem for path in ROOT.glob("entrypoints/*.py") if path.stem != "__init__")
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
-VERBS = ("prepare", "train", "evaluate", "predict", "main")
+VERBS = ("prepare", "train", "evaluate", "compare", "predict", "main")
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
 
 

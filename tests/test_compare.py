@@ -1,0 +1,225 @@
+"""evaluate and compare on small chips, with networks of one layer that need no training."""
+
+import json
+import re
+import shutil
+from argparse import Namespace
+
+import mlflow
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from mlflow import MlflowClient
+
+from entrypoints import compare, evaluate
+from ocmlflow import chips, masks, metrics, tracking
+from ocmlflow.errors import InputError
+
+pytestmark = pytest.mark.filterwarnings("default")  # MLflow's libraries warn of one another
+NAME = "towns"
+
+
+def network(weight: float, bias: float):
+    """Bright is building, by one number."""
+    import keras
+
+    image = keras.Input((None, None, 3), dtype="uint8")
+    x = keras.layers.Rescaling(1 / 255)(image)
+    layer = keras.layers.Conv2D(1, 1, activation="sigmoid", name="only")
+    model = keras.Model(image, layer(x))
+    layer.set_weights([np.full((1, 1, 3, 1), weight / 3, np.float32), np.array([bias], np.float32)])
+    return model
+
+
+@pytest.fixture(scope="module")
+def line(made, tmp_path_factory):
+    """A store with the chips of `made` as a `prepare` run, and three versions: blurred, sharp and inverted."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("MLFLOW_EXPERIMENT_ID", "")
+    patch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
+    mlflow.create_experiment("towns", artifact_location=(folder / "artifacts").as_uri())
+    mlflow.set_experiment("towns")
+    with tracking.run("prepare", {}) as prepared:
+        mlflow.log_artifacts(str(made.folder), "chips")
+    facts = {"gsd": 0.1, "chips": prepared.info.run_id, "multiple": 1}
+    tracking.register(NAME)
+    for weight, bias in ((4, -1), (40, -20), (-40, 20)):
+        with tracking.run("train", {}) as trained:
+            tracking.log_model(network(weight, bias), {**facts, "run": trained.info.run_id}, name=NAME)
+    yield Namespace(chips=prepared.info.run_id, folder=folder)
+    mlflow.set_tracking_uri(before)
+    patch.undo()
+
+
+def last(verb):
+    found = mlflow.search_runs(
+        experiment_names=["towns"], filter_string=f"tags.`ocmlflow.verb` = '{verb}'", output_format="list"
+    )
+    return found[0]
+
+
+def run(verb, module, **parameters):
+    """The run of a verb, in this process."""
+    module.main(module.parse([word for name, value in parameters.items() for word in (f"--{name}", str(value))]))
+    return last(verb)
+
+
+def report(run, name="report"):
+    uri = run.info.artifact_uri
+    page = mlflow.artifacts.load_text(f"{uri}/{name}.html")
+    assert not re.search(r"(src|href)=\"(?!data:)", page)  # nothing loaded from outside
+    assert "http" not in re.sub(r'"data:[^"]*"', "", page)
+    return page, json.loads(mlflow.artifacts.load_text(f"{uri}/{name}.json"))
+
+
+def champion():
+    return str(MlflowClient().get_model_version_by_alias(NAME, "champion").version)
+
+
+def test_promotion_follows_its_rule(line):
+    client = MlflowClient()
+    left_alone = run("evaluate", evaluate, model=f"models:/{NAME}/3", promote="false")
+    assert "champion" not in client.get_registered_model(NAME).aliases
+    assert "promote=false" in left_alone.data.tags["mlflow.note.content"]
+
+    run("evaluate", evaluate, model=f"models:/{NAME}/3")  # the inverted one, for want of a better
+    assert champion() == "3"
+    strict = run("evaluate", evaluate, model=f"models:/{NAME}/2", margin=0.999)
+    assert champion() == "3"
+    assert "more than 0.999" in strict.data.tags["ocmlflow.promotion.rule"]
+    better = run("evaluate", evaluate, model=f"models:/{NAME}/2", margin=0.1, block_m=5)
+    assert champion() == "2"
+    figures = better.data.metrics
+    assert figures["champion/difference"] == pytest.approx(figures["iou"] - figures["champion/iou"], abs=1e-9)
+    assert figures["champion/difference_low"] <= figures["champion/difference"] <= figures["champion/difference_high"]
+    assert "margin 0.1" in better.data.tags["mlflow.note.content"]
+
+
+def test_the_report_is_one_page_and_the_same_as_json(line):
+    evaluated = run("evaluate", evaluate, model=f"models:/{NAME}/1", promote="false", block_m=5)
+    page, found = report(evaluated)
+    figures = evaluated.data.metrics
+    assert found["scores"]["iou"] == figures["iou"] == figures["object/f1"] == figures["boundary_iou"] == 1
+    assert figures["iou_low"] <= figures["iou"] <= figures["iou_high"]
+    for shown in ("By place", "Buildings by size", "Calibration", "Map of error", "Best chips", "Median chips", "kkk"):
+        assert shown in page
+    assert figures["area_error/kkk"] == 0
+    assert figures["object/recall"] == 1
+    assert found["tables"]["scene"][0]["labelled_m2"] == found["tables"]["scene"][0]["predicted_m2"]
+    version = MlflowClient().get_model_version(NAME, "1")
+    temperature = float(version.tags[evaluate.TEMPERATURE])
+    assert temperature == pytest.approx(figures["temperature"], abs=1e-4)
+    assert temperature != 1
+    assert figures["calibration_error"] < figures["calibration_error_before"]
+    assert float(version.tags["threshold"]) == figures["threshold"]
+
+
+def test_models_are_compared_on_the_same_ground(line):
+    models = ",".join(f"models:/{NAME}/{version}" for version in (3, 2, 1))
+    compared = run("compare", compare, models=models, block_m=5)
+    children = MlflowClient().search_runs(
+        [compared.info.experiment_id], f"tags.mlflow.parentRunId = '{compared.info.run_id}'"
+    )
+    assert {child.data.params["model"] for child in children} == {f"{NAME} version {v}" for v in (1, 2, 3)}
+    alone = run("evaluate", evaluate, model=f"models:/{NAME}/2", promote="false", block_m=5).data.metrics
+    (same,) = [child for child in children if child.data.params["model"].endswith("2")]
+    for name in ("iou", "f1", "object/f1", "boundary_iou", "place/kam", "iou_low"):
+        assert same.data.metrics[name] == alone[name]
+    page, found = report(compared, "compare")
+    assert f"{NAME} version 2 against {NAME} version 3" in page
+    rows = found["differences"][f"{NAME} version 2"]
+    iou = next(row for row in rows if (row["place"], row["score"]) == ("kam", "iou"))
+    assert iou["difference"] == pytest.approx(iou["model"] - iou["base"])
+    assert 0 < iou["low"] <= iou["difference"] <= iou["high"]
+    assert compared.data.metrics["difference1/iou"] == pytest.approx(iou["difference"])
+
+
+def test_a_model_against_itself_differs_by_nothing(line):
+    compared = run("compare", compare, models=f"models:/{NAME}/1,models:/{NAME}/2", block_m=5)
+    _, found = report(compared, "compare")
+    assert {row["difference"] for rows in found["differences"].values() for row in rows} == {0}
+    assert {row["low"] for rows in found["differences"].values() for row in rows} == {0}
+
+
+def write_masks(folder, made, *, by: str) -> None:
+    """The labels of the validation chips as masks, of whole scenes or of chips."""
+    folder.mkdir()
+    rows = made.select("validation")
+    size = made.rules["size"]
+    profile = {"driver": "GTiff", "count": 1, "dtype": "uint8", "crs": rows.utm.iloc[0], "nodata": 255}
+    whole = np.full((rows.row.max() + size, rows.col.max() + size), 255, np.uint8)
+    first = rows.iloc[0]
+    left, top = (
+        first.x - (first.col + size / 2) * first.gsd,
+        first.y + (first.row + size / 2) * first.gsd,
+    )
+    for row in rows.itertuples():
+        coded = chips.read(made.folder, row)[..., 3]
+        whole[row.row : row.row + size, row.col : row.col + size] = coded
+        if by == "chip":
+            at = Affine(0.1, 0, left + row.col * 0.1, 0, -0.1, top - row.row * 0.1)
+            with rasterio.open(folder / f"{row.id}.tif", "w", **profile, width=size, height=size, transform=at) as file:
+                file.write(coded, 1)
+    if by == "scene":
+        shape = {"height": whole.shape[0], "width": whole.shape[1]}
+        with rasterio.open(
+            folder / f"{first.scene}.tif", "w", **profile, **shape, transform=Affine(0.1, 0, left, 0, -0.1, top)
+        ) as file:
+            file.write(whole, 1)
+
+
+@pytest.mark.parametrize("by", ["scene", "chip"])
+def test_masks_of_another_tool_enter_the_same_table(line, made, tmp_path, by):
+    write_masks(tmp_path / "masks", made, by=by)
+    scored = run("evaluate", evaluate, predictions=tmp_path / "masks", chips=line.chips)
+    assert scored.data.metrics["iou"] == 1
+    assert scored.data.metrics["object/f1"] == 1
+    report(scored)
+    compared = run("compare", compare, models=f"models:/{NAME}/3", predictions=tmp_path / "masks")
+    _, found = report(compared, "compare")
+    assert [model["scores"]["iou"] == 1 for model in found["models"]] == [False, True]
+
+
+def test_masks_that_cannot_be_scored_are_refused(line, made, tmp_path):
+    write_masks(tmp_path / "masks", made, by="chip")
+    rows = made.select("validation")
+    first, second = rows.id[0], rows.id[1]
+    file = tmp_path / "masks" / f"{first}.tif"
+    with rasterio.open(file, "r+") as mask:
+        mask.write(np.full((32, 32), 200, np.uint8), 1)
+    with pytest.raises(InputError, match=re.escape("holds [200]: a mask is 1 where there is building")):
+        run("evaluate", evaluate, predictions=tmp_path / "masks", chips=line.chips)
+    file.unlink()
+    with pytest.raises(InputError, match=re.escape(f"no mask for 1 of {len(rows)} chips, as {first}")):
+        masks.reader(tmp_path / "masks", rows)
+    shutil.copy(tmp_path / "masks" / f"{second}.tif", file)
+    with rasterio.open(file, "w", driver="GTiff", count=1, dtype="uint8", width=30, height=32) as small:
+        small.write(np.zeros((32, 30), np.uint8), 1)
+    with pytest.raises(InputError, match="32 x 30 pixels, the chip 32 x 32"):
+        run("evaluate", evaluate, predictions=tmp_path / "masks", chips=line.chips)
+
+
+def test_ground_that_a_model_trained_on_is_refused_by_outline_and_by_content(line, made, monkeypatch):
+    model = tracking.load_model(f"models:/{NAME}/1")
+    evaluate.check_fair(model, made)
+    rows = made.select("validation")
+    moved = rows.assign(geometry=rows.geometry.translate(1.0))  # the same pixels under another georeference
+    for trained, count in ((rows.assign(hash="other"), len(rows)), (moved, int((rows.building_share > 0).sum()))):
+        monkeypatch.setattr(evaluate, "_trained_on", lambda _, trained=trained: trained)
+        with pytest.raises(InputError, match=f"{count} of the {len(rows)} validation chips lie on ground"):
+            evaluate.check_fair(model, made)
+
+
+def test_one_contestant_is_no_comparison(capsys):
+    with pytest.raises(SystemExit):
+        compare.parse(["--models", "models:/a/1"])
+    assert "two or more models" in capsys.readouterr().err
+
+
+def test_the_constant_tag_is_the_one_that_predict_reads():
+    assert evaluate.TEMPERATURE == "ocmlflow.temperature"
+    assert metrics.calibrated(np.array([0.9]), 2.0) == pytest.approx(0.75)  # odds of 9, and of their root
