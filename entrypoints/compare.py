@@ -26,7 +26,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     """The verb's parameters and their defaults."""
     p = parser("compare", "Score models on the same validation chips, with paired intervals of their differences.")
     p.add_argument(
-        "--models", default=None, help="addresses as models:/NAME/1, separated by commas; the first is the base"
+        "--models", required=True, help="addresses as models:/NAME/1, separated by commas; the first is the base"
     )
     p.add_argument(
         "--predictions", default=None, help="folders of masks, separated by commas, that enter the table as models do"
@@ -35,27 +35,25 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     p.add_argument(
         "--block_m", type=number(1), default=100.0, help="metres along a block of ground, which intervals draw whole"
     )
-    args = p.parse_args(words)
-    if len(_names(args.models)) + len(_names(args.predictions)) < 2:
-        p.error("argument --models: two or more models or folders of predictions are needed")
-    return args
+    return p.parse_args(words)
 
 
 def main(args: argparse.Namespace) -> None:
 
     from ocmlflow import chips, scorecard, tracking
+    from ocmlflow.errors import InputError
 
+    contestants = [(name, False) for name in _names(args.models)] + [(name, True) for name in _names(args.predictions)]
+    if len(contestants) < 2:
+        raise InputError(f"models={args.models}: two or more models, or folders of predictions, are needed to compare")
     with tracking.run("compare", vars(args)), tempfile.TemporaryDirectory() as work:
-        # The models themselves are loaded one by one: memory holds one.
-        first = tracking.load_model(_names(args.models)[0]).facts if args.models else {}
+        first = tracking.load_model(_names(args.models)[0]).facts if _names(args.models) else {}
         chips_run = tracking.chips_run(args.chips or first.get("chips"))
         made = chips.load(tracking.chips_folder(chips_run), fold=first.get("fold"))
         evaluate.log_ground(chips_run, made)
         cards = [
             _scored(name, made, chips_run, Path(work) / str(at), args, masks=masks)
-            for at, (name, masks) in enumerate(
-                [(name, False) for name in _names(args.models)] + [(name, True) for name in _names(args.predictions)]
-            )
+            for at, (name, masks) in enumerate(contestants)
         ]
         base, *others = cards
         tables = {card.name: scorecard.differences(card, base) for card in others}
@@ -79,8 +77,7 @@ def _scored(name: str, made: Chips, chips_run: str, work: Path, args: argparse.N
         mlflow.log_params({"model": card.name})
         mlflow.set_tag(tracking.VERB, "compared")
         evaluate.log_ground(chips_run, made)
-        scores = scorecard.figures(card)
-        mlflow.log_metrics({tracking.metric_name(metric): value for metric, value in scores.items()})
+        evaluate.log_figures(scorecard.figures(card))
         tracking.describe(evaluate.headline(card))
     log.info("%s: %s", card.name, evaluate.headline(card))
     return card
@@ -101,7 +98,7 @@ def _log(base: Scorecard, others: list[Scorecard], tables: dict[str, pd.DataFram
     for at, card in enumerate(others, start=1):
         iou = tables[card.name].query("place == 'all' and score == 'iou'").iloc[0]
         found = {"": iou.difference, "_low": iou.low, "_high": iou.high}
-        mlflow.log_metrics({f"difference{at}/iou{end}": float(v) for end, v in found.items() if v == v})
+        evaluate.log_figures({f"difference{at}/iou{end}": value for end, value in found.items()})
     page = report.page(
         "compare.html",
         cards=summaries,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +128,16 @@ def log_ground(chips_run: str, made: Chips) -> None:
     mlflow.set_tags({"ocmlflow.chips.run": chips_run, tracking.DIGEST: chips.digest(made.index)})
 
 
+def log_figures(figures: Mapping[str, float | None]) -> None:
+    """Log metrics to the active run, but for what is no number."""
+    import mlflow
+
+    from ocmlflow import tracking
+
+    numbers = {name: value for name, value in figures.items() if value is not None and value == value}
+    mlflow.log_metrics({tracking.metric_name(name): float(value) for name, value in numbers.items()})
+
+
 def log_card(card: Scorecard, *, verdict: str, facts: str, args: argparse.Namespace) -> None:
     """Log metrics, tables, pictures and the report to the active run, the same content as JSON."""
     import mlflow
@@ -134,7 +145,7 @@ def log_card(card: Scorecard, *, verdict: str, facts: str, args: argparse.Namesp
     from ocmlflow import evaluation, report, scorecard, tracking
 
     summary = scorecard.summary(card)
-    mlflow.log_metrics({tracking.metric_name(name): value for name, value in summary["scores"].items()})
+    log_figures(summary["scores"])
     mlflow.log_dict({**summary, "verdict": verdict, "facts": facts}, "report.json")
     for by in evaluation.GROUPS:
         mlflow.log_table(card.table(by), f"scores_by_{by}.json")
@@ -238,7 +249,7 @@ def _promotion(model: Model, card: Scorecard, made: Chips, args: argparse.Namesp
     iou = table[(table.place == "all") & (table.score == "iou")].iloc[0]
     found = {"champion/iou": iou.base, "champion/difference": iou.difference}
     found |= {"champion/difference_low": iou.low, "champion/difference_high": iou.high}
-    mlflow.log_metrics({name: float(value) for name, value in found.items() if value == value})
+    log_figures(found)
     within = "" if iou.low != iou.low else f", difference {iou.low:+.4f} to {iou.high:+.4f} in 95 % of paired draws"
     compared = f"IoU {iou.model:.4f} against {iou.base:.4f} of {champion} on the same chips{within}"
     if args.margin:

@@ -69,7 +69,7 @@ def score(name: str, made: Predictions, *, masks: bool) -> Scorecard:
 
 
 def figures(card: Scorecard) -> dict[str, float]:
-    """Scores by the name of their metric; what cannot be told, as an interval of one block, is left out."""
+    """Scores by the name of their metric; NaN for what cannot be told, as an interval of one block."""
     counts, drawn, objects = card.counts, card.draws(), card.objects["all"]
     found: dict[str, float] = {}
     for name in SCORES:
@@ -88,7 +88,7 @@ def figures(card: Scorecard) -> dict[str, float]:
                 found[f"object_f1_of_{by}/{row[by] or 'none'}"] = row["object_f1"]
             if by == "scene":
                 found[f"area_error/{row[by]}"] = row["area_error"]
-    return {name: float(value) for name, value in found.items() if not math.isnan(value)}
+    return {name: float(value) for name, value in found.items()}
 
 
 def summary(card: Scorecard) -> dict[str, Any]:

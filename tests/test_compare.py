@@ -18,6 +18,7 @@ from ocmlflow.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("default")  # MLflow's libraries warn of one another
 NAME = "towns"
+BLANK = {"driver": "GTiff", "count": 1, "dtype": "uint8", "width": 32, "height": 32}
 
 
 def network(weight: float, bias: float):
@@ -145,6 +146,18 @@ def test_a_model_against_itself_differs_by_nothing(line):
     assert {row["low"] for rows in found["differences"].values() for row in rows} == {0}
 
 
+def test_a_model_that_finds_nothing_gets_its_report_too(line, made, tmp_path):
+    (tmp_path / "masks").mkdir()
+    for row in made.select("validation").itertuples():
+        with rasterio.open(tmp_path / "masks" / f"{row.id}.tif", "w", **BLANK) as file:
+            file.write(np.zeros((32, 32), np.uint8), 1)
+    scored = run("evaluate", evaluate, predictions=tmp_path / "masks", chips=line.chips)
+    _, found = report(scored)
+    assert scored.data.metrics["iou"] == scored.data.metrics["recall"] == 0
+    assert found["scores"]["precision"] is None
+    assert "precision" not in scored.data.metrics
+
+
 def write_masks(folder, made, *, by: str) -> None:
     """The labels of the validation chips as masks, of whole scenes or of chips."""
     folder.mkdir()
@@ -214,10 +227,9 @@ def test_ground_that_a_model_trained_on_is_refused_by_outline_and_by_content(lin
             evaluate.check_fair(model, made)
 
 
-def test_one_contestant_is_no_comparison(capsys):
-    with pytest.raises(SystemExit):
-        compare.parse(["--models", "models:/a/1"])
-    assert "two or more models" in capsys.readouterr().err
+def test_one_contestant_is_no_comparison(line):
+    with pytest.raises(InputError, match="models=models:/towns/1: two or more models"):
+        run("compare", compare, models="models:/towns/1")
 
 
 def test_the_constant_tag_is_the_one_that_predict_reads():
