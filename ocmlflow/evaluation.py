@@ -1,6 +1,6 @@
 """Predictions against labels, to scores of pixels and of buildings, by scene, by place, by ground and in all."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,10 +180,15 @@ def buildings(made: Predictions, temperature: float, threshold: int) -> Building
     pixel_m2 = float(made.rows.gsd.iloc[0]) ** 2
     by_scene, swept = {}, {t: Objects() for t in OBJECT_THRESHOLDS}
     for scene, numbers in made.rows.groupby("scene").indices.items():
-        counted = {
-            t: objects.count(objects.of_blocks(_blocks(made, numbers, table >= t)), pixel_m2=pixel_m2)
-            for t in {threshold, *OBJECT_THRESHOLDS}
-        }
+        mosaics = {t: objects.Mosaic() for t in {threshold, *OBJECT_THRESHOLDS}}
+        for number in numbers:
+            row, percents = made.rows.iloc[number], table[made.levels[number]]
+            label, valid = labels.decode(made.coded[number])
+            labelled = objects.numbered(label > 0)
+            for t, mosaic in mosaics.items():
+                predicted = objects.numbered((percents >= t) & valid)
+                mosaic.add(objects.Block(int(row.row), int(row.col), predicted, labelled))
+        counted = {t: objects.count(mosaic.overlaps(), pixel_m2=pixel_m2) for t, mosaic in mosaics.items()}
         by_scene[str(scene)] = counted[threshold]
         swept = {t: total + counted[t]["all"] for t, total in swept.items()}
     sweep = [{"threshold": t, "precision": o.precision, "recall": o.recall, "f1": o.f1} for t, o in swept.items()]
@@ -232,14 +237,6 @@ def _classes(values: pd.Series, limits: dict[float, str]) -> list[str]:
     return [names[i] for i in np.digitize(values, list(limits)[:-1])]
 
 
-def _blocks(made: Predictions, numbers: np.ndarray, building: np.ndarray) -> Iterator[objects.Block]:
-    """The chips of one scene; `building` (65536,) bool tells which levels are."""
-    for number in numbers:
-        label, valid = labels.decode(made.coded[number])
-        row = made.rows.iloc[number]
-        yield objects.block(int(row.row), int(row.col), building[made.levels[number]] & valid, label > 0)
-
-
 def _edges_and_false(made: Predictions, building: np.ndarray) -> tuple[int, int, int, int]:
     """Boundary pixels of both label and prediction, and of either; false buildings and pixels of empty chips."""
     width = max(1, round(BOUNDARY_M / float(made.rows.gsd.iloc[0])))
@@ -251,6 +248,6 @@ def _edges_and_false(made: Predictions, building: np.ndarray) -> tuple[int, int,
         shared += int((edges[0] & edges[1]).sum())
         either += int((edges[0] | edges[1]).sum())
         if not label.any():
-            false += int(objects.block(0, 0, predicted, label > 0).predicted.max())
+            false += int(objects.numbered(predicted).max())
             empty_pixels += int(valid.sum())
     return shared, either, false, empty_pixels

@@ -95,30 +95,22 @@ def of_polygons(predicted: np.ndarray, labelled: np.ndarray) -> Overlaps:
     return Overlaps(shapely.area(predicted), shapely.area(labelled), pairs[some], shared[some])
 
 
+def numbered(building: np.ndarray) -> np.ndarray:
+    """(height, width) int32: the objects of a bool array, numbered from 1; 0 is none."""
+    return np.asarray(connected(building)[0])
+
+
 def block(row: int, col: int, predicted: np.ndarray, labelled: np.ndarray) -> Block:
     """The block at that place of its scene, of two arrays (height, width) bool."""
-    return Block(row, col, connected(predicted)[0], connected(labelled)[0])
+    return Block(row, col, numbered(predicted), numbered(labelled))
 
 
 def of_blocks(blocks: Iterable[Block]) -> Overlaps:
     """Overlaps, in pixels, of the objects of blocks of one scene that do not overlap; whole across their edges."""
-    tallies, edges, firsts = [], Edges(), np.array([0, 0])
+    mosaic = Mosaic()
     for found in blocks:
-        sizes = [np.bincount(part.ravel())[1:] for part in (found.predicted, found.labelled)]
-        tallies.append((sizes, *_shared(found, firsts)))
-        edges.add(found, firsts)
-        firsts = firsts + [len(size) for size in sizes]
-    if not tallies:
-        return Overlaps(np.zeros(0), np.zeros(0), np.zeros((0, 2), int), np.zeros(0))
-    whole = [edges.joined(side, int(firsts[side])) for side in (0, 1)]
-    areas = [
-        np.bincount(whole[side], weights=np.concatenate([t[0][side] for t in tallies])).astype(float) for side in (0, 1)
-    ]
-    pairs = np.concatenate([t[1] for t in tallies])
-    joined = np.stack([whole[0][pairs[:, 0]], whole[1][pairs[:, 1]]], axis=1)
-    pairs, which = np.unique(joined, axis=0, return_inverse=True)
-    shared = np.bincount(which.ravel(), weights=np.concatenate([t[2] for t in tallies]), minlength=len(pairs))
-    return Overlaps(areas[0], areas[1], pairs, shared)
+        mosaic.add(found)
+    return mosaic.overlaps()
 
 
 def match(found: Overlaps, *, iou: float = IOU) -> np.ndarray:
@@ -164,30 +156,56 @@ def add(parts: Iterable[dict[str, Objects]]) -> dict[str, Objects]:
     return total
 
 
-class Edges:
-    """The objects along the edges of blocks, kept until their neighbours come."""
+class Mosaic:
+    """A scene's blocks, of which it keeps counts and the objects along edges until the neighbours come."""
 
     def __init__(self) -> None:
+        self._first = [0, 0]
+        self._areas: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        self._pairs: list[np.ndarray] = []
+        self._shared: list[np.ndarray] = []
         self._waiting: dict[tuple[int, str, int], list[tuple[int, np.ndarray]]] = {}
         self._links: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
 
-    def add(self, found: Block, firsts: np.ndarray) -> None:
-        """Link the block's objects with those of its neighbours that came before; `firsts` are its first numbers."""
+    def add(self, found: Block) -> None:
+        """Count a block, and link its objects with those of its neighbours that came before."""
+        pairs, shared = _shared(found)
+        self._pairs.append(pairs + self._first)
+        self._shared.append(shared)
         height, width = found.predicted.shape
         for side, part in enumerate((found.predicted, found.labelled)):
-            numbered = np.where(part > 0, part + firsts[side], 0)
-            for line, other, at, start, numbers in (
-                ("bottom", "top", found.row + height, found.col, numbered[-1]),
-                ("top", "bottom", found.row, found.col, numbered[0]),
-                ("right", "left", found.col + width, found.row, numbered[:, -1]),
-                ("left", "right", found.col, found.row, numbered[:, 0]),
+            for line, other, at, start, edge in (
+                ("bottom", "top", found.row + height, found.col, part[-1]),
+                ("top", "bottom", found.row, found.col, part[0]),
+                ("right", "left", found.col + width, found.row, part[:, -1]),
+                ("left", "right", found.col, found.row, part[:, 0]),
             ):
-                if numbers.any():
+                if edge.any():
+                    numbers = np.where(edge > 0, edge.astype(np.int64) + self._first[side], 0)
                     self._link(side, (side, other, at), start, numbers)
                     self._waiting.setdefault((side, line, at), []).append((start, numbers))
+            areas = np.bincount(part.ravel())[1:]
+            self._areas[side].append(areas)
+            self._first[side] += len(areas)
 
-    def joined(self, side: int, count: int) -> np.ndarray:
-        """(count,) int: the whole object, from 0, that each of so many parts belongs to."""
+    def overlaps(self) -> Overlaps:
+        """Overlaps, in pixels, of the whole objects of all blocks so far."""
+        predicted, labelled = (self._whole(side) for side in (0, 1))
+        areas = [
+            np.bincount(whole, weights=np.concatenate([np.zeros(0), *parts])).astype(float)
+            for whole, parts in zip((predicted, labelled), self._areas, strict=True)
+        ]
+        parts = np.concatenate([np.zeros((0, 2), np.int64), *self._pairs])
+        whole = np.stack([predicted[parts[:, 0]], labelled[parts[:, 1]]], axis=1)
+        pairs, which = np.unique(whole, axis=0, return_inverse=True)
+        shared = np.concatenate([np.zeros(0), *self._shared])
+        return Overlaps(areas[0], areas[1], pairs, np.bincount(which.ravel(), weights=shared, minlength=len(pairs)))
+
+    def _whole(self, side: int) -> np.ndarray:
+        """(parts,) int: the whole object, from 0, that each part belongs to."""
+        count = self._first[side]
+        if not count:
+            return np.zeros(0, np.int64)
         links = np.concatenate([np.zeros((0, 2), np.int64), *self._links[side]]) - 1
         graph = coo_array((np.ones(len(links), bool), links.T), shape=(count, count))
         return np.asarray(connected_components(graph, directed=False)[1]).astype(np.int64)
@@ -201,13 +219,13 @@ class Edges:
             self._links[side].append(np.unique(pair[pair.all(axis=1)], axis=0))
 
 
-def _shared(found: Block, firsts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of a block's objects, as (k, 2) numbers from 0 over all blocks, and the pixels they share."""
+def _shared(found: Block) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of a block's objects, as (k, 2) numbers from 0, and the pixels they share."""
     both = (found.predicted > 0) & (found.labelled > 0)
     predicted, labelled = found.predicted[both].astype(np.int64), found.labelled[both]
     across = int(labelled.max(initial=0)) + 1
     codes, pixels = np.unique(predicted * across + labelled, return_counts=True)
-    return np.stack([codes // across - 1, codes % across - 1], axis=1) + firsts, pixels
+    return np.stack([codes // across - 1, codes % across - 1], axis=1), pixels
 
 
 def _holding(holder: np.ndarray, share: np.ndarray, count: int) -> np.ndarray:
