@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 from urllib.parse import urlparse
 
 import geopandas as gpd
@@ -35,9 +36,12 @@ from rasterio.windows import Window
 from ocmlflow import chips, cutting, grid, raster, resample, storage, store, survey, workers
 from ocmlflow.catalog import Scene
 
+T = TypeVar("T")
+
 SIZE = 512
 COPIES = 4
 """The scene is cut under so many names at once, so that there is work for a while."""
+REPEATS = 3
 
 
 def main() -> None:
@@ -61,6 +65,7 @@ def main() -> None:
 
 
 def speed(image: str, labels: str, scratch: Path) -> None:
+    """Print chips per second; the limit is the same decoding and resizing by the same workers, and nothing else."""
     on_grid = regridded(image, scratch / "on-grid.tif")
     print("| scene | stride | workers | chips/s | of the limit | chips per CPU s | plain loop | ratio |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
@@ -69,21 +74,28 @@ def speed(image: str, labels: str, scratch: Path) -> None:
         ("on the grid", on_grid, SIZE),
         ("on the grid", on_grid, 384),
     ):
-        scenes = [Scene(f"copy{n}", "x", href, (labels,)) for n in range(COPIES)]
         for count in sorted({1, os.cpu_count() or 1}):
-            with workers.executor(count, None) as executor:
-                list(executor.map(warm, range(4 * count)))
-                surveys = look(scenes)
-                limit = timed(lambda: list(executor.map(read_only, runs(surveys, stride, scratch))))[0]
-                made: list[int] = []
-                wall, cpu = timed(lambda: made.append(cut_surveyed(surveys, stride, scratch, executor)))
-            per_cpu = made[0] / cpu if count == 1 else float("nan")
-            loop = plain_loop(href, labels, stride, scratch) if href == on_grid and count == 1 else float("nan")
-            print(
-                f"| {name} | {stride} | {count} | {made[0] / wall:.0f} | {limit / wall:.2f} | {per_cpu:.0f} | {loop:.0f} | "
-                f"{per_cpu / loop:.1f} |",
-                flush=True,
-            )
+            chips_s, share, chips_cpu = best(href, labels, stride, count, scratch)
+            row = f"| {name} | {stride} | {count} | {chips_s:.0f} | {share:.2f} |"
+            if count == 1 and href == on_grid:
+                loop = plain_loop(href, labels, stride, scratch)
+                row += f" {chips_cpu:.0f} | {loop:.0f} | {chips_cpu / loop:.1f} |"
+            print(row if row.count("|") == 9 else f"{row} | | |", flush=True)
+
+
+def best(href: str, labels: str, stride: int, count: int, scratch: Path) -> tuple[float, float, float]:
+    """Chips per second, as a share of the limit, and per CPU second: of REPEATS, that with the largest share."""
+    found = []
+    with workers.executor(count, None) as executor:
+        list(executor.map(warm, range(4 * count)))
+        surveys = look([Scene(f"copy{n}", "x", href, (labels,)) for n in range(COPIES)])
+        work = runs(surveys, stride)
+        for _ in range(REPEATS):
+            _, limit, _ = timed(lambda: list(executor.map(read_only, work)))
+            made, wall, cpu = timed(cut_surveyed, surveys, stride, scratch, executor)
+            found.append((limit / wall, made / wall, made / cpu))
+    share, chips_s, chips_cpu = max(found)
+    return chips_s, share, chips_cpu
 
 
 def memory(scratch: Path) -> None:
@@ -101,13 +113,13 @@ def from_s3(image: str, labels: str, address: str, scratch: Path) -> None:
     storage.put(copy, f"{address}/one.tif")
     size = Path(image).stat().st_size
     with workers.executor(1, None) as executor:
-        local = timed(lambda: cut([Scene("one", "x", image, (labels,))], SIZE, scratch / "local", executor))[0]
+        chips_local, local, _ = timed(cut, [Scene("one", "x", image, (labels,))], SIZE, scratch, executor)
         with counting_proxy() as counted:
-            scene = Scene("one", "x", f"{address}/one.tif", (labels,))
-            remote = timed(lambda: cut([scene], SIZE, scratch / "remote", executor))[0]
-    print("| from | seconds | requests | bytes read / size |\n| --- | --- | --- | --- |")
-    print(f"| disk | {local:.2f} | | |")
-    print(f"| S3 | {remote:.2f} | {counted['requests']} | {counted['bytes'] / size:.2f} |")
+            remote = timed(cut, [Scene("one", "x", f"{address}/one.tif", (labels,))], SIZE, scratch, executor)[1]
+    print("| from | chips/s | requests | bytes a request | bytes read / size |\n| --- | --- | --- | --- | --- |")
+    print(f"| disk | {chips_local / local:.0f} | | | |")
+    requests, read = counted["requests"], counted["bytes"]
+    print(f"| S3 | {chips_local / remote:.0f} | {requests} | {read / requests:.0f} | {read / size:.2f} |")
 
 
 def look(scenes: list[Scene]) -> list[survey.Survey]:
@@ -125,7 +137,7 @@ def cut(scenes: list[Scene], stride: int, folder: Path, executor: Executor) -> i
 
 def cut_surveyed(surveys: list[survey.Survey], stride: int, folder: Path, executor: Executor) -> int:
     """Number of the chips that were cut."""
-    with tempfile.TemporaryDirectory(dir=folder if folder.exists() else None) as out:
+    with tempfile.TemporaryDirectory(dir=folder) as out:
         windows = gpd.pd.concat([chips.candidates(found, rules=rules(stride)) for found in surveys])
         done = cutting.cut(
             surveys,
@@ -142,7 +154,7 @@ def warm(_: int) -> None:
     time.sleep(0.2)
 
 
-def runs(surveys: list[survey.Survey], stride: int, folder: Path) -> list[tuple[str, raster.Grid, list[Window]]]:
+def runs(surveys: list[survey.Survey], stride: int) -> list[tuple[str, raster.Grid, list[Window]]]:
     """What the same workers have to read: the windows of the same blocks, side by side."""
     side, reach = store.BLOCK * stride, (store.BLOCK - 1) * stride + SIZE
     return [
@@ -163,7 +175,8 @@ def read_only(run: tuple[str, raster.Grid, list[Window]]) -> None:
 def plain_loop(href: str, labels: str, stride: int, scratch: Path) -> float:
     """Chips per CPU second of the loop that everybody writes: read a window, burn, write a GeoTIFF."""
 
-    def loop() -> None:
+    def loop() -> int:
+        count = 0
         with rasterio.open(href) as scene:
             polygons = gpd.read_file(labels).to_crs(scene.crs).geometry.to_numpy()
             tree = shapely.STRtree(polygons)
@@ -183,19 +196,19 @@ def plain_loop(href: str, labels: str, stride: int, scratch: Path) -> float:
                     with rasterio.open(scratch / "plain" / f"{row}-{col}.tif", "w", **profile) as chip:
                         chip.write(pixels[:3], [1, 2, 3])
                         chip.write(np.where(pixels[3] > 127, label, 255).astype(np.uint8), 4)
-                    count[0] += 1
+                    count += 1
+        return count
 
     (scratch / "plain").mkdir(exist_ok=True)
-    count = [0]
-    cpu = timed(loop)[1]
-    return count[0] / cpu
+    count, _, cpu = timed(loop)
+    return count / cpu
 
 
-def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds on the wall and of this process's CPU."""
+def timed(function: Callable[..., T], *arguments: Any) -> tuple[T, float, float]:
+    """What the function returns, and the seconds it took on the wall and of this process's CPU."""
     wall, cpu = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - wall, time.process_time() - cpu
+    found = function(*arguments)
+    return found, time.perf_counter() - wall, time.process_time() - cpu
 
 
 def regridded(image: str, target: Path) -> str:
