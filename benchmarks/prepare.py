@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlparse
@@ -115,10 +116,10 @@ def from_s3(image: str, labels: str, address: str, scratch: Path) -> None:
     with workers.executor(1, None) as executor:
         chips_local, local, _ = timed(cut, [Scene("one", "x", image, (labels,))], SIZE, scratch, executor)
         with counting_proxy() as counted:
-            remote = timed(cut, [Scene("one", "x", f"{address}/one.tif", (labels,))], SIZE, scratch, executor)[1]
+            _, remote, _ = timed(cut, [Scene("one", "x", f"{address}/one.tif", (labels,))], SIZE, scratch, executor)
+            requests, read = counted
     print("| from | chips/s | requests | bytes a request | bytes read / size |\n| --- | --- | --- | --- | --- |")
     print(f"| disk | {chips_local / local:.0f} | | | |")
-    requests, read = counted["requests"], counted["bytes"]
     print(f"| S3 | {chips_local / remote:.0f} | {requests} | {read / requests:.0f} | {read / size:.2f} |")
 
 
@@ -248,42 +249,41 @@ def sparse_scene(side: int, scratch: Path) -> tuple[str, str]:
 
 
 @contextmanager
-def counting_proxy() -> Iterator[dict[str, int]]:
-    """Counts of the requests to the S3 server, and of the bytes that come back, while the block runs."""
-    server = urlparse(os.environ["AWS_ENDPOINT_URL_S3"])
-    counted = {"requests": 0, "bytes": 0}
-
-    def forward(source: socket.socket, target: socket.socket, count: Callable[[bytes], None]) -> None:
-        while data := source.recv(1 << 16):
-            count(data)
-            target.sendall(data)
-        target.close()
-
-    def requests(data: bytes) -> None:
-        counted["requests"] += len(re.findall(rb"^(?:GET|HEAD) ", data, re.MULTILINE))
-
-    def answered(data: bytes) -> None:
-        counted["bytes"] += len(data)
-
-    def accept() -> None:
-        while True:
-            try:
-                client, _ = listener.accept()
-            except OSError:
-                return
-            upstream = socket.create_connection((server.hostname, server.port))
-            threading.Thread(target=forward, args=(client, upstream, requests), daemon=True).start()
-            threading.Thread(target=forward, args=(upstream, client, answered), daemon=True).start()
-
+def counting_proxy() -> Iterator[Any]:
+    """Requests to the S3 server, and bytes that come back, while the block runs: an array of the two."""
+    before = os.environ["AWS_ENDPOINT_URL_S3"]
+    spawn = get_context("spawn")
+    counted = spawn.Array("q", 2)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=accept, daemon=True).start()
-        before = os.environ["AWS_ENDPOINT_URL_S3"]
+        # A process of its own: GDAL keeps Python from running while it waits for an answer.
+        proxy = spawn.Process(target=serve, args=(listener, urlparse(before).netloc.split(":"), counted), daemon=True)
+        proxy.start()
         os.environ["AWS_ENDPOINT_URL_S3"] = f"http://127.0.0.1:{listener.getsockname()[1]}"
         try:
             yield counted
         finally:
             os.environ["AWS_ENDPOINT_URL_S3"] = before
-            listener.shutdown(socket.SHUT_RDWR)
+            proxy.terminate()
+
+
+def serve(listener: socket.socket, server: tuple[str, str], counted: Any) -> None:
+    """Hand on what comes from and goes to each client, and count it."""
+    while True:
+        client, _ = listener.accept()
+        upstream = socket.create_connection(server)
+        for source, target in ((client, upstream), (upstream, client)):
+            threading.Thread(target=forward, args=(source, target, counted, source is client), daemon=True).start()
+
+
+def forward(source: socket.socket, target: socket.socket, counted: Any, asking: bool) -> None:
+    while data := source.recv(1 << 16):
+        with counted.get_lock():
+            if asking:
+                counted[0] += len(re.findall(rb"^(?:GET|HEAD) ", data, re.MULTILINE))
+            else:
+                counted[1] += len(data)
+        target.sendall(data)
+    target.shutdown(socket.SHUT_WR)
 
 
 if __name__ == "__main__":
