@@ -29,12 +29,14 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--architecture", default="unet", help="decoder of the network")
     p.add_argument("--encoder", default="efficientnet-lite0", help="encoder of the network")
     p.add_argument("--weights", choices=("imagenet", "none"), default="imagenet", help="start of the encoder")
-    p.add_argument("--loss", default="bce+dice", help="bce, dice, or a sum")
+    p.add_argument("--loss", default="bce+dice", help="bce, dice, focal, jaccard (Lovász), or a sum")
     p.add_argument("--batch_size", type=whole(1), default=8, help="crops a step")
     p.add_argument("--crop", type=whole(32), default=256, help="pixels along a side of a crop, a multiple of 32")
     p.add_argument("--learning_rate", type=number(1e-8, 1), default=1e-3, help="highest, after the warm-up")
     p.add_argument("--weight_decay", type=number(0, 1), default=1e-2, help="of AdamW")
     p.add_argument("--warmup", type=number(0, 1), default=0.05, help="share of the steps of rising learning rate")
+    p.add_argument("--ema", type=number(0, 0.9999), default=0.99, help="momentum of averaged weights; 0 for none")
+    p.add_argument("--patience", type=whole(1), default=None, help="epochs without a better IoU before it ends early")
     p.add_argument("--seed", type=whole(0), default=0, help="draws weights, crops and augmentation")
     p.add_argument("--picture_epochs", type=whole(1), default=5, help="epochs from one picture to the next")
     p.add_argument("--workers", type=whole(1), default=2, help="threads that read chips")
@@ -137,7 +139,8 @@ def _fit(made: Chips, args: argparse.Namespace) -> tuple[Any, int, float]:
         if epoch == args.epochs or epoch % args.picture_epochs == 0:
             show(epoch)
 
-    recipe = training.Recipe(args.epochs, args.crop, args.learning_rate, args.weight_decay, args.warmup, args.seed)
+    names = ("epochs", "crop", "learning_rate", "weight_decay", "warmup", "ema", "patience", "seed")
+    recipe = training.Recipe(**{name: getattr(args, name) for name in names})
     show(0)  # MLflow's page shows this step first
     best_epoch, best = training.fit(
         network,

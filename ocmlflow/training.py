@@ -32,6 +32,10 @@ class Recipe:
     weight_decay: float
     warmup: float
     """Share of the steps in which the learning rate rises."""
+    ema: float
+    """Momentum of the running average of the weights that is validated and kept; 0 for the weights as they are."""
+    patience: int | None
+    """Epochs without a better validation IoU after which training ends; None for never."""
     seed: int
 
 
@@ -139,12 +143,17 @@ def fit(
     learner = Learner(network, loss, crop=recipe.crop, seed=recipe.seed)
     learner.compile(optimizer=_optimizer(network, recipe, steps), jit_compile="auto")
     reporter = Reporter(network, len(train) * train.batch_size, report)
+    # The average is in place when the reporter, which comes after, keeps the weights of an epoch.
+    callbacks: list[keras.callbacks.Callback] = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)] * bool(recipe.ema)
+    callbacks.append(reporter)
+    if recipe.patience is not None:
+        callbacks.append(keras.callbacks.EarlyStopping("val_iou", mode="max", patience=recipe.patience))
     learner.fit(
         train,
         validation_data=validation,
         epochs=recipe.epochs,
         shuffle=False,  # the batches are random already, in an order that the seed decides
-        callbacks=[reporter],
+        callbacks=callbacks,
         verbose=1 if progress else 0,
     )
     network.set_weights(reporter.weights)
@@ -160,7 +169,8 @@ def _optimizer(network: keras.Model, recipe: Recipe, steps: int) -> keras.optimi
         warmup_target=recipe.learning_rate,
         warmup_steps=warmup,
     )
-    optimizer = keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay, global_clipnorm=1.0)
+    average: dict[str, Any] = {"use_ema": True, "ema_momentum": recipe.ema} if recipe.ema else {}
+    optimizer = keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay, global_clipnorm=1.0, **average)
     # Scales and offsets are not decayed: it would only fight the batch norm.
     optimizer.exclude_from_weight_decay(
         var_list=[variable for variable in network.trainable_variables if len(variable.shape) <= 1]
