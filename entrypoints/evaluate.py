@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 from entrypoints import MODEL_NAME, parser, progress, start, switch
 
 if TYPE_CHECKING:
-    import geopandas as gpd
-
     from ocmlflow.chips import Chips
     from ocmlflow.evaluation import Evaluation
     from ocmlflow.tracking import Model
@@ -65,28 +63,17 @@ def _evaluate(model: Model, made: Chips) -> Evaluation:
 
 def _check_fair(model: Model, made: Chips) -> None:
     """Raise InputError when the chips have another resolution than the model's, or ground that it was trained on."""
-    from ocmlflow import ground
+    from ocmlflow import ground, tracking
     from ocmlflow.errors import InputError
 
     if model.facts["gsd"] != made.rules["gsd"]:
         raise InputError(f"{model} works at {model.facts['gsd']} m per pixel, the chips have {made.rules['gsd']} m")
-    seen = int(ground.meets(made.select("validation"), _trained_on(model)).sum())
+    seen = int(ground.meets(made.select("validation"), tracking.trained_on(model)).sum())
     if seen:
         raise InputError(
             f"{seen} of the {len(made.select('validation'))} validation chips lie on ground that {model} was trained "
             f"on (chips of run {model.facts['chips']}): its scores there would be flattered"
         )
-
-
-def _trained_on(model: Model) -> gpd.GeoDataFrame:
-    """The rows of the chips that a model was trained on."""
-    import geopandas as gpd
-
-    from ocmlflow import tracking
-
-    index = gpd.read_parquet(tracking.chips_file(model.facts["chips"], "index.parquet"))
-    fold = model.facts.get("fold")
-    return index[index.split == "train" if fold is None else index.fold != fold]
 
 
 def _promotion(model: Model, found: Evaluation, made: Chips, args: argparse.Namespace) -> tuple[bool, str]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ocmlflow.chips import Chips
     from ocmlflow.inference import Predict
+    from ocmlflow.tracking import Model
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--chips", default=None, help="run id of a `prepare` run; the experiment's newest if not given")
     p.add_argument("--fold", type=whole(0), default=None, help="of chips made with folds=, the one to hold out")
     p.add_argument("--epochs", type=whole(1), default=30, help="times that as many crops are drawn as there are chips")
+    p.add_argument("--init", default=None, help="models:/NAME@ALIAS to go on from, in place of the next three")
     p.add_argument("--architecture", default="unet", help="decoder of the network")
     p.add_argument(
         "--encoder",
@@ -67,15 +69,18 @@ def main(args: argparse.Namespace) -> None:
 
     with tracking.run("train", vars(args)) as run:
         models.check(architecture=args.architecture, encoder=args.encoder)
+        start_from = tracking.load_model(args.init) if args.init else None
         losses.named(args.loss)
         chips_run = tracking.chips_run(args.chips)
         made = chips.load(tracking.chips_folder(chips_run), fold=args.fold)
         _check(made, args)
+        if start_from:
+            _check_init(start_from, made)
         tracking.register(args.name)  # a name that MLflow refuses is to fail now, not after the training
         digest = chips.digest(made.index)
         mlflow.set_tags({tracking.KEY: key(args, digest), "ocmlflow.chips.run": chips_run})
         tracking.log_dataset(made.index, source=made.rules["catalog"], digest=digest)
-        model, best_epoch, best = _fit(made, args)
+        model, best_epoch, best = _fit(made, args, start_from)
         # As a file too: that of the model logged, where the steps above end with the last epoch's.
         mlflow.log_image(_picture(model.predict_on_batch, made, made.select("validation")), "validation.jpg")
         facts = {
@@ -87,14 +92,19 @@ def main(args: argparse.Namespace) -> None:
             "architecture": args.architecture,
             "encoder": args.encoder,
             "multiple": models.STRIDE,
+            "trained_on": [{"chips": chips_run, "fold": args.fold}],
         }
         if args.fold is not None:
             facts["fold"] = args.fold
+        if start_from:
+            facts |= {name: start_from.facts[name] for name in ("architecture", "encoder", "multiple")}
+            facts["init"] = str(start_from)
+            facts["trained_on"] += start_from.facts["trained_on"]
         made_version = tracking.log_model(model, facts, name=args.name)
         mlflow.log_metrics({"best_epoch": best_epoch, "validation/best_iou": best})
         tracking.describe(
-            f"`{args.architecture}` on `{args.encoder}`, registered as **{args.name}** version {made_version}: pooled "
-            f"validation IoU {best:.3f} after epoch {best_epoch} of {args.epochs}, on `{facts['validation']}`"
+            f"`{facts['architecture']}` on `{facts['encoder']}`, registered as **{args.name}** version {made_version}: "
+            f"pooled validation IoU {best:.3f} after epoch {best_epoch} of {args.epochs}, on `{facts['validation']}`"
         )
         log.info("%s version %s: validation IoU %.3f (epoch %d)", args.name, made_version, best, best_epoch)
 
@@ -115,7 +125,24 @@ def _check(made: Chips, args: argparse.Namespace) -> None:
         raise InputError(f"crop={args.crop} is more than the chips' {made.rules['size']} pixels along a side")
 
 
-def _fit(made: Chips, args: argparse.Namespace) -> tuple[Any, int, float]:
+def _check_init(start_from: Model, made: Chips) -> None:
+    """Raise InputError where a model cannot be trained on with these chips, or would be flattered by them."""
+    from ocmlflow import ground, tracking
+    from ocmlflow.errors import InputError
+
+    if start_from.facts["gsd"] != made.rules["gsd"]:
+        raise InputError(
+            f"{start_from} works at {start_from.facts['gsd']} m per pixel, the chips have {made.rules['gsd']} m"
+        )
+    seen = int(ground.meets(made.select("validation"), tracking.trained_on(start_from)).sum())
+    if seen:
+        raise InputError(
+            f"{seen} validation chips lie on ground that {start_from} was trained on: scores would be flattered. "
+            "Hold out the same ground as then, or ground that is new"
+        )
+
+
+def _fit(made: Chips, args: argparse.Namespace, start_from: Model | None) -> tuple[Any, int, float]:
     """The trained network with probabilities, its best epoch and that epoch's validation IoU."""
     import keras
     import mlflow
@@ -123,7 +150,11 @@ def _fit(made: Chips, args: argparse.Namespace) -> tuple[Any, int, float]:
     from ocmlflow import augment, dataset, losses, models, training
 
     keras.utils.set_random_seed(args.seed)
-    network = models.build(architecture=args.architecture, encoder=args.encoder, pretrained=args.weights == "imagenet")
+    network = (
+        models.with_logits(start_from.keras)
+        if start_from
+        else models.build(architecture=args.architecture, encoder=args.encoder, pretrained=args.weights == "imagenet")
+    )
     model = models.with_probability(network)
     crops = dataset.Crops(
         made, side=augment.context(args.crop), batch_size=args.batch_size, seed=args.seed, workers=args.workers

@@ -48,6 +48,11 @@ def with_probability(network: keras.Model) -> keras.Model:
     return keras.Model(network.inputs, probability, name=network.name)
 
 
+def with_logits(model: keras.Model) -> keras.Model:
+    """The network that `with_probability` was made of, to be trained on."""
+    return keras.Model(model.inputs, model.get_layer("logits").output, name=model.name)
+
+
 def efficientnet_lite(image: Tensor, *, width: float, depth: float) -> Stages:
     """Features at 1/2 to 1/32 of the size; 16, 24, 40, 112 and 320 channels, but for the first times about `width`.
 

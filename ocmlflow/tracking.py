@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import geopandas as gpd
 import mlflow
 import numpy as np
+import pandas as pd
 from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
@@ -42,7 +44,7 @@ class Model:
     keras: Any
     """keras.Model: uint8 RGB (batch, height, width, 3) to probability (batch, height, width, 1) float32."""
     facts: dict[str, Any]
-    """What training recorded with it: gsd, chips (run id), multiple, data, run, encoder …"""
+    """What training recorded with it: gsd, chips (run id), trained_on, multiple, data, run, encoder …"""
     name: str
     """Registered name; empty for a model that is not registered."""
     version: str
@@ -155,6 +157,15 @@ def chips_file(run_id: str, name: str) -> Path:
         return Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/chips/{name}"))
     except (MlflowException, OSError) as error:
         raise InputError(f"cannot read {name} of the chips of run {run_id}: {error}") from error
+
+
+def trained_on(model: Model) -> gpd.GeoDataFrame:
+    """The index rows of all chips that a model, and the models it started from, were trained on."""
+    rows = []
+    for step in model.facts["trained_on"]:
+        index = gpd.read_parquet(chips_file(step["chips"], "index.parquet"))
+        rows.append(index[index.split == "train" if step["fold"] is None else index.fold != step["fold"]])
+    return pd.concat(rows, ignore_index=True)
 
 
 def log_dataset(index: Any, *, source: str, digest: str) -> None:

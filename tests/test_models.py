@@ -29,6 +29,12 @@ def test_every_pixel_gets_a_logit_and_a_probability(network, height, width):
     np.testing.assert_allclose(probability, 1 / (1 + np.exp(-logits)), atol=1e-5)
 
 
+def test_the_network_is_found_in_the_model_made_of_it(network):
+    again = models.with_logits(models.with_probability(network))
+    assert again.name == network.name
+    np.testing.assert_array_equal(*(n.predict_on_batch(picture(32, 64)) for n in (again, network)))
+
+
 def test_scaling_is_part_of_the_network(network):
     assert network.input.dtype == "uint8"
     first = keras.Model(network.input, network.get_layer("rescaling").output)

@@ -113,6 +113,18 @@ def test_train_logs_every_epoch_dataset_pictures_and_model(sample_line):
     assert version.tags["gsd"] == "0.1"
 
 
+def test_training_goes_on_from_a_version(sample_line, store, monkeypatch):
+    use_experiment("finer", monkeypatch)
+    chips_run = sample_line.steps["prepare"].info.run_id
+    words = ["--init", f"models:/{NAME}@champion", "--chips", chips_run, "--name", "finer", "--epochs", "1"]
+    train.main(train.parse([*words, "--learning_rate", "1e-8", "--ema", "0"]))
+    version = MlflowClient().get_model_version_by_alias("finer", "candidate")
+    found = mlflow.get_run(version.run_id).data.metrics["validation/best_iou"]
+    assert found == pytest.approx(sample_line.steps["train"].data.metrics["validation/best_iou"], abs=0.1)
+    steps = mlflow.models.get_model_info("models:/finer@candidate").metadata["trained_on"]
+    assert [step["chips"] for step in steps] == [chips_run, chips_run]
+
+
 def test_model_loads_without_the_package(sample_line, store):
     code = (
         "import sys, mlflow, numpy as np\n"
