@@ -6,19 +6,25 @@ import argparse
 import logging
 import os
 import sys
+import tempfile
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from entrypoints import MODEL_NAME, number, parser, start, whole
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
+    from mlflow.entities import Run
 
     from ocmlflow.chips import Chips
     from ocmlflow.inference import Predict
     from ocmlflow.tracking import Model
 
 log = logging.getLogger(__name__)
+
+CHIPS_RUN = "ocmlflow.chips.run"
+"""Tag of a run with the run id of its chips."""
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
@@ -47,7 +53,11 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--picture_epochs", type=whole(1), default=5, help="epochs from one picture to the next")
     p.add_argument("--workers", type=whole(1), default=2, help="threads that read chips")
     p.add_argument("--name", default=MODEL_NAME, help="registered model that gets a new version")
+    p.add_argument("--resume", default=None, help="run id of an interrupted training to go on with, as it was told")
     args = p.parse_args(words)
+    given = [name for name, value in vars(args).items() if name != "resume" and value != p.get_default(name)]
+    if args.resume and given:
+        p.error(f"argument --resume: the run goes on as it was told, leave out {', '.join(given)}")
     if args.crop % 32:
         p.error(f"argument --crop: must be a multiple of 32, got {args.crop}")
     return args
@@ -58,7 +68,7 @@ def key(args: argparse.Namespace, digest: str) -> str:
     from ocmlflow import storage, tracking
 
     engine = (version("keras"), os.environ.get("KERAS_BACKEND", ""))
-    recipe = {name: value for name, value in vars(args).items() if name not in ("chips", "workers")}
+    recipe = {name: value for name, value in vars(args).items() if name not in ("chips", "workers", "resume")}
     return storage.digest(tracking.code_digest(), repr(sorted(recipe.items())), repr(engine), digest)
 
 
@@ -67,7 +77,11 @@ def main(args: argparse.Namespace) -> None:
 
     from ocmlflow import chips, losses, models, tracking
 
-    with tracking.run("train", vars(args)) as run:
+    before = tracking.interrupted("train", args.resume) if args.resume else None
+    if before:
+        args = _as_told(before)
+    told = {name: value for name, value in vars(args).items() if name != "resume"}
+    with tracking.run("train", told, resume=before) as run, tempfile.TemporaryDirectory() as scratch:
         models.check(architecture=args.architecture, encoder=args.encoder)
         start_from = tracking.load_model(args.init) if args.init else None
         losses.named(args.loss)
@@ -78,9 +92,10 @@ def main(args: argparse.Namespace) -> None:
             _check_init(start_from, made)
         tracking.register(args.name)  # a name that MLflow refuses is to fail now, not after the training
         digest = chips.digest(made.index)
-        mlflow.set_tags({tracking.KEY: key(args, digest), "ocmlflow.chips.run": chips_run})
+        mlflow.set_tags({tracking.KEY: key(args, digest), CHIPS_RUN: chips_run})
         tracking.log_dataset(made.index, source=made.rules["catalog"], digest=digest)
-        model, best_epoch, best = _fit(made, args, start_from)
+        state = tracking.state_of(before, Path(scratch)) if before else None
+        model, best_epoch, best = _fit(made, args, start_from, state)
         # As a file too: that of the model logged, where the steps above end with the last epoch's.
         mlflow.log_image(_picture(model.predict_on_batch, made, made.select("validation")), "validation.jpg")
         facts = {
@@ -101,6 +116,7 @@ def main(args: argparse.Namespace) -> None:
             facts["init"] = str(start_from)
             facts["trained_on"] += start_from.facts["trained_on"]
         made_version = tracking.log_model(model, facts, name=args.name)
+        tracking.drop_state()
         mlflow.log_metrics({"best_epoch": best_epoch, "validation/best_iou": best})
         tracking.describe(
             f"`{facts['architecture']}` on `{facts['encoder']}`, registered as **{args.name}** version {made_version}: "
@@ -142,12 +158,20 @@ def _check_init(start_from: Model, made: Chips) -> None:
         )
 
 
-def _fit(made: Chips, args: argparse.Namespace, start_from: Model | None) -> tuple[Any, int, float]:
+def _as_told(before: Run) -> argparse.Namespace:
+    """The parameters that an interrupted run was given, on the very chips that it took."""
+    told = before.data.params
+    args = parse([word for name in vars(parse([])) if name in told for word in (f"--{name}", told[name])])
+    args.chips, args.resume = before.data.tags[CHIPS_RUN], before.info.run_id
+    return args
+
+
+def _fit(made: Chips, args: argparse.Namespace, start_from: Model | None, state: Path | None) -> tuple[Any, int, float]:
     """The trained network with probabilities, its best epoch and that epoch's validation IoU."""
     import keras
     import mlflow
 
-    from ocmlflow import augment, dataset, losses, models, training
+    from ocmlflow import augment, dataset, losses, models, tracking, training
 
     keras.utils.set_random_seed(args.seed)
     network = (
@@ -176,7 +200,8 @@ def _fit(made: Chips, args: argparse.Namespace, start_from: Model | None) -> tup
 
     names = ("epochs", "crop", "learning_rate", "weight_decay", "warmup", "ema", "patience", "seed")
     recipe = training.Recipe(**{name: getattr(args, name) for name in names})
-    show(0)  # MLflow's page shows this step first
+    if not state:
+        show(0)  # MLflow's page shows this step first
     best_epoch, best = training.fit(
         network,
         crops,
@@ -184,6 +209,8 @@ def _fit(made: Chips, args: argparse.Namespace, start_from: Model | None) -> tup
         recipe=recipe,
         loss=losses.named(args.loss),
         report=report,
+        save=tracking.keep_state,
+        resume=state,
         progress=sys.stdout.isatty(),
     )
     return model, best_epoch, best

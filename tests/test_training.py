@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 
 import keras
@@ -15,7 +16,9 @@ RECIPE = training.Recipe(
 NAMES = {f"{part}{name}" for part in ("", "val_") for name in ("loss", "iou", "precision", "recall")}
 
 
-def fit(made, loss=None, recipe=RECIPE) -> tuple[keras.Model, int, float, list[dict[str, float]]]:
+def fit(
+    made, loss=None, recipe=RECIPE, save=lambda path: None, resume=None
+) -> tuple[keras.Model, int, float, list[dict[str, float]]]:
     """A tiny network trained to find white roofs; with the best epoch, its IoU, and the figures of each epoch."""
     keras.utils.set_random_seed(RECIPE.seed)
     image = keras.Input((None, None, 3), dtype="uint8")
@@ -35,9 +38,12 @@ def fit(made, loss=None, recipe=RECIPE) -> tuple[keras.Model, int, float, list[d
         recipe=recipe,
         loss=loss or losses.named("bce+dice"),
         report=report,
+        save=save,
+        resume=resume,
         progress=False,
     )
-    assert [epoch for epoch, _ in reports] == list(range(1, len(reports) + 1))
+    first = reports[0][0]
+    assert [epoch for epoch, _ in reports] == list(range(first, first + len(reports)))
     return network, best_epoch, best, [figures for _, figures in reports]
 
 
@@ -78,6 +84,30 @@ def test_the_seed_decides(fitted, made, recipe):
     _, again_epoch, again, others = fit(made, recipe=recipe)
     assert (again_epoch, again) == (best_epoch, pytest.approx(best, abs=1e-3))
     np.testing.assert_allclose([f["loss"] for f in others], [f["loss"] for f in figures], rtol=1e-3)
+
+
+def test_an_interrupted_training_goes_on_where_it_was(fitted, made, recipe, tmp_path):
+    states = []
+
+    def save(path):
+        states.append(shutil.copy(path, tmp_path / f"{len(states)}.npz"))
+
+    fit(made, recipe=recipe, save=save)
+    assert len(states) == RECIPE.epochs - 1
+    network, best_epoch, best, figures = fitted
+    for done, state in enumerate(states, 1):
+        keras.utils.set_random_seed(9)
+        again, again_epoch, again_best, others = fit(made, recipe=recipe, resume=state)
+        assert (again_epoch, again_best) == (best_epoch, pytest.approx(best, abs=1e-3))
+        np.testing.assert_allclose([f["loss"] for f in others], [f["loss"] for f in figures[done:]], rtol=1e-3)
+        for one, other in zip(again.get_weights(), network.get_weights(), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-3)
+
+
+def test_a_state_of_another_network_is_refused(made, tmp_path):
+    np.savez(tmp_path / "state.npz", **{"now-0": np.zeros(3), "epoch": 1, "best": 0, "best_epoch": 0})
+    with pytest.raises(InputError, match=r"state\.npz is that of another network"):
+        fit(made, resume=tmp_path / "state.npz")
 
 
 def test_averaged_weights_lag_behind(made):
