@@ -35,6 +35,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     p.add_argument(
         "--block_m", type=number(1), default=100.0, help="metres along a block of ground, which intervals draw whole"
     )
+    p.add_argument(
+        "--min_area_m2", type=number(0), default=2.0, help="least area of a predicted building, as in predict"
+    )
     return p.parse_args(words)
 
 

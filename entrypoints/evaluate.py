@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 from entrypoints import MODEL_NAME, number, parser, progress, start, switch
 
 if TYPE_CHECKING:
-    import geopandas as gpd
-
     from ocmlflow.chips import Chips
     from ocmlflow.scorecard import Scorecard
     from ocmlflow.tracking import Model
@@ -38,6 +36,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--margin", type=number(0, 1), default=0.0, help="pooled IoU by which a model must beat @champion")
     p.add_argument(
         "--block_m", type=number(1), default=100.0, help="metres along a block of ground, which intervals draw whole"
+    )
+    p.add_argument(
+        "--min_area_m2", type=number(0), default=2.0, help="least area of a predicted building, as in predict"
     )
     return p.parse_args(words)
 
@@ -90,12 +91,12 @@ def score_masks(folder: str, made: Chips, work: Path, args: argparse.Namespace) 
 
 def check_fair(model: Model, made: Chips) -> None:
     """Raise InputError when the chips have another resolution than the model's, or ground that it was trained on."""
-    from ocmlflow import ground
+    from ocmlflow import ground, tracking
     from ocmlflow.errors import InputError
 
     if model.facts["gsd"] != made.rules["gsd"]:
         raise InputError(f"{model} works at {model.facts['gsd']} m per pixel, the chips have {made.rules['gsd']} m")
-    rows, trained = made.select("validation"), _trained_on(model)
+    rows, trained = made.select("validation"), tracking.trained_on(model)
     # The same pixels under another georeference; but one blank field may well be as another.
     same = rows.hash.isin(trained.hash) & (rows.building_share > 0)
     seen = int((ground.meets(rows, trained) | same).sum())
@@ -159,6 +160,7 @@ def log_card(card: Scorecard, *, verdict: str, facts: str, args: argparse.Namesp
             masks=bool(args.predictions) and not facts,
             block_m=args.block_m,
             boundary_m=evaluation.BOUNDARY_M,
+            min_area_m2=args.min_area_m2,
             sweep=report.sweep_figure(card),
             reliability=report.reliability_figure(card),
             map=report.error_map(card),
@@ -199,18 +201,7 @@ def _score(
     kept = evaluation.predictions(
         probabilities, made.folder, made.select("validation"), work=work, block_m=args.block_m, progress=bar
     )
-    return scorecard.score(name, kept, masks=masks)
-
-
-def _trained_on(model: Model) -> gpd.GeoDataFrame:
-    """The rows of the chips that a model was trained on."""
-    import geopandas as gpd
-
-    from ocmlflow import tracking
-
-    index = gpd.read_parquet(tracking.chips_file(model.facts["chips"], "index.parquet"))
-    fold = model.facts.get("fold")
-    return index[index.split == "train" if fold is None else index.fold != fold]
+    return scorecard.score(name, kept, masks=masks, min_area_m2=args.min_area_m2)
 
 
 def _promotion(model: Model, card: Scorecard, made: Chips, args: argparse.Namespace) -> tuple[bool, str]:

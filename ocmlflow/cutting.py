@@ -182,8 +182,7 @@ def _cut_block(read: resample.Read, block: _Block, run: _Run) -> list[dict[str, 
         top, left = int(place.window.row_off - whole.row_off), int(place.window.col_off - whole.col_off)
         at = np.s_[top : top + size, left : left + size]
         chip = {name: np.ascontiguousarray(values[at]) for name, values in arrays.items()}
-        valid = int(np.count_nonzero(chip["label"] != labels.NOT_VALID))
-        building = int(np.count_nonzero(labels.decode(chip["label"])[0]))
+        valid, building = labels.counts(chip["label"])
         if not valid or valid < run.rules.min_valid * size**2 or not (building or place.keep_empty):
             continue
         for name, values in chip.items():
@@ -214,9 +213,8 @@ def _arrays(read: resample.Read, whole: Window, block: _Block, run: _Run) -> dic
 
 
 def _record(chip: dict[str, np.ndarray], window: Window, position: int, valid: int, building: int) -> dict[str, Any]:
-    means = chip["image"][::4, ::4].sum(axis=(0, 1)) / max(
-        np.count_nonzero(chip["label"][::4, ::4] != labels.NOT_VALID), 1
-    )
+    seen = np.count_nonzero(chip["label"][::4, ::4] != labels.NOT_VALID)
+    means = np.einsum("rcb->b", chip["image"][::4, ::4], dtype=np.float64) / max(seen, 1)
     content = hashlib.sha256()
     for values in chip.values():
         content.update(values.data)

@@ -79,7 +79,8 @@ class Evaluation:
             low, high = metrics.interval(drawn, blocks=int(blocks.max()) + 1)
             found.append({by: name, "chips": len(numbers), **scores(counted), "iou_low": low, "iou_high": high})
             found[-1] |= areas(counted, float(self.rows.gsd.iloc[0]))
-        return pd.DataFrame(found)
+        order = {name: at for at, name in enumerate((*RESOLUTIONS.values(), *DENSITIES.values()))}
+        return pd.DataFrame(sorted(found, key=lambda row: (order.get(row[by], 0), row[by])))
 
     def chip_ious(self, threshold: int) -> np.ndarray:
         """(chips,) float: IoU of each chip; NaN where there is no building and none was predicted."""
@@ -171,13 +172,15 @@ def evaluate(made: Predictions, *, calibrate: bool) -> Evaluation:
     return Evaluation(made.rows, pixels, temperature, histograms)
 
 
-def buildings(made: Predictions, temperature: float, threshold: int) -> Buildings:
+def buildings(made: Predictions, temperature: float, threshold: int, *, min_area_m2: float) -> Buildings:
     """Buildings as objects, whole across the edges of chips; calibrated, at a threshold in percent.
 
-    An object is what hangs together in label or prediction: labelled buildings that touch are one.
+    An object is what hangs together in label or prediction: labelled buildings that touch are one. Predicted ones of
+    less than `min_area_m2` are left out.
     """
     table = metrics.fine_percents(temperature)
     pixel_m2 = float(made.rows.gsd.iloc[0]) ** 2
+    speck = min_area_m2 / pixel_m2 * (1 - 1e-9)  # in pixels, less the error of floats
     by_scene, swept = {}, {t: Objects() for t in OBJECT_THRESHOLDS}
     for scene, numbers in made.rows.groupby("scene").indices.items():
         mosaics = {t: objects.Mosaic() for t in {threshold, *OBJECT_THRESHOLDS}}
@@ -188,11 +191,14 @@ def buildings(made: Predictions, temperature: float, threshold: int) -> Building
             for t, mosaic in mosaics.items():
                 predicted = objects.numbered((percents >= t) & valid)
                 mosaic.add(objects.Block(int(row.row), int(row.col), predicted, labelled))
-        counted = {t: objects.count(mosaic.overlaps(), pixel_m2=pixel_m2) for t, mosaic in mosaics.items()}
+        counted = {
+            t: objects.count(objects.without_specks(mosaic.overlaps(), least=speck), pixel_m2=pixel_m2)
+            for t, mosaic in mosaics.items()
+        }
         by_scene[str(scene)] = counted[threshold]
         swept = {t: total + counted[t]["all"] for t, total in swept.items()}
     sweep = [{"threshold": t, "precision": o.precision, "recall": o.recall, "f1": o.f1} for t, o in swept.items()]
-    shared, either, false, empty_pixels = _edges_and_false(made, table >= threshold)
+    shared, either, false, empty_pixels = _edges_and_false(made, table >= threshold, speck)
     return Buildings(
         by_scene,
         pd.DataFrame(sweep),
@@ -237,7 +243,7 @@ def _classes(values: pd.Series, limits: dict[float, str]) -> list[str]:
     return [names[i] for i in np.digitize(values, list(limits)[:-1])]
 
 
-def _edges_and_false(made: Predictions, building: np.ndarray) -> tuple[int, int, int, int]:
+def _edges_and_false(made: Predictions, building: np.ndarray, speck: float) -> tuple[int, int, int, int]:
     """Boundary pixels of both label and prediction, and of either; false buildings and pixels of empty chips."""
     width = max(1, round(BOUNDARY_M / float(made.rows.gsd.iloc[0])))
     shared = either = false = empty_pixels = 0
@@ -248,6 +254,7 @@ def _edges_and_false(made: Predictions, building: np.ndarray) -> tuple[int, int,
         shared += int((edges[0] & edges[1]).sum())
         either += int((edges[0] | edges[1]).sum())
         if not label.any():
-            false += int(objects.numbered(predicted).max())
+            sizes = np.bincount(objects.numbered(predicted).ravel())[1:]
+            false += int((sizes >= speck).sum())
             empty_pixels += int(valid.sum())
     return shared, either, false, empty_pixels

@@ -74,3 +74,10 @@ def decode(coded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Label (uint8 0, 1) and valid (bool) of a coded label; the label is 0 where nothing is valid."""
     valid = coded != NOT_VALID
     return np.where(valid, coded & 1, 0).astype(np.uint8), valid
+
+
+def counts(coded: np.ndarray) -> tuple[int, int]:
+    """Numbers of the valid pixels and of the building pixels of a coded label."""
+    valid = int(np.count_nonzero(coded != NOT_VALID))
+    odd = int(np.count_nonzero(coded & 1))  # building, or not valid
+    return valid, odd - (coded.size - valid)

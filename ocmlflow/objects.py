@@ -113,6 +113,15 @@ def of_blocks(blocks: Iterable[Block]) -> Overlaps:
     return mosaic.overlaps()
 
 
+def without_specks(found: Overlaps, *, least: float) -> Overlaps:
+    """The same without predicted objects of less than that area; labelled ones stay, however small."""
+    kept = found.predicted >= least
+    pairs = kept[found.pairs[:, 0]]
+    renumbered = np.cumsum(kept) - 1
+    numbers = np.stack([renumbered[found.pairs[pairs, 0]], found.pairs[pairs, 1]], axis=1)
+    return Overlaps(found.predicted[kept], found.labelled, numbers, found.shared[pairs])
+
+
 def match(found: Overlaps, *, iou: float = IOU) -> np.ndarray:
     """(n,) int: the labelled object that each predicted one matches, -1 for none.
 

@@ -61,11 +61,12 @@ class Scorecard:
         return table
 
 
-def score(name: str, made: Predictions, *, masks: bool) -> Scorecard:
+def score(name: str, made: Predictions, *, masks: bool, min_area_m2: float) -> Scorecard:
     """The scorecard of predictions; masks are neither calibrated nor is a threshold chosen for them."""
     found = evaluation.evaluate(made, calibrate=not masks)
     threshold = 50 if masks else found.best_threshold
-    return Scorecard(name, made, found, threshold, evaluation.buildings(made, found.temperature, threshold))
+    buildings = evaluation.buildings(made, found.temperature, threshold, min_area_m2=min_area_m2)
+    return Scorecard(name, made, found, threshold, buildings)
 
 
 def figures(card: Scorecard) -> dict[str, float]:

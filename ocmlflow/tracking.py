@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import geopandas as gpd
 import mlflow
 import numpy as np
+import pandas as pd
 from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
 from mlflow.types import Schema, TensorSpec
 
@@ -29,6 +32,7 @@ from ocmlflow.errors import InputError
 log = logging.getLogger(__name__)
 
 VERB, KEY, DIGEST = "ocmlflow.verb", "ocmlflow.key", "ocmlflow.chips.digest"
+STATE = "state"
 CANDIDATE, CHAMPION = "candidate", "champion"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "ocmlflow"
 
@@ -42,7 +46,7 @@ class Model:
     keras: Any
     """keras.Model: uint8 RGB (batch, height, width, 3) to probability (batch, height, width, 1) float32."""
     facts: dict[str, Any]
-    """What training recorded with it: gsd, chips (run id), multiple, data, run, encoder …"""
+    """What training recorded with it: gsd, chips (run id), trained_on, multiple, data, run, encoder …"""
     name: str
     """Registered name; empty for a model that is not registered."""
     version: str
@@ -54,12 +58,14 @@ class Model:
 
 
 @contextmanager
-def run(verb: str, parameters: Mapping[str, Any]) -> Iterator[Run]:
-    """The run that `mlflow run` made for this process, or a new one in MLflow's current experiment.
+def run(verb: str, parameters: Mapping[str, Any], *, resume: Run | None = None) -> Iterator[Run]:
+    """The run that `mlflow run` made for this process, or a new one in MLflow's current experiment, or `resume`.
 
     Logs the parameters that MLflow has not logged itself; a failure ends the run as FAILED and says why on its page.
     """
-    with mlflow.start_run(log_system_metrics=True) as active:
+    if resume:
+        _hand_over(resume)
+    with mlflow.start_run(run_id=resume.info.run_id if resume else None, log_system_metrics=True) as active:
         if re.fullmatch(r"[a-z]+-[a-z]+-\d+", active.info.run_name or ""):  # MLflow's own, which says nothing
             mlflow.set_tag("mlflow.runName", verb)
         logged = active.data.params
@@ -72,6 +78,43 @@ def run(verb: str, parameters: Mapping[str, Any]) -> Iterator[Run]:
         except Exception as error:
             describe(f"**Failed**: {type(error).__name__}: {error}")
             raise
+
+
+def interrupted(verb: str, run_id: str) -> Run:
+    """The run of that id, which did not come to its end; InputError for any other."""
+    try:
+        found = mlflow.get_run(run_id)
+    except MlflowException as error:
+        raise InputError(f"resume={run_id} names no run of {mlflow.get_tracking_uri()}") from error
+    if found.data.tags.get(VERB) != verb or found.info.status == "FINISHED":
+        raise InputError(
+            f"resume={run_id}: a `{verb}` run that was interrupted is needed, that one is a {found.info.status} "
+            f"`{found.data.tags.get(VERB, 'foreign')}` run"
+        )
+    return found
+
+
+def keep_state(path: Path) -> None:
+    """Store the state of a training in the active run, in place of the one before."""
+    mlflow.log_artifact(str(path), STATE)
+
+
+def drop_state() -> None:
+    """Delete the state of the training in the active run."""
+    get_artifact_repository(active().info.artifact_uri).delete_artifacts(STATE)
+
+
+def state_of(run: Run, folder: Path) -> Path:
+    """A copy in `folder` of the state that an interrupted training left; InputError where it left none."""
+    address = f"runs:/{run.info.run_id}/{STATE}"
+    try:
+        copy = mlflow.artifacts.download_artifacts(address, dst_path=str(folder))
+    except (MlflowException, OSError) as error:
+        raise InputError(
+            f"run {run.info.run_id} left no state: it ended before its first epoch was whole; start it anew"
+        ) from error
+    (found,) = Path(copy).iterdir()
+    return found
 
 
 def active() -> Run:
@@ -155,6 +198,15 @@ def chips_file(run_id: str, name: str) -> Path:
         return Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/chips/{name}"))
     except (MlflowException, OSError) as error:
         raise InputError(f"cannot read {name} of the chips of run {run_id}: {error}") from error
+
+
+def trained_on(model: Model) -> gpd.GeoDataFrame:
+    """The index rows of all chips that a model, and the models it started from, were trained on."""
+    rows = []
+    for step in model.facts["trained_on"]:
+        index = gpd.read_parquet(chips_file(step["chips"], "index.parquet"))
+        rows.append(index[index.split == "train" if step["fold"] is None else index.fold != step["fold"]])
+    return pd.concat(rows, ignore_index=True)
 
 
 def log_dataset(index: Any, *, source: str, digest: str) -> None:
@@ -250,6 +302,14 @@ def code_digest() -> str:
         [*root.glob("ocmlflow/**/*.py"), *root.glob("entrypoints/**/*.py"), *root.glob("ocmlflow/**/*.html")]
     )
     return storage.digest(*(f"{file.relative_to(root)}\0{file.read_text()}" for file in files))
+
+
+def _hand_over(resume: Run) -> None:
+    """Make the experiment of a run the current one, and have the run that `mlflow run` made say where it goes on."""
+    mlflow.set_experiment(experiment_id=resume.info.experiment_id)
+    new = os.environ.pop("MLFLOW_RUN_ID", None)
+    if new:
+        mlflow.MlflowClient().set_tag(new, "mlflow.note.content", f"Goes on in run {resume.info.run_id}.")
 
 
 def _registered(uri: str) -> tuple[str, str]:

@@ -2,12 +2,15 @@
 
 import logging
 import math
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import keras
+import numpy as np
 from keras import ops
 
 from ocmlflow.augment import augment
@@ -32,6 +35,10 @@ class Recipe:
     weight_decay: float
     warmup: float
     """Share of the steps in which the learning rate rises."""
+    ema: float
+    """Momentum of the running average of the weights that is validated and kept; 0 for the weights as they are."""
+    patience: int | None
+    """Epochs without a better validation IoU after which training ends; None for never."""
     seed: int
 
 
@@ -93,11 +100,20 @@ class PooledScores(keras.metrics.Metric):
 
 
 class Reporter(keras.callbacks.Callback):
-    """Hands the figures of each epoch to `report(epoch, figures)` and keeps the weights of the best one."""
+    """Hands the figures of each epoch to `report(epoch, figures)` and keeps the weights of the best one.
 
-    def __init__(self, network: keras.Model, chips_per_epoch: int, report: Callable[[int, dict[str, float]], None]):
+    Ends the training after `patience` epochs without a better one.
+    """
+
+    def __init__(
+        self,
+        network: keras.Model,
+        chips_per_epoch: int,
+        report: Callable[[int, dict[str, float]], None],
+        patience: int | None,
+    ) -> None:
         super().__init__()
-        self.network, self.chips_per_epoch, self.report = network, chips_per_epoch, report
+        self.network, self.chips_per_epoch, self.report, self.patience = network, chips_per_epoch, report, patience
         self.best, self.best_epoch, self.weights = -math.inf, 0, network.get_weights()
         self.started = self.trained = 0.0
 
@@ -119,6 +135,41 @@ class Reporter(keras.callbacks.Callback):
         shown = ("loss", "iou", "val_loss", "val_iou", "val_precision", "val_recall", "seconds")
         log.info("epoch %d: %s", epoch + 1, ", ".join(f"{name} {figures[name]:.3f}" for name in shown))
         self.report(epoch + 1, figures)
+        if self.patience is not None and epoch + 1 - self.best_epoch >= self.patience:
+            self.model.stop_training = True
+
+
+class Keeper(keras.callbacks.Callback):
+    """Writes the whole state of a training to a file before each epoch but the first, and hands it to `save`."""
+
+    def __init__(self, reporter: Reporter, path: Path, save: Callable[[Path], None]) -> None:
+        super().__init__()
+        self.reporter, self.path, self.save, self.first = reporter, path, save, 0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if epoch == self.first:
+            return
+        state: dict[str, Any] = {f"now-{n}": variable.numpy() for n, variable in enumerate(self._variables())}
+        state |= {f"kept-{n}": weights for n, weights in enumerate(self.reporter.weights)}
+        state |= {"epoch": epoch, "best": self.reporter.best, "best_epoch": self.reporter.best_epoch}
+        np.savez(self.path, **state)
+        self.save(self.path)
+
+    def load(self, path: Path) -> None:
+        """Bring the training to where the file was written; InputError where it is that of another one."""
+        variables = self._variables()
+        with np.load(path) as state:
+            shapes = [state[f"now-{n}"].shape for n in range(len(variables)) if f"now-{n}" in state]
+            if shapes != [tuple(variable.shape) for variable in variables]:
+                raise InputError(f"the state in {path.name} is that of another network: it cannot go on here")
+            for n, variable in enumerate(variables):
+                variable.assign(state[f"now-{n}"])
+            self.reporter.weights = [state[f"kept-{n}"] for n in range(len(self.reporter.weights))]
+            self.reporter.best, self.reporter.best_epoch = float(state["best"]), int(state["best_epoch"])
+            self.first = int(state["epoch"])
+
+    def _variables(self) -> list[keras.Variable]:
+        return [*self.model.network.variables, self.model.seed.state, *self.model.optimizer.variables]
 
 
 def fit(
@@ -129,24 +180,37 @@ def fit(
     recipe: Recipe,
     loss: Loss,
     report: Callable[[int, dict[str, float]], None],
+    save: Callable[[Path], None],
+    resume: Path | None,
     progress: bool,
 ) -> tuple[int, float]:
     """Train the network in place; returns the epoch (from 1) with the best pooled validation IoU, and that IoU.
 
-    The network has the weights of that epoch afterwards. `report(epoch, figures)` is called after each one.
+    The network has the weights of that epoch afterwards. `report(epoch, figures)` is called after each one, and
+    `save(file)` with the state of the training then; with `resume`, such a file, it goes on there.
     """
     steps = len(train) * recipe.epochs
     learner = Learner(network, loss, crop=recipe.crop, seed=recipe.seed)
     learner.compile(optimizer=_optimizer(network, recipe, steps), jit_compile="auto")
-    reporter = Reporter(network, len(train) * train.batch_size, report)
-    learner.fit(
-        train,
-        validation_data=validation,
-        epochs=recipe.epochs,
-        shuffle=False,  # the batches are random already, in an order that the seed decides
-        callbacks=[reporter],
-        verbose=1 if progress else 0,
-    )
+    reporter = Reporter(network, len(train) * train.batch_size, report, recipe.patience)
+    with tempfile.TemporaryDirectory() as folder:
+        keeper = Keeper(reporter, Path(folder) / "state.npz", save)
+        keeper.set_model(learner)
+        if resume:
+            learner.optimizer.build(learner.trainable_variables)
+            keeper.load(resume)
+            train.epoch = keeper.first
+        # The average is in place when the reporter keeps weights, and the weights themselves when the keeper does.
+        average: list[keras.callbacks.Callback] = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)]
+        learner.fit(
+            train,
+            validation_data=validation,
+            initial_epoch=keeper.first,
+            epochs=recipe.epochs,
+            shuffle=False,  # the batches are random already, in an order that the seed decides
+            callbacks=[*(average if recipe.ema else []), reporter, keeper],
+            verbose=1 if progress else 0,
+        )
     network.set_weights(reporter.weights)
     return reporter.best_epoch, reporter.best
 
@@ -160,7 +224,8 @@ def _optimizer(network: keras.Model, recipe: Recipe, steps: int) -> keras.optimi
         warmup_target=recipe.learning_rate,
         warmup_steps=warmup,
     )
-    optimizer = keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay, global_clipnorm=1.0)
+    average: dict[str, Any] = {"use_ema": True, "ema_momentum": recipe.ema} if recipe.ema else {}
+    optimizer = keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay, global_clipnorm=1.0, **average)
     # Scales and offsets are not decayed: it would only fight the batch norm.
     optimizer.exclude_from_weight_decay(
         var_list=[variable for variable in network.trainable_variables if len(variable.shape) <= 1]

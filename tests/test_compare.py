@@ -47,6 +47,7 @@ def line(made, tmp_path_factory):
     with tracking.run("prepare", {}) as prepared:
         mlflow.log_artifacts(str(made.folder), "chips")
     facts = {"gsd": 0.1, "chips": prepared.info.run_id, "multiple": 1}
+    facts["trained_on"] = [{"chips": prepared.info.run_id, "fold": None}]
     tracking.register(NAME)
     for weight, bias in ((4, -1), (40, -20), (-40, 20)):
         with tracking.run("train", {}) as trained:
@@ -65,7 +66,8 @@ def last(verb):
 
 def run(verb, module, **parameters):
     """The run of a verb, in this process."""
-    module.main(module.parse([word for name, value in parameters.items() for word in (f"--{name}", str(value))]))
+    words = [word for name, value in parameters.items() for word in (f"--{name}", str(value))]
+    module.main(module.parse([*words, "--min_area_m2", "1"]))  # the towns' roofs have 1.4 m2
     return last(verb)
 
 
@@ -222,7 +224,7 @@ def test_ground_that_a_model_trained_on_is_refused_by_outline_and_by_content(lin
     rows = made.select("validation")
     moved = rows.assign(geometry=rows.geometry.translate(1.0))  # the same pixels under another georeference
     for trained, count in ((rows.assign(hash="other"), len(rows)), (moved, int((rows.building_share > 0).sum()))):
-        monkeypatch.setattr(evaluate, "_trained_on", lambda _, trained=trained: trained)
+        monkeypatch.setattr(tracking, "trained_on", lambda _, trained=trained: trained)
         with pytest.raises(InputError, match=f"{count} of the {len(rows)} validation chips lie on ground"):
             evaluate.check_fair(model, made)
 

@@ -103,14 +103,16 @@ def test_calibration_moves_the_threshold_and_no_score(kept, evaluated):
 
 def test_buildings_are_whole_across_chips(kept, made, tmp_path):
     """The towns' roofs, 10 x 14 pixels, are cut by the edges of chips of 32; all are found as drawn."""
-    found = evaluation.buildings(kept, 1.0, 80)
+    found = evaluation.buildings(kept, 1.0, 80, min_area_m2=0)
     everything = found.of(kept.rows)["all"]
     assert everything.fp == everything.fn == everything.splits == everything.merges == 0
     assert everything.tp == 2 * 3 * 6 - 2  # one roof of each town lies where nothing is valid
     assert found.boundary_iou == 1
     assert set(found.by_scene) == {"aaa", "kkk"}
     assert found.sweep.set_index("threshold").recall[80] == 1
-    nothing = evaluation.buildings(predicted(made, made.index, tmp_path, lambda i: bright(i) * 0), 1.0, 80)
+    nothing = evaluation.buildings(
+        predicted(made, made.index, tmp_path, lambda i: bright(i) * 0), 1.0, 80, min_area_m2=0
+    )
     assert nothing.of(kept.rows)["all"].fn == everything.tp
     assert nothing.boundary_iou == 0
 
@@ -124,9 +126,10 @@ def test_areas_are_those_of_the_labels(kept, evaluated):
 
 def test_false_buildings_are_counted_on_empty_ground(kept, made, tmp_path):
     one_dot = np.zeros((1, 32, 32, 1), np.float32)
-    one_dot[0, 3:6, 20:24] = 1
+    one_dot[0, 3:18, 10:24] = 1  # 2.1 m2
+    one_dot[0, 25:30, 2:20] = 1  # 0.9 m2, a speck
     rows = made.index.iloc[:4]
     blank = predicted(made, rows, tmp_path, lambda _: one_dot)
     empty = evaluation.Predictions(blank.folder, blank.rows, blank.levels, np.zeros_like(blank.coded))
-    found = evaluation.buildings(empty, 1.0, 50)
+    found = evaluation.buildings(empty, 1.0, 50, min_area_m2=2.0)
     assert found.false_per_km2 == pytest.approx(1 / (32 * 32 * 0.01 / 1e6))

@@ -63,3 +63,9 @@ def test_burning_what_was_outlined_gives_the_label_back(building):
     outlines = [footprint.outline for footprint in polygons.join(parts)]
     label = labels.burn(outlines, Affine.identity(), height=height, width=width)
     np.testing.assert_array_equal(label, building)
+
+
+@given(arrays(np.uint8, (7, 9), elements=st.sampled_from([0, 1, 2, 3, 255])))
+def test_counts_are_those_of_the_decoded_label(coded):
+    label, valid = labels.decode(coded)
+    assert labels.counts(coded) == (valid.sum(), label.sum())

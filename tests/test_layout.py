@@ -30,6 +30,7 @@ ORDER = [
     "chips",
     "cutting",
     "alignment",
+    "summary",
     "pictures",
     "dataset",
     "augment",

@@ -7,7 +7,7 @@ from keras import ops
 from ocmlflow import losses
 from ocmlflow.errors import InputError
 
-NAMES = ["bce", "dice", "bce+dice"]
+NAMES = ["bce", "dice", "focal", "jaccard", "bce+dice"]
 
 
 def loss(name: str, logits, label, valid=None) -> np.ndarray:
@@ -29,11 +29,26 @@ def test_dice_of_four_pixels():
     assert loss("dice", [[99, -99]], [[1, 0]]) == pytest.approx(0, abs=1e-6)
 
 
+def test_focal_loss_of_one_pixel():
+    # Probability 3/4 of what is true: (1/4)^2 times the cross-entropy.
+    assert loss("focal", [[np.log(3)]], [[1]]) == pytest.approx(np.log(4 / 3) / 16)
+
+
+@given(st.integers(0, 1000))
+def test_lovasz_of_hard_answers_is_the_jaccard_loss(seed):
+    # At the corners, where every error is 0 or 2, the surrogate is twice what it stands for.
+    predicted, label, valid = np.random.default_rng(seed).integers(0, 2, (3, 1, 12))
+    seen = valid == 1
+    union = ((predicted | label) & valid).sum()
+    expected = ((predicted != label) & seen).sum() / union if union else 0
+    assert loss("jaccard", 2.0 * predicted - 1, label, valid) == pytest.approx(2 * expected, abs=1e-5)
+
+
 def test_a_sum_is_the_sum_and_an_unknown_name_is_refused():
     chips = [[0.3, -2, 5]], [[1, 0, 0]]
     assert loss("bce+dice", *chips) == pytest.approx(loss("bce", *chips) + loss("dice", *chips))
-    with pytest.raises(InputError, match="no loss focal; there are: bce, dice"):
-        losses.named("bce+focal")
+    with pytest.raises(InputError, match="no loss tversky; there are: bce, dice, focal, jaccard"):
+        losses.named("bce+tversky")
 
 
 @pytest.mark.parametrize("name", NAMES)

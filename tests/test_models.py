@@ -29,6 +29,12 @@ def test_every_pixel_gets_a_logit_and_a_probability(network, height, width):
     np.testing.assert_allclose(probability, 1 / (1 + np.exp(-logits)), atol=1e-5)
 
 
+def test_the_network_is_found_in_the_model_made_of_it(network):
+    again = models.with_logits(models.with_probability(network))
+    assert again.name == network.name
+    np.testing.assert_array_equal(*(n.predict_on_batch(picture(32, 64)) for n in (again, network)))
+
+
 def test_scaling_is_part_of_the_network(network):
     assert network.input.dtype == "uint8"
     first = keras.Model(network.input, network.get_layer("rescaling").output)
@@ -40,7 +46,7 @@ def test_scaling_is_part_of_the_network(network):
     ("names", "message"),
     [
         ({"architecture": "vnet", "encoder": "efficientnet-lite0"}, "no architecture vnet; there are: unet"),
-        ({"architecture": "unet", "encoder": "vgg"}, "no encoder vgg; there are: efficientnet-lite0"),
+        ({"architecture": "unet", "encoder": "vgg"}, "no encoder vgg; there are: efficientnet-lite0, "),
     ],
 )
 def test_unknown_names_are_refused_with_those_known(names, message):
@@ -73,6 +79,22 @@ def test_the_encoder_knows_a_cat_from_a_cup(network, name, classes):
     x = np.clip((x - head["_bn1.running_mean"]) * scale + head["_bn1.bias"], 0, 6).mean(axis=(0, 1))
     scores = head["_fc.weight"] @ x + head["_fc.bias"]
     assert int(scores.argmax()) in classes
+
+
+@pytest.mark.parametrize(
+    ("encoder", "side", "answers"),
+    [
+        ("efficientnet-lite0", 224, [-2.3340468, -0.75134873, 0.989138, -1.5052958]),
+        ("efficientnet-lite1", 240, [6.09921, 1.3888129, -0.87788683, 3.2341533]),
+        ("efficientnet-lite2", 260, [-0.29626334, -0.42869115, -0.2049414, 0.02876365]),
+    ],
+)
+def test_features_are_those_of_the_pytorch_network(encoder, side, answers):
+    """The answers are those of the package efficientnet_lite_pytorch with the same weights, before its head."""
+    network = models.build(architecture="unet", encoder=encoder, pretrained=True)
+    (last,) = [layer for layer in network.layers if layer.name == "decoder0_up"]
+    features = keras.Model(network.input, last.input).predict_on_batch(picture(side, side))
+    np.testing.assert_allclose(features[0, 3, 3, :4], answers, atol=1e-4)
 
 
 FRESH = """

@@ -56,6 +56,12 @@ def test_matches_are_as_many_as_a_brute_force_matcher_finds(seed):
     assert found.tp + found.fn == len(labelled)
 
 
+def test_specks_are_no_predictions():
+    overlaps = objects.of_polygons(squares((0, 0, 1), (10, 0, 4)), squares((0, 0, 1), (10, 0, 4)))
+    found = objects.count(objects.without_specks(overlaps, least=2))
+    assert found["all"] == Objects(tp=1, fn=1)
+
+
 def test_overlapping_predictions_match_once():
     found = objects.count(objects.of_polygons(squares((0, 0, 4), (0, 0, 4), (0.5, 0, 4)), squares((0, 0, 4))))
     assert found["all"] == Objects(tp=1, fp=2, splits=1)

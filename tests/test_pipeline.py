@@ -42,7 +42,7 @@ def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mlflow")
     uri = f"sqlite:///{folder}/mlflow.db"
     mlflow.set_tracking_uri(uri)
-    for name in ("sample", "real", "empty"):
+    for name in ("sample", "real", "empty", "finer", "killed"):
         mlflow.create_experiment(name, artifact_location=(folder / "artifacts").as_uri())
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     return Namespace(folder=folder, environment={**os.environ, "MLFLOW_TRACKING_URI": uri, "PATH": path})
@@ -111,6 +111,55 @@ def test_train_logs_every_epoch_dataset_pictures_and_model(sample_line):
     version = client.get_model_version_by_alias(NAME, "candidate")
     assert version.run_id == trained.info.run_id
     assert version.tags["gsd"] == "0.1"
+
+
+def test_training_goes_on_from_a_version(sample_line, store, monkeypatch):
+    use_experiment("finer", monkeypatch)
+    chips_run = sample_line.steps["prepare"].info.run_id
+    words = ["--init", f"models:/{NAME}@champion", "--chips", chips_run, "--name", "finer", "--epochs", "1"]
+    train.main(train.parse([*words, "--learning_rate", "1e-8", "--ema", "0"]))
+    version = MlflowClient().get_model_version_by_alias("finer", "candidate")
+    found = mlflow.get_run(version.run_id).data.metrics["validation/best_iou"]
+    assert found == pytest.approx(sample_line.steps["train"].data.metrics["validation/best_iou"], abs=0.1)
+    steps = mlflow.models.get_model_info("models:/finer@candidate").metadata["trained_on"]
+    assert [step["chips"] for step in steps] == [chips_run, chips_run]
+
+
+def test_a_killed_training_goes_on_to_the_same_end(sample_line, store, monkeypatch):
+    use_experiment("killed", monkeypatch)
+    chips_run = sample_line.steps["prepare"].info.run_id
+    words = ["--chips", chips_run, "--epochs", "2", "--name", "killed"]
+    environment = {**store.environment, "MLFLOW_EXPERIMENT_NAME": "killed", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "entrypoints.train", *words]
+    process = subprocess.Popen(command, cwd=store.folder, env=environment, stderr=subprocess.DEVNULL)
+    client = MlflowClient()
+    experiment = mlflow.get_experiment_by_name("killed").experiment_id
+
+    def states() -> list[str]:
+        ids = [found.info.run_id for found in client.search_runs([experiment])]
+        return [run_id for run_id in ids if client.list_artifacts(run_id, "state")]
+
+    while process.poll() is None and not states():
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.1)
+    (killed,) = states()
+    process.kill()
+    process.wait()
+    done = run(store, "train", "killed", resume=killed)
+    assert done.data.tags["mlflow.note.content"] == f"Goes on in run {killed}."
+    found, whole = client.get_run(killed), sample_line.steps["train"]
+    assert found.info.status == "FINISHED"
+    for name in ("train/loss", "validation/loss", "validation/iou"):
+        history, expected = (client.get_metric_history(r.info.run_id, name) for r in (found, whole))
+        assert [point.step for point in history] == [1, 2]
+        assert [p.value for p in history] == pytest.approx([p.value for p in expected], rel=0.02)
+    assert client.get_model_version_by_alias("killed", "candidate").run_id == killed
+    assert not client.list_artifacts(killed, "state")
+    for run_id, message in ((killed, "that one is a FINISHED `train` run"), ("0" * 32, "names no run")):
+        with pytest.raises(InputError, match=message):
+            train.main(train.parse(["--resume", run_id]))
+    with pytest.raises(SystemExit):
+        train.parse(["--resume", killed, "--epochs", "3"])
 
 
 def test_model_loads_without_the_package(sample_line, store):

@@ -52,7 +52,8 @@ def test_pixels_are_the_triangle_filter_of_the_scene(tmp_path_factory, gsd, corn
     clear = inner & (np.abs(share - 0.5) > 0.01)
     np.testing.assert_array_equal(found.valid[clear], share[clear] > 0.5)
     seen = inner & found.valid
-    assert np.abs(found.image[seen] - colours[seen]).max() <= (2.5 if holed else 1.5)
+    # Two passes round to whole levels; next to holes so does the weighting, and half a weight doubles all three.
+    assert np.abs(found.image[seen] - colours[seen]).max() <= (3.5 if holed else 1.5)
 
 
 @pytest.mark.parametrize("gsd", [0.1, 0.073, 0.15])

@@ -1,3 +1,6 @@
+import shutil
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
@@ -7,11 +10,15 @@ from ocmlflow import chips, dataset, losses, training
 from ocmlflow.augment import context
 from ocmlflow.errors import InputError
 
-RECIPE = training.Recipe(epochs=3, crop=16, learning_rate=0.05, weight_decay=1e-4, warmup=0.1, seed=3)
+RECIPE = training.Recipe(
+    epochs=3, crop=16, learning_rate=0.05, weight_decay=1e-4, warmup=0.1, ema=0, patience=None, seed=3
+)
 NAMES = {f"{part}{name}" for part in ("", "val_") for name in ("loss", "iou", "precision", "recall")}
 
 
-def fit(made, loss=None) -> tuple[keras.Model, int, float, list[dict[str, float]]]:
+def fit(
+    made, loss=None, recipe=RECIPE, save=lambda path: None, resume=None
+) -> tuple[keras.Model, int, float, list[dict[str, float]]]:
     """A tiny network trained to find white roofs; with the best epoch, its IoU, and the figures of each epoch."""
     keras.utils.set_random_seed(RECIPE.seed)
     image = keras.Input((None, None, 3), dtype="uint8")
@@ -21,29 +28,38 @@ def fit(made, loss=None) -> tuple[keras.Model, int, float, list[dict[str, float]
 
     def report(epoch: int, figures: dict[str, float]) -> None:
         reports.append((epoch, figures))
-        if epoch == RECIPE.epochs:  # whatever the last weights are, it is the best that are kept
+        if epoch == recipe.epochs:  # whatever the last weights are, it is the best that are kept
             network.set_weights([0 * array for array in network.get_weights()])
 
     best_epoch, best = training.fit(
         network,
         dataset.Crops(made, side=context(RECIPE.crop), batch_size=4, seed=RECIPE.seed, workers=1),
         dataset.WholeChips(made.folder, made.select("validation"), batch_size=4),
-        recipe=RECIPE,
+        recipe=recipe,
         loss=loss or losses.named("bce+dice"),
         report=report,
+        save=save,
+        resume=resume,
         progress=False,
     )
-    assert [epoch for epoch, _ in reports] == list(range(1, RECIPE.epochs + 1))
+    first = reports[0][0]
+    assert [epoch for epoch, _ in reports] == list(range(first, first + len(reports)))
     return network, best_epoch, best, [figures for _, figures in reports]
 
 
+@pytest.fixture(scope="module", params=[0, 0.9])
+def recipe(request):
+    return replace(RECIPE, ema=request.param)
+
+
 @pytest.fixture(scope="module")
-def fitted(made):
-    return fit(made)
+def fitted(made, recipe):
+    return fit(made, recipe=recipe)
 
 
 def test_the_loss_falls_and_every_epoch_is_reported(fitted):
     *_, figures = fitted
+    assert len(figures) == RECIPE.epochs
     assert figures[-1]["loss"] < figures[0]["loss"]
     for epoch in figures:
         assert epoch.keys() == NAMES | {"learning_rate", "chips_per_second", "seconds"}
@@ -63,11 +79,46 @@ def test_the_weights_are_those_of_the_best_epoch_and_its_iou_is_pooled(fitted, m
     assert best > 0.5
 
 
-def test_the_seed_decides(fitted, made):
+def test_the_seed_decides(fitted, made, recipe):
     _, best_epoch, best, figures = fitted
-    _, again_epoch, again, others = fit(made)
+    _, again_epoch, again, others = fit(made, recipe=recipe)
     assert (again_epoch, again) == (best_epoch, pytest.approx(best, abs=1e-3))
     np.testing.assert_allclose([f["loss"] for f in others], [f["loss"] for f in figures], rtol=1e-3)
+
+
+def test_an_interrupted_training_goes_on_where_it_was(fitted, made, recipe, tmp_path):
+    states = []
+
+    def save(path):
+        states.append(shutil.copy(path, tmp_path / f"{len(states)}.npz"))
+
+    fit(made, recipe=recipe, save=save)
+    assert len(states) == RECIPE.epochs - 1
+    network, best_epoch, best, figures = fitted
+    for done, state in enumerate(states, 1):
+        keras.utils.set_random_seed(9)
+        again, again_epoch, again_best, others = fit(made, recipe=recipe, resume=state)
+        assert (again_epoch, again_best) == (best_epoch, pytest.approx(best, abs=1e-3))
+        np.testing.assert_allclose([f["loss"] for f in others], [f["loss"] for f in figures[done:]], rtol=1e-3)
+        for one, other in zip(again.get_weights(), network.get_weights(), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-3)
+
+
+def test_a_state_of_another_network_is_refused(made, tmp_path):
+    np.savez(tmp_path / "state.npz", **{"now-0": np.zeros(3), "epoch": 1, "best": 0, "best_epoch": 0})
+    with pytest.raises(InputError, match=r"state\.npz is that of another network"):
+        fit(made, resume=tmp_path / "state.npz")
+
+
+def test_averaged_weights_lag_behind(made):
+    # An average that hardly moves stays where the first step was, whatever has been learnt since.
+    *_, figures = fit(made, recipe=replace(RECIPE, ema=0.9999))
+    assert figures[-1]["iou"] > 0.5 > figures[-1]["val_iou"]
+
+
+def test_training_that_gets_no_better_ends_early(made):
+    *_, figures = fit(made, recipe=replace(RECIPE, learning_rate=1e-12, patience=1))
+    assert len(figures) == 2
 
 
 def test_a_loss_that_is_no_number_ends_the_training(made):
