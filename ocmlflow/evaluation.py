@@ -19,7 +19,7 @@ BOUNDARY_M = 0.5
 OBJECT_THRESHOLDS = range(10, 100, 10)
 """Percent of the threshold sweep of buildings as objects."""
 RESOLUTIONS = {0.05: "below 0.05 m", 0.1: "0.05 to 0.1 m", 0.2: "0.1 to 0.2 m", np.inf: "from 0.2 m"}
-DENSITIES = {1e-9: "empty", 0.1: "below 10 %", 0.3: "10 to 30 %", np.inf: "from 30 %"}
+DENSITIES = {1e-9: "empty", 0.1: "below 0.1", 0.3: "0.1 to 0.3", np.inf: "from 0.3"}
 """Upper limits of the share of a chip that is building."""
 GROUPS = ("place", "scene", "resolution", "density")
 
