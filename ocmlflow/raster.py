@@ -174,10 +174,13 @@ def interleaved(colours: np.ndarray, alpha: np.ndarray) -> Pixels:
 
 
 def valid(dataset: DatasetReader, window: Window) -> np.ndarray:
-    """(height, width) bool of a window that lies inside the dataset: where it has imagery."""
-    if ColorInterp.alpha in dataset.colorinterp:
-        return dataset.read(dataset.colorinterp.index(ColorInterp.alpha) + 1, window=window) > OPAQUE
-    return dataset.dataset_mask(window=window) > OPAQUE
+    """(height, width) bool of a window that lies inside the dataset: where it has imagery; InputError as `planes`."""
+    try:
+        if ColorInterp.alpha in dataset.colorinterp:
+            return dataset.read(dataset.colorinterp.index(ColorInterp.alpha) + 1, window=window) > OPAQUE
+        return dataset.dataset_mask(window=window) > OPAQUE
+    except rasterio.errors.RasterioIOError as error:
+        raise InputError(f"cannot read image {storage.public(dataset.name)} at {window.toslices()}: {error}") from error
 
 
 def read_padded(dataset: DatasetReader, window: Window) -> Pixels:
@@ -211,8 +214,12 @@ def outlines(grid: Grid, rows: np.ndarray, cols: np.ndarray, *, size: int) -> np
 def write(
     path: Path, grid: Grid | None, *, height: int, width: int, dtype: str, nodata: float | None
 ) -> rasterio.io.DatasetWriter:
-    """A new tiled one-band GeoTIFF, open for writing; without a georeference where `grid` is None."""
-    place = {"crs": grid.crs, "transform": grid.transform} if grid else {}
+    """A new tiled one-band GeoTIFF, open for writing; without a georeference where `grid` is None.
+
+    Blocks of nothing but `nodata` take no room where there is a georeference; a plain TIFF, for readers of any kind,
+    has them all.
+    """
+    place = {"crs": grid.crs, "transform": grid.transform, "sparse_ok": nodata is not None} if grid else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # chips have none to give
         return rasterio.open(

@@ -39,8 +39,9 @@ def test_tiles_add_up_to_the_whole_in_order_and_once(batch_size):
     tiles = grid.tiles(50, 41, size=SIZE, margin=MARGIN)
     found, times = np.full((50, 41), np.nan, np.float32), np.zeros((50, 41), int)
     order = []
-    for tile, probability in inference.predict_tiles(bright, read, tiles, batch_size=batch_size):
+    for tile, probability, valid in inference.predict_tiles(bright, read, tiles, batch_size=batch_size):
         assert probability.dtype == np.float32
+        np.testing.assert_array_equal(valid, hole(50, 41)[tile.core.toslices()])
         found[tile.core.toslices()] = probability
         times[tile.core.toslices()] += 1
         order.append(tile)
@@ -64,8 +65,8 @@ def test_windows_without_imagery_never_reach_the_network():
     tiles = grid.tiles(30, 60, size=SIZE, margin=0)
     read = {tile.window: Pixels(image[tile.window.toslices()], valid[tile.window.toslices()]) for tile in tiles}
     found = list(inference.predict_tiles(predict, read.__getitem__, tiles, batch_size=2))
-    assert [tile for tile, _ in found] == tiles
-    assert {float(p.max()) > 0 for tile, p in found if tile.window.col_off + SIZE <= 40} == {False}
+    assert [tile for tile, _, _ in found] == tiles
+    assert {float(p.max()) > 0 for tile, p, _ in found if tile.window.col_off + SIZE <= 40} == {False}
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])

@@ -1,5 +1,6 @@
 import warnings
 
+import geopandas as gpd
 import numpy as np
 import pytest
 import rasterio
@@ -27,7 +28,19 @@ from scipy import ndimage
 from ocmlflow import catalog, maps
 from ocmlflow.errors import InputError
 
-SETTINGS = maps.Settings(gsd=GSD, size=32, margin=4, batch_size=3, threshold=50, min_area_m2=0, chip_gsd=GSD)
+SETTINGS = maps.Settings(
+    gsd=GSD,
+    multiple=1,
+    size=32,
+    margin=4,
+    batch_size=3,
+    threshold=50,
+    min_area_m2=0,
+    chip_gsd=GSD,
+    on_own_grid=True,
+    aoi=None,
+    skip_unreadable=False,
+)
 
 
 def settings(**changed) -> maps.Settings:
@@ -37,6 +50,10 @@ def settings(**changed) -> maps.Settings:
 def draw(href: str, folder, **changed) -> maps.Map:
     folder.mkdir(exist_ok=True)
     return maps.draw(catalog.Scene("one", "", href), bright, folder, settings=settings(**changed), progress=items)
+
+
+def footprints(made: maps.Map) -> gpd.GeoDataFrame:
+    return gpd.read_parquet(made.footprints)
 
 
 def read(path) -> tuple[np.ndarray, dict]:
@@ -69,23 +86,27 @@ def test_maps_lie_on_the_scene_s_own_grid(tmp_path, how, batch_size):
     np.testing.assert_array_equal(mask[valid], percent[valid] >= 50)
     expected = np.floor(bright(image)[..., 0] * 100 + 1e-4)
     np.testing.assert_array_equal(percent[valid], expected[valid])
-    assert (made.pixels, made.buildings) == (valid.sum(), (mask == 1).sum())
+    assert (made.pixels, made.building_pixels) == (valid.sum(), (mask == 1).sum())
     assert about["dtype"] == "uint8"
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["one-mask.tif", "one-probability.tif"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "one-mask.tif",
+        "one-probability.tif",
+        "one.parquet",
+    ]
 
 
 def test_footprints_are_those_of_the_mask(tmp_path):
     made = draw(write_image(tmp_path / "a.tif", roofs(), hole(70, 90)), tmp_path / "out")
     mask = read(made.mask)[0] == 1
-    assert made.footprints.crs == CRS
-    assert len(made.footprints) == ndimage.label(mask)[1]
-    assert set(made.footprints.scene) == {"one"}
-    burnt = geometry_mask(made.footprints.geometry, mask.shape, TRANSFORM, invert=True)
+    assert footprints(made).crs == CRS
+    assert made.buildings == ndimage.label(mask)[1]
+    assert set(footprints(made).scene) == {"one"}
+    burnt = geometry_mask(footprints(made).geometry, mask.shape, TRANSFORM, invert=True)
     assert burnt[ndimage.binary_erosion(mask)].all()
     assert not burnt[~ndimage.binary_dilation(mask)].any()
-    assert made.footprints.probability.between(0.85, 1).all()
+    assert footprints(made).probability.between(0.85, 1).all()
     large = draw(write_image(tmp_path / "a.tif", roofs()), tmp_path / "out", min_area_m2=2)
-    assert len(large.footprints) == 1
+    assert large.buildings == 1
     np.testing.assert_array_equal(read(large.mask)[0][5:9, 70:80], 1)  # the mask keeps what is small
 
 
@@ -99,7 +120,7 @@ def test_the_threshold_itself_is_building(tmp_path, threshold, least):
 def test_what_a_network_says_of_no_imagery_counts_for_nothing(tmp_path, how):
     scene = catalog.Scene("one", "", write_image(tmp_path / "a.tif", roofs(), hole(70, 90), how=how))
     made = maps.draw(scene, lambda x: np.ones_like(x[..., :1], np.float32), tmp_path, settings=SETTINGS, progress=items)
-    assert made.buildings == made.pixels == hole(70, 90).sum()
+    assert made.building_pixels == made.pixels == hole(70, 90).sum()
     assert set(np.unique(read(made.probability)[0][hole(70, 90)])) <= {99, 100}
 
 
@@ -119,7 +140,7 @@ def test_areas_are_true_square_metres(tmp_path, crs, transform):
     corners = [transform @ corner for corner in ((20, 30), (60, 30), (60, 60), (20, 60))]
     lons, lats = Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(*zip(*corners, strict=True))
     area = abs(Geod(ellps="WGS84").polygon_area_perimeter(lons, lats)[0])
-    assert made.footprints.area_m2.max() == pytest.approx(area, rel=0.01)
+    assert footprints(made).area_m2.max() == pytest.approx(area, rel=0.01)
 
 
 @pytest.mark.parametrize("gsd", [0.05, 0.1, 0.17, 0.3])
@@ -146,23 +167,23 @@ def test_a_scene_smaller_than_a_window(tmp_path, height, width):
     image = np.full((height, width, 3), 230, np.uint8)
     made = draw(write_image(tmp_path / "a.tif", image), tmp_path / "out")
     np.testing.assert_array_equal(read(made.mask)[0], np.ones((height, width)))
-    assert len(made.footprints) == 1
+    assert made.buildings == 1
 
 
 @pytest.mark.parametrize("valid", [np.ones((40, 40), bool), np.zeros((40, 40), bool)], ids=["dark", "not valid"])
 def test_a_scene_without_buildings(tmp_path, valid):
     made = draw(write_image(tmp_path / "a.tif", noise(40, 40), valid), tmp_path / "out")
-    assert (made.buildings, made.pixels) == (0, valid.sum())
-    assert made.footprints.empty
-    assert list(made.footprints.columns) == ["scene", "probability", "area_m2", "geometry"]
+    assert (made.building_pixels, made.pixels) == (0, valid.sum())
+    assert footprints(made).empty
+    assert list(footprints(made).columns) == ["scene", "probability", "area_m2", "geometry"]
     np.testing.assert_array_equal(read(made.mask)[0], np.where(valid, 0, 255))
 
 
 def test_a_building_across_the_blocks_of_a_map_is_one(tmp_path, monkeypatch):
     monkeypatch.setattr(maps, "BLOCK", 16)
-    apart = draw(write_image(tmp_path / "a.tif", roofs()), tmp_path / "apart").footprints
+    apart = footprints(draw(write_image(tmp_path / "a.tif", roofs()), tmp_path / "apart"))
     monkeypatch.setattr(maps, "BLOCK", 2048)
-    whole = draw(str(tmp_path / "a.tif"), tmp_path / "whole").footprints
+    whole = footprints(draw(str(tmp_path / "a.tif"), tmp_path / "whole"))
     assert len(apart) == len(whole) == 2
     by = ["area_m2", "probability"]
     assert apart.sort_values(by)[by].to_numpy().tolist() == whole.sort_values(by)[by].to_numpy().tolist()
@@ -181,7 +202,7 @@ def test_a_chip_without_a_place_gets_a_plain_mask(tmp_path, how, gsd):
 
 def test_what_cannot_be_predicted_is_refused_before(tmp_path):
     scene = catalog.Scene("one", "", write_image(tmp_path / "a.tif", noise(30, 20)))
-    assert maps.check(scene, settings=SETTINGS) == (True, 30, 20)
+    assert maps.check(scene, settings=SETTINGS) == maps.Look(placed=True, height=30, width=20, inside=True)
     with pytest.raises(InputError, match="cannot open image nowhere"):
         maps.check(catalog.Scene("one", "", "nowhere.tif"), settings=SETTINGS)
 
@@ -198,11 +219,11 @@ def test_an_overview_shows_scene_and_map_side_by_side(tmp_path, crs, monkeypatch
 
 
 def test_a_town_is_mapped_roof_by_roof(tmp_path):
-    footprints = town(tmp_path, "acc/aaa", transform=ELSEWHERE)
+    drawn_roofs = town(tmp_path, "acc/aaa", transform=ELSEWHERE)
     made = draw(str(tmp_path / "acc/aaa/aaa.tif"), tmp_path / "out")
     valid = pixels(str(tmp_path / "acc/aaa/aaa.tif")).valid
-    drawn = geometry_mask(footprints, valid.shape, ELSEWHERE, invert=True)
+    drawn = geometry_mask(drawn_roofs, valid.shape, ELSEWHERE, invert=True)
     np.testing.assert_array_equal(read(made.mask)[0] == 1, drawn & valid)
-    whole = [roof for roof in footprints if any(roof.equals(found) for found in made.footprints.geometry)]
-    assert len(whole) >= len(footprints) - 1  # but the one that the corner without imagery cuts
+    whole = [roof for roof in drawn_roofs if any(roof.equals(found) for found in footprints(made).geometry)]
+    assert len(whole) >= len(drawn_roofs) - 1  # but the one that the corner without imagery cuts
     assert building(0, 0, 1, 1).area == pytest.approx(GSD**2)
