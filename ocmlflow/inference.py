@@ -77,7 +77,9 @@ def predict_tiles(
     The probability is 0 where the window shows no imagery at all; the network never sees such a window. The next batch
     is read, in a thread of its own, while the network works on the present one.
     """
-    for batch, pixels in _ahead(lambda batch: (batch, [read(tile.window) for tile in batch]), _batches(tiles, batch_size)):
+    for batch, pixels in _ahead(
+        lambda batch: (batch, [read(tile.window) for tile in batch]), _batches(tiles, batch_size)
+    ):
         seen = [number for number, found in enumerate(pixels) if found.valid.any()]
         shapes = {pixels[number].valid.shape for number in seen}
         probabilities: dict[int, np.ndarray] = {}

@@ -1,7 +1,7 @@
 """A scene and a predict function, to files that a GIS opens and footprints that a map editor accepts."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -93,7 +93,7 @@ class Map:
     """Their area."""
     outline: BaseGeometry
     """Of the rasters, in degrees (lon, lat)."""
-    unreadable: list[BaseGeometry]
+    unreadable: Sequence[BaseGeometry]
     """Outlines in degrees of what could not be read and counts as no imagery."""
 
 
@@ -141,7 +141,11 @@ def draw(
         with ThreadPoolExecutor(1) as thread, resample.on_grid(dataset, own, ground) as read:
             made = thread.submit(_draw, job, tide, folder)
             try:
-                _predict(read, predict, job, lambda row: tide.rise(row) or made.done(), progress)
+                with closing(_predict(read, predict, job, progress)) as rows:
+                    for row in rows:
+                        tide.rise(row)
+                        if made.done() and row < ground.height:  # it has failed
+                            break
             finally:
                 tide.end()
             result = made.result()
@@ -187,33 +191,37 @@ class _Job:
     holes: list[Window]  # of the ground grid, that cannot be read
 
 
+@dataclass
+class _Counts:
+    pixels: int = 0
+    building_pixels: int = 0
+    buildings: int = 0
+    area_m2: float = 0.0
+
+
 def _predict(
-    read: resample.Read,
-    predict: inference.Predict,
-    job: _Job,
-    reached: Callable[[int], bool],
-    progress: inference.Progress,
-) -> None:
-    """Predict the tiles that are not kept yet; stop when `reached`, told of every row, says so."""
+    read: resample.Read, predict: inference.Predict, job: _Job, progress: inference.Progress
+) -> Generator[int, None, None]:
+    """Predict the tiles that are not kept yet; gives the row above which all are, each time there is one more."""
     settings = job.settings
     inside = _inside(job.ground, settings.aoi)
 
     def seen(window: Window) -> raster.Pixels:
         if not inside(window):
-            shape = (window.height, window.width)
+            shape = (int(window.height), int(window.width))
             return raster.Pixels(np.zeros((*shape, 3), np.uint8), np.zeros(shape, bool))
         return salvage.pixels(read, window, job.holes) if settings.skip_unreadable else read(window)
 
     todo = mosaic.missing(job.kept, job.tiles)
+    rows = [int(tile.core.row_off) for tile in todo] + [job.ground.height]
+    yield rows[0]
     found = inference.predict_tiles(predict, seen, todo, batch_size=settings.batch_size)
-    reached(todo[0].core.row_off if todo else job.ground.height)
     with closing(found):  # before the dataset is, which its thread may be reading
-        for number, (tile, probability, valid) in enumerate(progress(found, len(todo)), 1):
-            for hole in job.holes:
+        for row, (tile, probability, valid) in zip(rows[1:], progress(found, len(todo)), strict=True):
+            for hole in list(job.holes):
                 _hole(job.kept, hole).touch()
             mosaic.write(job.kept, tile, probability, valid)
-            if reached(todo[number].core.row_off if number < len(todo) else job.ground.height):
-                break
+            yield row
 
 
 def _inside(ground: raster.Grid, aoi: BaseGeometry | None) -> Callable[[Window], bool]:
@@ -238,7 +246,7 @@ def _draw(job: _Job, tide: _Tide, folder: Path) -> Map:
     files = {name: folder / f"{job.scene.id}-{name}.tif" for name in ("probability", "mask")}
     plain = {name: folder / f"{job.scene.id}-{name}-plain.tif" if job.placed else files[name] for name in files}
     vectors = folder / f"{job.scene.id}.parquet" if job.placed else None
-    counts = {"pixels": 0, "building_pixels": 0, "buildings": 0, "area_m2": 0.0}
+    counts = _Counts()
     blocks = _paint(job, tide, plain, counts)
     if vectors:
         found = polygons.trace(blocks, width=job.out.width)
@@ -251,11 +259,17 @@ def _draw(job: _Job, tide: _Tide, folder: Path) -> Map:
             how = Resampling.average if name == "probability" else Resampling.nearest
             raster.to_cog(path, files[name], overviews=how)
             path.unlink()
-    unreadable = [raster.outline(job.ground, hole) for hole in job.holes]
-    return Map(**files, footprints=vectors, **counts, outline=_outline(job.out), unreadable=unreadable)
+    return Map(
+        files["probability"],
+        files["mask"],
+        vectors,
+        **vars(counts),
+        outline=_outline(job.out),
+        unreadable=[raster.outline(job.ground, hole) for hole in job.holes],
+    )
 
 
-def _paint(job: _Job, tide: _Tide, paths: dict[str, Path], counts: dict[str, Any]) -> Iterator[polygons.Block]:
+def _paint(job: _Job, tide: _Tide, paths: dict[str, Path], counts: _Counts) -> Iterator[polygons.Block]:
     """Write both rasters block by block, and hand each block on."""
     place = job.out if job.placed else None
     size: dict[str, Any] = {"height": job.out.height, "width": job.out.width, "dtype": "uint8"}
@@ -273,8 +287,8 @@ def _paint(job: _Job, tide: _Tide, paths: dict[str, Path], counts: dict[str, Any
             building = (percents >= job.settings.threshold) & valid
             probability.write(np.where(valid, percents, np.uint8(NODATA)), 1, window=window)
             mask.write(np.where(valid, building.view(np.uint8), np.uint8(nothing)), 1, window=window)
-            counts["pixels"] += int(np.count_nonzero(valid))
-            counts["building_pixels"] += int(np.count_nonzero(building))
+            counts.pixels += int(np.count_nonzero(valid))
+            counts.building_pixels += int(np.count_nonzero(building))
             yield polygons.Block(window, percents, building)
 
 
@@ -315,9 +329,7 @@ def _wanted(job: _Job, window: Window) -> np.ndarray | np.bool_:
     return wanted
 
 
-def _frames(
-    job: _Job, found: Iterator[polygons.Footprint], counts: dict[str, Any]
-) -> Iterator[gpd.GeoDataFrame]:
+def _frames(job: _Job, found: Iterator[polygons.Footprint], counts: _Counts) -> Iterator[gpd.GeoDataFrame]:
     """The footprints on the ground, some thousands at a time, without those that are too small."""
     # A pixel of the network, in units of the CRS: what is finer is interpolation, not knowledge.
     tolerance = abs(job.out.transform.determinant) ** 0.5 * max(1.0, job.settings.gsd / raster.gsd(job.out))
@@ -332,8 +344,8 @@ def _frames(
         )
         frame["area_m2"] = frame.to_crs(EQUAL_AREA).area.round(2)
         frame = frame[frame.area_m2 >= job.settings.min_area_m2]
-        counts["buildings"] += len(frame)
-        counts["area_m2"] += float(frame.area_m2.sum())
+        counts.buildings += len(frame)
+        counts.area_m2 += float(frame.area_m2.sum())
         yield frame[["scene", "probability", "area_m2", "geometry"]]
         if len(some) < vector.BATCH:
             return

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from urllib.parse import urlparse
 
@@ -79,8 +80,7 @@ def opened(href: str, *, gsd: float | None = None) -> Iterator[tuple[DatasetRead
     """
     with _environment(href):
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", NotGeoreferencedWarning)  # `is_placed` is asked instead
+            with _quietly():  # `is_placed` is asked instead
                 dataset = rasterio.open(_gdal_name(href), driver="GTiff")  # others may read any file they name
         except rasterio.errors.RasterioIOError as error:
             raise InputError(f"cannot open image {href}: {error}") from error
@@ -220,8 +220,7 @@ def write(
     has them all.
     """
     place = {"crs": grid.crs, "transform": grid.transform, "sparse_ok": nodata is not None} if grid else {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # chips have none to give
+    with _quietly():  # chips have none to give
         return rasterio.open(
             path,
             "w",
@@ -243,9 +242,14 @@ def write(
 
 def reopened(path: Path) -> DatasetReader:
     """A raster that was written here, open for reading."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    with _quietly():
         return rasterio.open(path)
+
+
+def overview(dataset: DatasetReader, level: int) -> DatasetReader:
+    """The dataset's overview of that number, open for reading."""
+    with _quietly():
+        return rasterio.open(dataset.name, overview_level=level)
 
 
 def to_cog(source: Path, target: Path, *, overviews: Resampling) -> None:
@@ -262,6 +266,17 @@ def to_cog(source: Path, target: Path, *, overviews: Resampling) -> None:
         bigtiff="if_safer",
         num_threads="all_cpus",
     )
+
+
+_FILTERS = Lock()
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Say nothing of images without a georeference; Python's filters are those of all threads at once."""
+    with _FILTERS, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
 
 
 def _check_bands(dataset: DatasetReader, href: str) -> None:

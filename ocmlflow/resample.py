@@ -38,7 +38,7 @@ def on_grid(dataset: DatasetReader, own: Grid, target: Grid) -> Iterator[Read]:
     with ExitStack() as stack:
         level = _overview(dataset, own, target)
         if level is not None:
-            dataset = stack.enter_context(rasterio.open(dataset.name, overview_level=level))
+            dataset = stack.enter_context(raster.overview(dataset, level))
             # GDAL spreads the pixels of an overview evenly, whatever the factor that it is named by.
             scale = Affine.scale(own.width / dataset.width, own.height / dataset.height)
             own = Grid(own.crs, own.transform @ scale, dataset.height, dataset.width)

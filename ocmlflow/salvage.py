@@ -28,9 +28,7 @@ def pixels(read: Read, window: Window, spoilt: list[Window]) -> Pixels:
     return Pixels(np.ascontiguousarray(bands[..., :3]), bands[..., 3] == 1)
 
 
-def array(
-    read: Callable[[Window], np.ndarray], window: Window, blank: np.ndarray, spoilt: list[Window]
-) -> np.ndarray:
+def array(read: Callable[[Window], np.ndarray], window: Window, blank: np.ndarray, spoilt: list[Window]) -> np.ndarray:
     """What `read` gives of a window, and `blank` where it raises InputError; the windows of that go to `spoilt`."""
     try:
         blank[:] = read(window)
