@@ -83,3 +83,46 @@ def test_an_error_in_reading_reaches_the_caller(batch_size):
 
 def test_no_tiles_give_nothing():
     assert list(inference.predict_tiles(bright, lambda window: None, [], batch_size=2)) == []
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 3), st.booleans())
+def test_d4_sees_a_turned_image_as_it_sees_the_image(height, width, turns, flip):
+    images = np.stack([noise(height, width), noise(height, width, seed=1)])
+
+    def slanted(images):
+        """A network that sees no two sides alike."""
+        ramp = np.linspace(0, 0.5, images.shape[1] * images.shape[2]).reshape(1, *images.shape[1:3], 1)
+        return (bright(images) * ramp).astype(np.float32)
+
+    def turned(arrays):
+        return np.rot90(arrays[:, :, ::-1] if flip else arrays, turns, axes=(1, 2))
+
+    d4, flips = inference.averaged([slanted], "d4"), inference.averaged([slanted], "flips")
+    np.testing.assert_allclose(d4(turned(images)), turned(d4(images)), atol=1e-6)
+    np.testing.assert_allclose(flips(images[:, ::-1]), flips(images)[:, ::-1], atol=1e-6)
+
+
+@pytest.mark.parametrize("tta", ["none", "flips", "d4"])
+def test_an_ensemble_is_the_mean_of_its_members(tta):
+    images = noise(6, 9)[np.newaxis]
+    found = inference.averaged([bright, lambda x: bright(x) / 2], tta)(images)
+    np.testing.assert_allclose(found, 0.75 * bright(images), atol=1e-6)
+    assert found.dtype == np.float32
+
+
+def test_temperature_divides_logits():
+    probability = np.array([0, 0.2, 0.5, 0.9, 1], np.float32).reshape(1, 1, 5, 1)
+    found = inference.calibrated(lambda _: probability, 2.0)(np.zeros((1, 1, 5, 3), np.uint8))
+    # The odds 1 to 4 become 1 to 2, those of 9 to 1 become 3 to 1.
+    np.testing.assert_allclose(found[0, 0, :, 0], [0, 1 / 3, 0.5, 0.75, 1], atol=1e-3)
+    assert inference.calibrated(bright, 1.0) is bright
+
+
+def test_windows_of_two_sizes_make_one_batch():
+    read, _, image = scene()
+    tiles = grid.tiles(50, 41, size=SIZE, margin=4, multiple=4)
+    assert len({(tile.window.height, tile.window.width) for tile in tiles}) > 1
+    found = np.zeros((50, 41), np.float32)
+    for tile, probability, _ in inference.predict_tiles(bright, read, tiles, batch_size=100):
+        found[tile.core.toslices()] = probability
+    np.testing.assert_array_equal(found[20:], bright(image)[20:, :, 0])

@@ -76,3 +76,19 @@ def test_footprints_on_the_ground_are_valid_and_near_their_pixels(building):
         # GEOS takes out the point where a ring starts in a second step.
         assert shapely.hausdorff_distance(exact.exterior, ground.outline.exterior) <= 2 * 0.5
         assert ground.probability == pixels.probability
+
+
+def test_a_building_is_handed_out_once_nothing_can_be_added_to_it():
+    """So that memory is bounded: of a column of roofs, each is there when the blocks below it are asked for."""
+    building = np.zeros((64, 16), bool)
+    building[2:64:8, 5:12] = building[3:64:8, 5:12] = True
+    seen = []
+
+    def counted():
+        for block in blocks(building, building * np.uint8(50), 8):
+            seen.append(int(block.window.row_off))
+            yield block
+
+    for number, footprint in enumerate(polygons.trace(counted(), width=16)):
+        assert footprint.outline.bounds == (5, 8 * number + 2, 12, 8 * number + 4)
+        assert seen[-1] <= 8 * (number + 1)
