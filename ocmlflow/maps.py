@@ -324,7 +324,9 @@ def _wanted(job: _Job, window: Window) -> np.ndarray | np.bool_:
         area = gpd.GeoSeries([job.settings.aoi], crs="EPSG:4326").to_crs(job.out.crs)
         wanted = wanted & (labels.burn(area.to_numpy(), **place) == 1)
     if job.holes:
-        holes = [shapely.Polygon(job.ground.corners(hole)) for hole in job.holes]
+        # And what the probabilities next to them would be mixed with.
+        near = 2 * job.settings.gsd
+        holes = [shapely.Polygon(job.ground.corners(hole)).buffer(near, join_style="mitre") for hole in job.holes]
         wanted = wanted & (labels.burn(gpd.GeoSeries(holes, crs=job.ground.crs).to_crs(job.out.crs), **place) == 0)
     return wanted
 

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -159,7 +159,7 @@ def planes(dataset: DatasetReader, window: Window) -> tuple[np.ndarray, np.ndarr
             return bands[:3], bands[3]
         return dataset.read(colours, window=window), dataset.dataset_mask(window=window)
     except rasterio.errors.RasterioIOError as error:
-        raise InputError(f"cannot read image {storage.public(dataset.name)} at {window.toslices()}: {error}") from error
+        raise _unreadable(dataset, window, error) from error
 
 
 def interleaved(colours: np.ndarray, alpha: np.ndarray) -> Pixels:
@@ -180,7 +180,7 @@ def valid(dataset: DatasetReader, window: Window) -> np.ndarray:
             return dataset.read(dataset.colorinterp.index(ColorInterp.alpha) + 1, window=window) > OPAQUE
         return dataset.dataset_mask(window=window) > OPAQUE
     except rasterio.errors.RasterioIOError as error:
-        raise InputError(f"cannot read image {storage.public(dataset.name)} at {window.toslices()}: {error}") from error
+        raise _unreadable(dataset, window, error) from error
 
 
 def read_padded(dataset: DatasetReader, window: Window) -> Pixels:
@@ -277,6 +277,12 @@ def _quietly() -> Iterator[None]:
     with _FILTERS, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         yield
+
+
+def _unreadable(dataset: DatasetReader, window: Window, error: Exception) -> InputError:
+    with suppress(Exception):  # GDAL keeps the error, and rasterio would raise it at the next call that works
+        _ = dataset.colorinterp
+    return InputError(f"cannot read image {storage.public(dataset.name)} at {window.toslices()}: {error}")
 
 
 def _check_bands(dataset: DatasetReader, href: str) -> None:

@@ -1,9 +1,14 @@
+import os
+import subprocess
+import sys
 import warnings
 
 import geopandas as gpd
+import keras
 import numpy as np
 import pytest
 import rasterio
+import shapely
 from affine import Affine
 from conftest import (
     CRS,
@@ -22,10 +27,11 @@ from conftest import (
 from pyproj import Geod, Transformer
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.features import geometry_mask
+from rasterio.windows import Window
 from rio_cogeo.cogeo import cog_validate
 from scipy import ndimage
 
-from ocmlflow import catalog, maps
+from ocmlflow import catalog, grid, inference, maps, models, raster, resample, salvage
 from ocmlflow.errors import InputError
 
 SETTINGS = maps.Settings(
@@ -227,3 +233,158 @@ def test_a_town_is_mapped_roof_by_roof(tmp_path):
     whole = [roof for roof in drawn_roofs if any(roof.equals(found) for found in footprints(made).geometry)]
     assert len(whole) >= len(drawn_roofs) - 1  # but the one that the corner without imagery cuts
     assert building(0, 0, 1, 1).area == pytest.approx(GSD**2)
+
+
+def degrees(*outlines: shapely.Polygon) -> shapely.Geometry:
+    return shapely.union_all(gpd.GeoSeries(list(outlines), crs=CRS).to_crs("EPSG:4326").to_numpy())
+
+
+@pytest.mark.parametrize("gsd", [0.1, 0.17])
+@pytest.mark.parametrize("on_own_grid", [True, False])
+def test_outside_the_area_of_interest_there_is_nothing(tmp_path, gsd, on_own_grid):
+    href = write_image(tmp_path / "a.tif", roofs())
+    seen = []
+
+    def predict(images):
+        seen.append(len(images))
+        return bright(images)
+
+    def drawn(folder, **changed):
+        seen.clear()
+        with_it = settings(gsd=gsd, on_own_grid=on_own_grid, batch_size=1, **changed)
+        (tmp_path / folder).mkdir()
+        scene = catalog.Scene("one", "", href)
+        return maps.draw(scene, predict, tmp_path / folder, settings=with_it, progress=items), len(seen)
+
+    area = degrees(building(30, 20, 60, 41), building(0, 85, 5, 90))
+    (whole, all_windows), (part, some_windows) = drawn("whole"), drawn("part", aoi=area)
+    (everything, about), (found, _) = read(whole.mask), read(part.mask)
+    inside = geometry_mask(
+        gpd.GeoSeries([area], crs="EPSG:4326").to_crs(CRS), found.shape, about["transform"], invert=True
+    )
+    np.testing.assert_array_equal(found, np.where(inside, everything, 255))
+    assert some_windows < all_windows or gsd > GSD
+    assert part.buildings == 1
+    near = abs(part.area_m2 - 30 * 21 * GSD**2)
+    assert near <= 0.02 if gsd == GSD else near < 1
+
+
+def test_scenes_away_from_the_area_of_interest_are_told_and_chips_refused(tmp_path):
+    scene = catalog.Scene("one", "", write_image(tmp_path / "a.tif", noise(30, 20)))
+    away, here = degrees(building(500, 500, 600, 600)), degrees(building(5, 5, 9, 9))
+    assert not maps.check(scene, settings=settings(aoi=away)).inside
+    assert maps.check(scene, settings=settings(aoi=here)).inside
+    chip = catalog.Scene("one", "", write_image(tmp_path / "b.tif", noise(30, 20), crs=None))
+    with pytest.raises(InputError, match=r"b\.tif does not say where it lies"):
+        maps.check(chip, settings=settings(aoi=here))
+
+
+@pytest.mark.parametrize("gsd", [0.1, 0.25])
+def test_on_the_model_s_grid_the_map_is_what_the_network_said(tmp_path, how, gsd):
+    href = write_image(tmp_path / "a.tif", roofs(), hole(70, 90), how=how)
+    made = draw(href, tmp_path / "out", gsd=gsd, on_own_grid=False)
+    with raster.opened(href) as (dataset, own):
+        target = raster.ground_grid(own, gsd=gsd)
+        with resample.on_grid(dataset, own, target) as reading:
+            seen = reading(Window(0, 0, target.width, target.height))
+    percents, about = read(made.probability)
+    assert (about["transform"], about["crs"]) == (target.transform, rasterio.CRS.from_string(CRS))
+    np.testing.assert_array_equal(percents == 255, ~seen.valid)
+    expected = np.floor(bright(seen.image)[..., 0] * 100 + 1e-4)
+    np.testing.assert_array_equal(percents[seen.valid], expected[seen.valid])
+
+
+@pytest.mark.parametrize("crs", [CRS, "EPSG:32636"], ids=["resized", "warped"])
+@pytest.mark.parametrize("gsd", [0.1, 0.15])
+def test_a_broken_block_is_a_named_error_or_a_hole_that_is_listed(tmp_path, gsd, crs):
+    place = {"crs": crs, "transform": TRANSFORM if crs == CRS else wrong_zone()}
+    image = np.full((1024, 768, 3), 200, np.uint8)
+    image += noise(1024, 768) // 8
+    plain = write_image(tmp_path / "plain.tif", image, how="nothing", **place)
+    tiles = {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate", "interleave": "pixel"}
+    with rasterio.open(plain) as file, rasterio.open(tmp_path / "a.tif", "w", **{**file.profile, **tiles}) as out:
+        out.write(file.read())
+    with rasterio.open(tmp_path / "a.tif") as file:
+        offset, size = (int(file.get_tag_item(f"BLOCK_{what}_1_1", "TIFF", bidx=1)) for what in ("OFFSET", "SIZE"))
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    content[offset : offset + size] = bytes(size)
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(InputError, match=r"cannot read image .*a\.tif"):
+        draw(str(tmp_path / "a.tif"), tmp_path / "out", gsd=gsd, size=512)
+    made = draw(str(tmp_path / "a.tif"), tmp_path / "out2", gsd=gsd, size=512, skip_unreadable=True)
+    mask = read(made.mask)[0]
+    broken = np.zeros(mask.shape, bool)
+    broken[256:512, 256:512] = True
+    assert (mask[broken] == 255).all()
+    # GDAL warps blocks of 512 x 128 pixels at a time.
+    reach = round(gsd / GSD * (2 * salvage.LEAST if crs == CRS else 512))
+    assert (mask[~ndimage.binary_dilation(broken, iterations=reach)] == 1).all()
+    listed = gpd.GeoSeries(list(made.unreadable), crs="EPSG:4326").to_crs(crs)
+    assert shapely.union_all(listed.to_numpy()).contains(building(257, 257, 511, 511, place["transform"]))
+    assert made.pixels == (mask == 1).sum()
+
+
+def test_what_was_predicted_before_an_interruption_is_not_predicted_again(tmp_path):
+    scene = catalog.Scene("one", "", write_image(tmp_path / "a.tif", roofs(), hole(70, 90)))
+    whole = draw(scene.image, tmp_path / "whole", batch_size=1)
+    calls, total = [], len(grid.tiles(70, 90, size=32, margin=4))
+
+    def breaking(images):
+        calls.append(len(images))
+        if len(calls) in (5, 9):
+            raise KeyboardInterrupt
+        return bright(images)
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            maps.draw(scene, breaking, tmp_path / "out", settings=settings(batch_size=1), progress=items)
+    made = maps.draw(scene, breaking, tmp_path / "out", settings=settings(batch_size=1), progress=items)
+    assert len(calls) <= total + 2
+    for name in ("probability", "mask", "footprints"):
+        assert getattr(made, name).read_bytes() == getattr(whole, name).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "one-mask.tif",
+        "one-probability.tif",
+        "one.parquet",
+    ]
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from test_maps import draw
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead, as on a full disk
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+draw(sys.argv[1], Path(sys.argv[3]), size=512)
+"""
+
+
+@pytest.mark.parametrize("size", [3_000, 40_000, -1])
+def test_a_full_disk_is_an_error_whenever_it_comes(tmp_path, size):
+    """Tiles, rasters or the very end of a COG do not fit."""
+    image = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    href = write_image(tmp_path / "a.tif", image)
+    made = draw(href, tmp_path / "whole", size=512)
+    limit = size if size > 0 else made.probability.stat().st_size + size
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, href, str(limit), str(tmp_path / "out")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stderr
+
+
+def test_a_row_of_windows_is_one_window_to_the_real_network(tmp_path):
+    """Far enough from a window's edge the network cannot see it, if windows start at its own steps."""
+    keras.utils.set_random_seed(0)
+    network = models.build(architecture="unet", encoder="efficientnet-lite0", pretrained=True)
+    image = np.random.default_rng(0).integers(0, 256, (32, 4000, 3), np.uint8)
+    predict = inference.padded(models.with_probability(network).predict_on_batch, 32)
+    whole = predict(image[np.newaxis])[0, ..., 0]
+    for size, margin in ((2048, 768), (1600, 771)):
+        for tile in grid.tiles(32, 4000, size=size, margin=margin, multiple=32):
+            window, core = tile.window, tile.core
+            found = predict(image[np.newaxis][:, :, window.col_off : window.col_off + window.width])[0, ..., 0]
+            kept = found[:, core.col_off - window.col_off :][:, : core.width]
+            np.testing.assert_allclose(kept, whole[:, core.col_off : core.col_off + core.width], atol=1e-3)
