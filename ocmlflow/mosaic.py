@@ -19,6 +19,7 @@ from ocmlflow.raster import Grid
 PERCENT = 300
 """Steps of probability in one percent: sums of whole percents stay exact."""
 _HIDDEN = np.uint16(1 << 15)
+_LEAST = 1e-3
 
 Read = Callable[[Window], tuple[np.ndarray, np.ndarray]]
 """A window to steps of probability (height, width) uint16, 0 to 100 * PERCENT, and valid (height, width) bool."""
@@ -75,12 +76,19 @@ def percents(read: Read, ground: Grid, own: Grid, window: Window) -> np.ndarray:
     if ground == own:
         return (read(window)[0] // PERCENT).astype(np.uint8)
     around = near(ground, own, window)
-    probability = read(around)[0].astype(np.float32) / np.float32(100 * PERCENT)
-    if resample.parallel(own, ground):
-        found = _resized(probability, around, ~ground.transform @ own.transform, window)
-    else:
-        found = _warped(probability, _part(ground, around), _part(own, window))
-    return metrics.percent(found)
+    steps, valid = read(around)
+    probability = steps.astype(np.float32) / np.float32(100 * PERCENT)
+
+    def brought(values: np.ndarray) -> np.ndarray:
+        if resample.parallel(own, ground):
+            return _resized(values, around, ~ground.transform @ own.transform, window)
+        return _warped(values, _part(ground, around), _part(own, window))
+
+    if valid.all():
+        return metrics.percent(brought(probability))
+    # Weighted, or what the network says of no imagery would bleed into what is.
+    weight, weighted = brought(valid.astype(np.float32)), brought(np.where(valid, probability, np.float32(0)))
+    return metrics.percent(np.divide(weighted, weight, out=np.zeros_like(weight), where=weight > _LEAST).clip(0, 1))
 
 
 def _resized(probability: np.ndarray, around: Window, to_ground: Affine, window: Window) -> np.ndarray:

@@ -16,7 +16,7 @@ import rasterio.shutil
 import shapely
 from affine import Affine
 from pyproj import CRS, Geod, Transformer
-from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader
 from rasterio.session import AWSSession
@@ -134,8 +134,8 @@ def warped(dataset: DatasetReader, own: Grid, target: Grid) -> WarpedVRT:
         height=target.height,
         width=target.width,
         resampling=Resampling.bilinear,
-        # Nodata values and mask bands become an alpha band too, so that one rule says what is imagery.
-        add_alpha=not has_alpha and dataset.mask_flag_enums[0] != [MaskFlags.all_valid],
+        # Nodata values, mask bands and the edges of the dataset become alpha, so that one rule says what is imagery.
+        add_alpha=not has_alpha,
         tolerance=0.01,  # in pixels; the default of an eighth shifts pixels as the window changes
     )
 
