@@ -6,14 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from threading import Condition
 from typing import Any
 
 import geopandas as gpd
 import numpy as np
-import pandas as pd
 import shapely
 from affine import Affine
 from rasterio.enums import Resampling
@@ -30,8 +28,6 @@ NODATA = 255
 BLOCK = 4 * raster.TILE
 """Side of what is held in memory of a scene's own grid, in pixels."""
 OVERVIEW = 1000
-EQUAL_AREA = "EPSG:6933"
-"""Areas are true square metres in it, wherever on earth and whatever the scene's CRS."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +246,11 @@ def _draw(job: _Job, tide: _Tide, folder: Path) -> Map:
     blocks = _paint(job, tide, plain, counts)
     if vectors:
         found = polygons.trace(blocks, width=job.out.width)
-        vector.write(_frames(job, found, counts), vectors)
+        # A pixel of the network, in pixels of the map: what is finer is interpolation, not knowledge.
+        tolerance = max(1.0, job.settings.gsd / raster.gsd(job.out))
+        least = job.settings.min_area_m2
+        frames = vector.frames(found, job.out, scene=job.scene.id, tolerance=tolerance, min_area_m2=least)
+        vector.write(_counted(frames, counts), vectors)
     else:
         for _ in blocks:
             pass
@@ -331,26 +331,11 @@ def _wanted(job: _Job, window: Window) -> np.ndarray | np.bool_:
     return wanted
 
 
-def _frames(job: _Job, found: Iterator[polygons.Footprint], counts: _Counts) -> Iterator[gpd.GeoDataFrame]:
-    """The footprints on the ground, some thousands at a time, without those that are too small."""
-    # A pixel of the network, in units of the CRS: what is finer is interpolation, not knowledge.
-    tolerance = abs(job.out.transform.determinant) ** 0.5 * max(1.0, job.settings.gsd / raster.gsd(job.out))
-    while True:
-        some = polygons.to_ground(islice(found, vector.BATCH), job.out.transform, tolerance=tolerance)
-        frame = gpd.GeoDataFrame(
-            {
-                "scene": pd.Series([job.scene.id] * len(some), dtype="str"),
-                "probability": np.array([round(f.probability, 4) for f in some], np.float64),
-            },
-            geometry=gpd.GeoSeries([f.outline for f in some], crs=job.out.crs),
-        )
-        frame["area_m2"] = frame.to_crs(EQUAL_AREA).area.round(2)
-        frame = frame[frame.area_m2 >= job.settings.min_area_m2]
+def _counted(frames: Iterator[gpd.GeoDataFrame], counts: _Counts) -> Iterator[gpd.GeoDataFrame]:
+    for frame in frames:
         counts.buildings += len(frame)
         counts.area_m2 += float(frame.area_m2.sum())
-        yield frame[["scene", "probability", "area_m2", "geometry"]]
-        if len(some) < vector.BATCH:
-            return
+        yield frame
 
 
 def _outline(of: raster.Grid) -> shapely.Polygon:

@@ -2,17 +2,52 @@
 
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import geopandas as gpd
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pyogrio
 
+from ocmlflow import polygons
+from ocmlflow.polygons import Footprint
+from ocmlflow.raster import Grid
+
 DRIVERS = {".fgb": "FlatGeobuf", ".geojson": "GeoJSON"}
 BATCH = 10_000
 """Rows that are held at a time."""
+
+
+EQUAL_AREA = "EPSG:6933"
+"""Areas are true square metres in it, wherever on earth and whatever the scene's CRS."""
+
+
+def frames(
+    found: Iterable[Footprint], place: Grid, *, scene: str, tolerance: float, min_area_m2: float
+) -> Iterator[gpd.GeoDataFrame]:
+    """Footprints in (col, row) on the ground, BATCH at a time and at least one frame, without those too small.
+
+    Columns scene, probability, area_m2, geometry, in the CRS of `place`; staircases are straightened by about
+    `tolerance` pixels.
+    """
+    rest, last = iter(found), False
+    while not last:
+        units = tolerance * abs(place.transform.determinant) ** 0.5
+        some = polygons.to_ground(islice(rest, BATCH), place.transform, tolerance=units)
+        last = len(some) < BATCH
+        frame = gpd.GeoDataFrame(
+            {
+                "scene": pd.Series([scene] * len(some), dtype="str"),
+                "probability": np.array([round(f.probability, 4) for f in some], np.float64),
+            },
+            geometry=gpd.GeoSeries([f.outline for f in some], crs=place.crs),
+        )
+        frame["area_m2"] = frame.to_crs(EQUAL_AREA).area.round(2)
+        yield frame[frame.area_m2 >= min_area_m2][["scene", "probability", "area_m2", "geometry"]]
 
 
 def write(frames: Iterable[gpd.GeoDataFrame], path: Path) -> None:
