@@ -1,11 +1,15 @@
 """What the verbs share: flags, logging, progress, and how a user's mistake ends."""
 
 import argparse
+import fcntl
 import logging
 import math
 import os
+import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
@@ -56,6 +60,22 @@ def progress(items: Iterable[_T], total: int, what: str = "") -> Iterable[_T]:
     from tqdm import tqdm
 
     return tqdm(items, total=total, desc=what, disable=None, leave=False)
+
+
+@contextmanager
+def in_the_making(folder: Path) -> Iterator[Path]:
+    """A folder for what this process alone has in the making; what is in it is kept if the block fails."""
+    from ocmlflow.errors import InputError
+
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another process is making the same, in {folder}: wait for it, or give work=") from None
+        yield folder
+        shutil.rmtree(folder)
 
 
 def check_writable(output: str) -> None:

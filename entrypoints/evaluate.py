@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TEMPERATURE = "ocmlflow.temperature"
-"""Tag of a version: a calibrated probability is sigmoid(logit(probability) / temperature)."""
-
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     """The verb's parameters and their defaults."""
@@ -65,7 +62,7 @@ def main(args: argparse.Namespace) -> None:
         log.info(verdict)
         log_card(card, verdict=verdict, facts=facts_of(model), args=args)
         if model.name:
-            tags = {"threshold": f"{card.threshold / 100:.2f}", TEMPERATURE: f"{card.found.temperature:.4f}"}
+            tags = {"threshold": f"{card.threshold / 100:.2f}", tracking.TEMPERATURE: f"{card.found.temperature:.4f}"}
             tags |= {"iou": f"{card.counts.iou:.4f}", "evaluated_on": chips_run}
             tags["report"] = f"runs:/{tracking.active().info.run_id}/report.html"
             tracking.describe_version(model, tags, f"{headline(card)} {verdict}")

@@ -100,6 +100,44 @@ def dataset(
     return item.to_dict(include_self_link=False, transform_hrefs=False)
 
 
+def collection(name: str, items: list[dict[str, Any]], *, description: str) -> dict[str, Any]:
+    """A STAC collection, as JSON, of items as `dataset` makes them, which lie beside it in `items/`.
+
+    The items get their links to it, the collection's extent is theirs.
+    """
+    boxes = [item["bbox"] for item in items]
+    whole = [min(b[0] for b in boxes), min(b[1] for b in boxes), max(b[2] for b in boxes), max(b[3] for b in boxes)]
+    times = sorted(pystac.utils.str_to_datetime(t) for item in items for t in _times(item["properties"]))
+    extent = pystac.Extent(
+        pystac.SpatialExtent([whole, *boxes] if len(boxes) > 1 else [whole]),
+        pystac.TemporalExtent([[times[0], times[-1]]]),
+    )
+    made = pystac.Collection(name, description, extent, license="other")
+    media = {"link": str(pystac.MediaType.JSON), "item": str(pystac.MediaType.GEOJSON)}
+    for item in items:
+        made.add_link(pystac.Link(pystac.RelType.ITEM, f"./items/{item['id']}.json", media_type=media["item"]))
+        upwards = ("collection", "parent", "root")
+        kept = [link for link in item["links"] if link["rel"] not in upwards]
+        item["links"] = [{"rel": rel, "href": "../collection.json", "type": media["link"]} for rel in upwards] + kept
+        item["collection"] = name
+    return made.to_dict(include_self_link=False, transform_hrefs=False)
+
+
+def area(href: str) -> BaseGeometry:
+    """The area, in degrees, that the polygons of a GeoJSON file cover; InputError where it holds none."""
+    try:
+        content = json.loads(storage.read(href))
+        features = content["features"] if content["type"] == "FeatureCollection" else [content]
+        given = [shapely.geometry.shape(feature.get("geometry") or feature) for feature in features]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, shapely.errors.ShapelyError) as error:
+        raise InputError(f"aoi={href} is no GeoJSON file that can be read: {error}") from error
+    found = shapely.union_all(shapely.make_valid(given))
+    west, south, east, north = found.bounds if found.area > 0 else (0, 0, 0, 0)
+    if not (found.area > 0 and -180 <= west <= east <= 180 and -90 <= south <= north <= 90):
+        raise InputError(f"aoi={href} holds no polygon in degrees (longitude, latitude), as GeoJSON has them")
+    return found
+
+
 def images(hrefs: str) -> list[Scene]:
     """Scenes at one or more hrefs, separated by commas, labels or not.
 
@@ -244,6 +282,11 @@ def _source(item: pystac.Item, images: list[pystac.Item]) -> pystac.Item | None:
 def _place(item: pystac.Item) -> str:
     parent: Any = item.get_parent()
     return parent.id if isinstance(parent, pystac.Collection) else str(item.properties.get("area", ""))
+
+
+def _times(properties: dict[str, Any]) -> list[str]:
+    named = (properties.get(key) for key in ("datetime", "start_datetime", "end_datetime"))
+    return [time for time in named if time]
 
 
 def _names(text: str | None) -> set[str]:

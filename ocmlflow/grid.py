@@ -43,16 +43,18 @@ def blocks(height: int, width: int, *, size: int) -> list[Window]:
     ]
 
 
-def tiles(height: int, width: int, *, size: int, margin: int) -> list[Tile]:
+def tiles(height: int, width: int, *, size: int, margin: int, multiple: int = 1) -> list[Tile]:
     """Windows inside the scene that overlap by at least `2 * margin`, and the core of each, cut midway in the overlap.
 
     A core lies at least `margin` pixels inside its window, but at the edge of the scene, where there is no more to
-    see. A side shorter than `size` gets one window of that side.
+    see. A side shorter than `size` gets one window of that side. Windows start at multiples of `multiple`, the stride
+    of the network's coarsest features: started elsewhere it would see the same roof otherwise. For that the last
+    window of a row or column may be smaller by less than `multiple`.
     """
     return [
         Tile(Window(col.first, row.first, col.size, row.size), Window(col.core, row.core, col.keep, row.keep))
-        for row in _steps(height, size=size, margin=margin)
-        for col in _steps(width, size=size, margin=margin)
+        for row in _steps(height, size=size, margin=margin, multiple=multiple)
+        for col in _steps(width, size=size, margin=margin, multiple=multiple)
     ]
 
 
@@ -64,11 +66,12 @@ class _Step:
     keep: int
 
 
-def _steps(length: int, *, size: int, margin: int) -> list[_Step]:
-    if not 0 <= 2 * margin < size:
-        raise ValueError(f"margin must lie in 0..{(size - 1) // 2}, less than half the window of {size}, got {margin}")
-    size = min(size, length)
-    first = starts(length, size=size, stride=size - 2 * margin) if length > size else [0]
+def _steps(length: int, *, size: int, margin: int, multiple: int) -> list[_Step]:
+    stride = (size - 2 * margin) // multiple * multiple
+    if margin < 0 or stride <= 0:
+        raise ValueError(f"margin must lie in 0..{(size - multiple) // 2} for windows of {size}, got {margin}")
+    last = -(-max(length - size, 0) // multiple) * multiple
+    first = [*range(0, last, stride), last]
     cuts = [(left + right + size) // 2 for left, right in pairwise(first)]
     edges = [0, *cuts, length]
-    return [_Step(f, size, a, b - a) for f, a, b in zip(first, edges[:-1], edges[1:], strict=True)]
+    return [_Step(f, min(size, length - f), a, b - a) for f, a, b in zip(first, edges[:-1], edges[1:], strict=True)]

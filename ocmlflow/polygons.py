@@ -1,6 +1,6 @@
 """Probabilities, block by block, to footprints that are whole across the edges of blocks."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,16 +15,14 @@ from skimage.measure import label as connected
 
 
 @dataclass(frozen=True)
-class Part:
-    """The part of a building that lies in one block."""
+class Block:
+    """A window of a scene in which buildings are looked for."""
 
-    outline: BaseGeometry
-    """Polygon with holes, along the edges of pixels, in (col, row) of the scene."""
-    pixels: int
-    percent: int
-    """Sum of the percent of its pixels."""
-    open: bool
-    """Whether it touches the edge of its block, behind which it may go on."""
+    window: Window
+    percents: np.ndarray
+    """(height, width) uint8: the probability."""
+    building: np.ndarray
+    """(height, width) bool."""
 
 
 @dataclass(frozen=True)
@@ -37,32 +35,53 @@ class Footprint:
     """Mean over its pixels, 0..1."""
 
 
-def trace(percents: np.ndarray, building: np.ndarray, window: Window) -> list[Part]:
-    """Parts of buildings in one block of a scene.
+@dataclass(frozen=True)
+class _Part:
+    """What one block shows of a building."""
 
-    `percents` (height, width) uint8 holds the probability, `building` (height, width) bool what is building; pixels
-    that share an edge belong together, those that share a corner do not.
+    outline: BaseGeometry  # along the edges of pixels, in (col, row) of the scene
+    pixels: int
+    percent: int  # sum over its pixels
+
+
+def trace(blocks: Iterable[Block], *, width: int) -> Iterator[Footprint]:
+    """Footprints in (col, row) of a scene of that width, the same as if it were traced in one piece.
+
+    Pixels that share an edge belong together, those that share a corner do not. The blocks touch every pixel once and
+    come by rows, as those of `grid.blocks` do. A building is handed out as soon as nothing can be added to it; held
+    are those alone that reach the lower edge of the blocks seen so far.
     """
-    numbered = connected(building, connectivity=1).astype(np.int32)
-    flat = numbered.ravel()
-    pixels = np.bincount(flat)
-    sums = np.bincount(flat, weights=percents.ravel())
-    edges = (numbered[0], numbered[-1], numbered[:, 0], numbered[:, -1])
-    touching = set(np.unique(np.concatenate(edges)).tolist())
-    place = Affine.translation(window.col_off, window.row_off)
-    return [
-        Part(shape(outline), int(pixels[int(number)]), int(sums[int(number)]), int(number) in touching)
-        for outline, number in shapes(numbered, mask=building, connectivity=4, transform=place)
-    ]
-
-
-def join(parts: Iterable[Part]) -> list[Footprint]:
-    """Footprints in (col, row), parts that share an edge made one; the same as traced from the whole scene."""
-    parts = list(parts)
-    whole = [part for part in parts if not part.open]
-    cut = [part for part in parts if part.open]
-    joined = [_merge([cut[i] for i in group]) for group in _neighbours(cut)]
-    return [Footprint(part.outline, part.percent / part.pixels / 100) for part in whole + joined]
+    above, left = np.zeros(width, np.int64), np.zeros(0, np.int64)  # numbers of the parts along the open edges
+    held: dict[int, list[_Part]] = {}  # by the number of the building they belong to
+    merged: dict[int, int] = {}  # number of a building to that of the one it turned out to be a part of
+    row, number = 0, 0
+    for block in blocks:
+        across = slice(block.window.col_off, block.window.col_off + block.window.width)
+        if block.window.row_off != row:
+            row = block.window.row_off
+            yield from _closed(held, merged, above)
+        if block.window.col_off == 0:
+            left = np.zeros(block.window.height, np.int64)
+        if not block.building.any():
+            above[across] = left[:] = 0
+            continue
+        numbered = connected(block.building, connectivity=1).astype(np.int32)
+        # Numbers of the whole scene, each new part a building of its own until it meets another.
+        upper, lower, first, last = (
+            np.where(edge > 0, edge + np.int64(number), 0)
+            for edge in (numbered[0], numbered[-1], numbered[:, 0], numbered[:, -1])
+        )
+        open_parts = set(np.concatenate([upper, lower, first, last]).tolist())
+        for i, part in _parts(numbered, block):
+            if number + i in open_parts:
+                held[number + i] = [part]
+            else:
+                yield _footprint([part])
+        number += int(numbered.max())
+        _meet(held, merged, above[across], upper)
+        _meet(held, merged, left, first)
+        above[across], left = lower, last
+    yield from _closed(held, merged, np.zeros(0, np.int64))
 
 
 def to_ground(footprints: Iterable[Footprint], transform: Affine, *, tolerance: float) -> list[Footprint]:
@@ -74,30 +93,51 @@ def to_ground(footprints: Iterable[Footprint], transform: Affine, *, tolerance: 
     ]
 
 
-def _merge(parts: list[Part]) -> Part:
+def _parts(numbered: np.ndarray, block: Block) -> Iterator[tuple[int, _Part]]:
+    flat = numbered.ravel()
+    pixels = np.bincount(flat)
+    sums = np.bincount(flat, weights=block.percents.ravel())
+    place = Affine.translation(block.window.col_off, block.window.row_off)
+    for outline, i in shapes(numbered, mask=block.building, connectivity=4, transform=place):
+        yield int(i), _Part(shape(outline), int(pixels[int(i)]), int(sums[int(i)]))
+
+
+def _meet(held: dict[int, list[_Part]], merged: dict[int, int], one: np.ndarray, other: np.ndarray) -> None:
+    """Make one building of those whose pixels lie side by side along two edges, given by their numbers, 0 for none."""
+    both = (one > 0) & (other > 0)
+    for a, b in set(zip(one[both].tolist(), other[both].tolist(), strict=True)):
+        first, second = sorted((_root(merged, a), _root(merged, b)))
+        if first != second:
+            merged[second] = first
+            held[first] += held.pop(second)
+
+
+def _root(merged: dict[int, int], number: int) -> int:
+    while number in merged:
+        number = merged[number]
+    return number
+
+
+def _closed(held: dict[int, list[_Part]], merged: dict[int, int], above: np.ndarray) -> Iterator[Footprint]:
+    """The buildings of which nothing lies along the open edge, held no longer; the numbers on it become their roots."""
+    numbers, places = np.unique(above, return_inverse=True)
+    roots = np.array([_root(merged, number) for number in numbers.tolist()], np.int64)
+    above[:] = roots[places]
+    merged.clear()
+    for number in sorted(held.keys() - set(roots.tolist())):
+        yield _footprint(held.pop(number))
+    for number, parts in held.items():
+        held[number] = [_merge(parts)]
+
+
+def _footprint(parts: list[_Part]) -> Footprint:
+    whole = _merge(parts)
+    return Footprint(whole.outline, whole.percent / whole.pixels / 100)
+
+
+def _merge(parts: list[_Part]) -> _Part:
+    if len(parts) == 1:
+        return parts[0]
     # Outlines run along whole pixels, so the union is exact; simplify(0) takes out the points left on the seam.
     outline = shapely.union_all([part.outline for part in parts]).simplify(0)
-    return Part(outline, sum(p.pixels for p in parts), sum(p.percent for p in parts), open=False)
-
-
-def _neighbours(parts: list[Part]) -> list[list[int]]:
-    """Groups of parts that hang together by shared edges, each in the order of `parts`."""
-    outlines = np.array([part.outline for part in parts], dtype=object)
-    tree = shapely.STRtree(outlines)
-    group = list(range(len(parts)))
-
-    def first(i: int) -> int:
-        while group[i] != i:
-            group[i] = group[group[i]]
-            i = group[i]
-        return i
-
-    for left, right in tree.query(outlines, predicate="touches").T:
-        # Parts that meet in a corner touch as well, but share no length.
-        if left < right and outlines[left].intersection(outlines[right]).length > 0:
-            a, b = sorted((first(int(left)), first(int(right))))
-            group[b] = a
-    members: dict[int, list[int]] = {}
-    for i in range(len(parts)):
-        members.setdefault(first(i), []).append(i)
-    return list(members.values())
+    return _Part(outline, sum(p.pixels for p in parts), sum(p.percent for p in parts))

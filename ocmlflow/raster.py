@@ -3,9 +3,10 @@
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from urllib.parse import urlparse
 
@@ -15,7 +16,7 @@ import rasterio.shutil
 import shapely
 from affine import Affine
 from pyproj import CRS, Geod, Transformer
-from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader
 from rasterio.session import AWSSession
@@ -79,8 +80,7 @@ def opened(href: str, *, gsd: float | None = None) -> Iterator[tuple[DatasetRead
     """
     with _environment(href):
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", NotGeoreferencedWarning)  # `is_placed` is asked instead
+            with _quietly():  # `is_placed` is asked instead
                 dataset = rasterio.open(_gdal_name(href), driver="GTiff")  # others may read any file they name
         except rasterio.errors.RasterioIOError as error:
             raise InputError(f"cannot open image {href}: {error}") from error
@@ -134,8 +134,8 @@ def warped(dataset: DatasetReader, own: Grid, target: Grid) -> WarpedVRT:
         height=target.height,
         width=target.width,
         resampling=Resampling.bilinear,
-        # Nodata values and mask bands become an alpha band too, so that one rule says what is imagery.
-        add_alpha=not has_alpha and dataset.mask_flag_enums[0] != [MaskFlags.all_valid],
+        # Nodata values, mask bands and the edges of the dataset become alpha, so that one rule says what is imagery.
+        add_alpha=not has_alpha,
         tolerance=0.01,  # in pixels; the default of an eighth shifts pixels as the window changes
     )
 
@@ -159,7 +159,7 @@ def planes(dataset: DatasetReader, window: Window) -> tuple[np.ndarray, np.ndarr
             return bands[:3], bands[3]
         return dataset.read(colours, window=window), dataset.dataset_mask(window=window)
     except rasterio.errors.RasterioIOError as error:
-        raise InputError(f"cannot read image {storage.public(dataset.name)} at {window.toslices()}: {error}") from error
+        raise _unreadable(dataset, window, error) from error
 
 
 def interleaved(colours: np.ndarray, alpha: np.ndarray) -> Pixels:
@@ -174,10 +174,13 @@ def interleaved(colours: np.ndarray, alpha: np.ndarray) -> Pixels:
 
 
 def valid(dataset: DatasetReader, window: Window) -> np.ndarray:
-    """(height, width) bool of a window that lies inside the dataset: where it has imagery."""
-    if ColorInterp.alpha in dataset.colorinterp:
-        return dataset.read(dataset.colorinterp.index(ColorInterp.alpha) + 1, window=window) > OPAQUE
-    return dataset.dataset_mask(window=window) > OPAQUE
+    """(height, width) bool of a window that lies inside the dataset: where it has imagery; InputError as `planes`."""
+    try:
+        if ColorInterp.alpha in dataset.colorinterp:
+            return dataset.read(dataset.colorinterp.index(ColorInterp.alpha) + 1, window=window) > OPAQUE
+        return dataset.dataset_mask(window=window) > OPAQUE
+    except rasterio.errors.RasterioIOError as error:
+        raise _unreadable(dataset, window, error) from error
 
 
 def read_padded(dataset: DatasetReader, window: Window) -> Pixels:
@@ -211,10 +214,13 @@ def outlines(grid: Grid, rows: np.ndarray, cols: np.ndarray, *, size: int) -> np
 def write(
     path: Path, grid: Grid | None, *, height: int, width: int, dtype: str, nodata: float | None
 ) -> rasterio.io.DatasetWriter:
-    """A new tiled one-band GeoTIFF, open for writing; without a georeference where `grid` is None."""
-    place = {"crs": grid.crs, "transform": grid.transform} if grid else {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # chips have none to give
+    """A new tiled one-band GeoTIFF, open for writing; without a georeference where `grid` is None.
+
+    Blocks of nothing but `nodata` take no room where there is a georeference; a plain TIFF, for readers of any kind,
+    has them all.
+    """
+    place = {"crs": grid.crs, "transform": grid.transform, "sparse_ok": nodata is not None} if grid else {}
+    with _quietly():  # chips have none to give
         return rasterio.open(
             path,
             "w",
@@ -236,9 +242,14 @@ def write(
 
 def reopened(path: Path) -> DatasetReader:
     """A raster that was written here, open for reading."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    with _quietly():
         return rasterio.open(path)
+
+
+def overview(dataset: DatasetReader, level: int) -> DatasetReader:
+    """The dataset's overview of that number, open for reading."""
+    with _quietly():
+        return rasterio.open(dataset.name, overview_level=level)
 
 
 def to_cog(source: Path, target: Path, *, overviews: Resampling) -> None:
@@ -255,6 +266,23 @@ def to_cog(source: Path, target: Path, *, overviews: Resampling) -> None:
         bigtiff="if_safer",
         num_threads="all_cpus",
     )
+
+
+_FILTERS = Lock()
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Say nothing of images without a georeference; Python's filters are those of all threads at once."""
+    with _FILTERS, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
+
+
+def _unreadable(dataset: DatasetReader, window: Window, error: Exception) -> InputError:
+    with suppress(Exception):  # GDAL keeps the error, and rasterio would raise it at the next call that works
+        _ = dataset.colorinterp
+    return InputError(f"cannot read image {storage.public(dataset.name)} at {window.toslices()}: {error}")
 
 
 def _check_bands(dataset: DatasetReader, href: str) -> None:

@@ -31,22 +31,22 @@ def on_grid(dataset: DatasetReader, own: Grid, target: Grid) -> Iterator[Read]:
     A scene whose rows and columns run along the target's is resized, from the overview nearest above the target's
     resolution; where both grids are one it is only read. Any other is warped, which takes two to fifteen times as long.
     """
-    if not _parallel(own, target):
+    if not parallel(own, target):
         with raster.warped(dataset, own, target) as vrt:
             yield partial(raster.read_padded, vrt)
         return
     with ExitStack() as stack:
         level = _overview(dataset, own, target)
         if level is not None:
-            dataset = stack.enter_context(rasterio.open(dataset.name, overview_level=level))
+            dataset = stack.enter_context(raster.overview(dataset, level))
             # GDAL spreads the pixels of an overview evenly, whatever the factor that it is named by.
             scale = Affine.scale(own.width / dataset.width, own.height / dataset.height)
             own = Grid(own.crs, own.transform @ scale, dataset.height, dataset.width)
         yield partial(_read, dataset, ~own.transform @ target.transform)
 
 
-def _parallel(own: Grid, target: Grid) -> bool:
-    """Whether both grids have one CRS, north up and no rotation."""
+def parallel(own: Grid, target: Grid) -> bool:
+    """Whether both grids have one CRS, and rows and columns that run alike."""
     if rasterio.CRS.from_user_input(own.crs) != rasterio.CRS.from_user_input(target.crs):
         return False
     scale = ~own.transform @ target.transform

@@ -101,7 +101,11 @@ def put(source: Path, href: str) -> None:
     target = path(href)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")  # same file system as the target, so that the rename is atomic
-    shutil.move(source, part)
+    try:
+        shutil.move(source, part)
+    except OSError:
+        part.unlink(missing_ok=True)  # on a full disk half a file would be in the way of everything else
+        raise
     part.replace(target)
 
 

@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 VERB, KEY, DIGEST = "ocmlflow.verb", "ocmlflow.key", "ocmlflow.chips.digest"
 STATE = "state"
+TEMPERATURE = "ocmlflow.temperature"
+"""Tag of a version: a calibrated probability is sigmoid(logit(probability) / temperature)."""
 CANDIDATE, CHAMPION = "candidate", "champion"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "ocmlflow"
 
@@ -52,6 +54,8 @@ class Model:
     version: str
     threshold: int
     """Percent; chosen by the version's last evaluation, 50 before."""
+    temperature: float
+    """What its logits are divided by to give true probabilities; measured by an evaluation, 1 before."""
 
     def __str__(self) -> str:
         return f"{self.name} version {self.version}" if self.name else self.uri
@@ -270,7 +274,8 @@ def load_model(uri: str) -> Model:
         if "gsd" not in facts:
             raise InputError(f"model {uri} does not say its ground resolution: it was not logged by `train`")
         threshold = round(100 * float(tags.get("threshold", 0.5)))
-        return Model(uri, mlflow.keras.load_model(uri), facts, name, version, threshold)
+        temperature = float(tags.get(TEMPERATURE, 1))
+        return Model(uri, mlflow.keras.load_model(uri), facts, name, version, threshold, temperature)
     except (MlflowException, OSError) as error:
         raise InputError(f"no model {uri}{_hint()}. MLflow says: {error}") from error
 

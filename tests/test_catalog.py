@@ -1,5 +1,6 @@
 import json
 import shutil
+from datetime import UTC, datetime
 
 import geopandas as gpd
 import numpy as np
@@ -269,3 +270,62 @@ def test_the_challenge_s_own_layout_is_read(tier, count, caplog):
     assert len(found) == count
     assert all(bool(scene.labels) == (tier != "test") for scene in found)
     assert not caplog.records
+
+
+def test_results_make_a_collection_that_is_valid(tmp_path):
+    scenes = [
+        catalog.Scene(name, "", f"/scenes/{name}.tif", taken=taken)
+        for name, taken in (("a", datetime(2020, 2, 7, tzinfo=UTC)), ("b", None))
+    ]
+    items = [
+        catalog.dataset(
+            scene.id,
+            [scene],
+            outline=shapely.box(n, 0, n + 1, 2),
+            assets={"mask": (f"../masks/{scene.id}.tif", "image/tiff")},
+            buildings=n,
+        )
+        for n, scene in enumerate(scenes)
+    ]
+    made = catalog.collection("buildings", items, description="Two scenes")
+    write_json(tmp_path / "collection.json", made)
+    for item in items:
+        write_json(tmp_path / "items" / f"{item['id']}.json", item)
+    found = pystac.Collection.from_file(str(tmp_path / "collection.json"))
+    assert found.validate_all() == 2
+    assert found.extent.spatial.bboxes[0] == [0, 0, 2, 2]
+    for item, scene in zip(found.get_items(), scenes, strict=True):
+        assert item.get_single_link("derived_from").href == scene.image
+        assert item.get_collection().id == "buildings"
+        assert item.assets["mask"].get_absolute_href() == str(tmp_path / "masks" / f"{scene.id}.tif")
+
+
+SQUARE = shapely.geometry.mapping(shapely.box(32, 0, 33, 1))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        SQUARE,
+        {"type": "Feature", "properties": {}, "geometry": SQUARE},
+        {"type": "FeatureCollection", "features": [{"type": "Feature", "properties": {}, "geometry": SQUARE}] * 2},
+    ],
+)
+def test_an_area_is_what_the_polygons_of_a_file_cover(tmp_path, content):
+    assert catalog.area(write_json(tmp_path / "aoi.geojson", content)).equals(shapely.box(32, 0, 33, 1))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"type": "Point", "coordinates": [1, 2]}, "holds no polygon in degrees"),
+        (shapely.geometry.mapping(shapely.box(5e5, 0, 6e5, 1)), "holds no polygon in degrees"),
+        ({"type": "FeatureCollection", "features": []}, "holds no polygon in degrees"),
+        (["no", "GeoJSON"], "is no GeoJSON file that can be read"),
+    ],
+)
+def test_an_area_that_says_nothing_is_refused(tmp_path, content, message):
+    with pytest.raises(InputError, match=rf"aoi=.*aoi\.geojson {message}"):
+        catalog.area(write_json(tmp_path / "aoi.geojson", content))
+    with pytest.raises(InputError, match=r"aoi=nowhere\.geojson is no GeoJSON"):
+        catalog.area("nowhere.geojson")

@@ -13,7 +13,7 @@ from affine import Affine
 from mlflow import MlflowClient
 
 from entrypoints import compare, evaluate
-from ocmlflow import chips, masks, metrics, tracking
+from ocmlflow import chips, masks, tracking
 from ocmlflow.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("default")  # MLflow's libraries warn of one another
@@ -114,7 +114,7 @@ def test_the_report_is_one_page_and_the_same_as_json(line):
     assert figures["object/recall"] == 1
     assert found["tables"]["scene"][0]["labelled_m2"] == found["tables"]["scene"][0]["predicted_m2"]
     version = MlflowClient().get_model_version(NAME, "1")
-    temperature = float(version.tags[evaluate.TEMPERATURE])
+    temperature = float(version.tags[tracking.TEMPERATURE])
     assert temperature == pytest.approx(figures["temperature"], abs=1e-4)
     assert temperature != 1
     assert figures["calibration_error"] < figures["calibration_error_before"]
@@ -232,8 +232,3 @@ def test_ground_that_a_model_trained_on_is_refused_by_outline_and_by_content(lin
 def test_one_contestant_is_no_comparison(line):
     with pytest.raises(InputError, match="models=models:/towns/1: two or more models"):
         run("compare", compare, models="models:/towns/1")
-
-
-def test_the_constant_tag_is_the_one_that_predict_reads():
-    assert evaluate.TEMPERATURE == "ocmlflow.temperature"
-    assert metrics.calibrated(np.array([0.9]), 2.0) == pytest.approx(0.75)  # odds of 9, and of their root

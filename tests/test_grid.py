@@ -38,14 +38,16 @@ def test_blocks_touch_each_pixel_once(height, width, size):
 
 @given(lengths, lengths, sizes, st.data())
 def test_cores_touch_each_pixel_once_with_context_around(height, width, size, data):
-    margin = data.draw(st.integers(0, (size - 1) // 2))
+    multiple = data.draw(st.integers(1, size))
+    margin = data.draw(st.integers(0, (size - multiple) // 2))
     times = np.zeros((height, width), int)
-    for tile in grid.tiles(height, width, size=size, margin=margin):
+    for tile in grid.tiles(height, width, size=size, margin=margin, multiple=multiple):
         times[tile.core.toslices()] += 1
         for axis, length in enumerate((height, width)):
             (first, last), (kept, end) = tile.window.toranges()[axis], tile.core.toranges()[axis]
             assert 0 <= first <= kept < end <= last <= length
-            assert last - first == min(size, length)
+            assert first % multiple == 0
+            assert min(size, length) - multiple < last - first <= min(size, length)
             assert kept - first >= margin or kept == first == 0
             assert last - end >= margin or end == last == length
     assert (times == 1).all()

@@ -39,8 +39,9 @@ def test_tiles_add_up_to_the_whole_in_order_and_once(batch_size):
     tiles = grid.tiles(50, 41, size=SIZE, margin=MARGIN)
     found, times = np.full((50, 41), np.nan, np.float32), np.zeros((50, 41), int)
     order = []
-    for tile, probability in inference.predict_tiles(bright, read, tiles, batch_size=batch_size):
+    for tile, probability, valid in inference.predict_tiles(bright, read, tiles, batch_size=batch_size):
         assert probability.dtype == np.float32
+        np.testing.assert_array_equal(valid, hole(50, 41)[tile.core.toslices()])
         found[tile.core.toslices()] = probability
         times[tile.core.toslices()] += 1
         order.append(tile)
@@ -64,8 +65,8 @@ def test_windows_without_imagery_never_reach_the_network():
     tiles = grid.tiles(30, 60, size=SIZE, margin=0)
     read = {tile.window: Pixels(image[tile.window.toslices()], valid[tile.window.toslices()]) for tile in tiles}
     found = list(inference.predict_tiles(predict, read.__getitem__, tiles, batch_size=2))
-    assert [tile for tile, _ in found] == tiles
-    assert {float(p.max()) > 0 for tile, p in found if tile.window.col_off + SIZE <= 40} == {False}
+    assert [tile for tile, _, _ in found] == tiles
+    assert {float(p.max()) > 0 for tile, p, _ in found if tile.window.col_off + SIZE <= 40} == {False}
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -82,3 +83,46 @@ def test_an_error_in_reading_reaches_the_caller(batch_size):
 
 def test_no_tiles_give_nothing():
     assert list(inference.predict_tiles(bright, lambda window: None, [], batch_size=2)) == []
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 3), st.booleans())
+def test_d4_sees_a_turned_image_as_it_sees_the_image(height, width, turns, flip):
+    images = np.stack([noise(height, width), noise(height, width, seed=1)])
+
+    def slanted(images):
+        """A network that sees no two sides alike."""
+        ramp = np.linspace(0, 0.5, images.shape[1] * images.shape[2]).reshape(1, *images.shape[1:3], 1)
+        return (bright(images) * ramp).astype(np.float32)
+
+    def turned(arrays):
+        return np.rot90(arrays[:, :, ::-1] if flip else arrays, turns, axes=(1, 2))
+
+    d4, flips = inference.averaged([slanted], "d4"), inference.averaged([slanted], "flips")
+    np.testing.assert_allclose(d4(turned(images)), turned(d4(images)), atol=1e-6)
+    np.testing.assert_allclose(flips(images[:, ::-1]), flips(images)[:, ::-1], atol=1e-6)
+
+
+@pytest.mark.parametrize("tta", ["none", "flips", "d4"])
+def test_an_ensemble_is_the_mean_of_its_members(tta):
+    images = noise(6, 9)[np.newaxis]
+    found = inference.averaged([bright, lambda x: bright(x) / 2], tta)(images)
+    np.testing.assert_allclose(found, 0.75 * bright(images), atol=1e-6)
+    assert found.dtype == np.float32
+
+
+def test_temperature_divides_logits():
+    probability = np.array([0, 0.2, 0.5, 0.9, 1], np.float32).reshape(1, 1, 5, 1)
+    found = inference.calibrated(lambda _: probability, 2.0)(np.zeros((1, 1, 5, 3), np.uint8))
+    # The odds 1 to 4 become 1 to 2, those of 9 to 1 become 3 to 1.
+    np.testing.assert_allclose(found[0, 0, :, 0], [0, 1 / 3, 0.5, 0.75, 1], atol=1e-3)
+    assert inference.calibrated(bright, 1.0) is bright
+
+
+def test_windows_of_two_sizes_make_one_batch():
+    read, _, image = scene()
+    tiles = grid.tiles(50, 41, size=SIZE, margin=4, multiple=4)
+    assert len({(tile.window.height, tile.window.width) for tile in tiles}) > 1
+    found = np.zeros((50, 41), np.float32)
+    for tile, probability, _ in inference.predict_tiles(bright, read, tiles, batch_size=100):
+        found[tile.core.toslices()] = probability
+    np.testing.assert_array_equal(found[20:], bright(image)[20:, :, 0])

@@ -1,8 +1,14 @@
+import os
+import subprocess
+import sys
 import warnings
 
+import geopandas as gpd
+import keras
 import numpy as np
 import pytest
 import rasterio
+import shapely
 from affine import Affine
 from conftest import (
     CRS,
@@ -21,13 +27,26 @@ from conftest import (
 from pyproj import Geod, Transformer
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.features import geometry_mask
+from rasterio.windows import Window
 from rio_cogeo.cogeo import cog_validate
 from scipy import ndimage
 
-from ocmlflow import catalog, maps
+from ocmlflow import catalog, grid, inference, maps, models, raster, resample, salvage
 from ocmlflow.errors import InputError
 
-SETTINGS = maps.Settings(gsd=GSD, size=32, margin=4, batch_size=3, threshold=50, min_area_m2=0, chip_gsd=GSD)
+SETTINGS = maps.Settings(
+    gsd=GSD,
+    multiple=1,
+    size=32,
+    margin=4,
+    batch_size=3,
+    threshold=50,
+    min_area_m2=0,
+    chip_gsd=GSD,
+    on_own_grid=True,
+    aoi=None,
+    skip_unreadable=False,
+)
 
 
 def settings(**changed) -> maps.Settings:
@@ -37,6 +56,10 @@ def settings(**changed) -> maps.Settings:
 def draw(href: str, folder, **changed) -> maps.Map:
     folder.mkdir(exist_ok=True)
     return maps.draw(catalog.Scene("one", "", href), bright, folder, settings=settings(**changed), progress=items)
+
+
+def footprints(made: maps.Map) -> gpd.GeoDataFrame:
+    return gpd.read_parquet(made.footprints)
 
 
 def read(path) -> tuple[np.ndarray, dict]:
@@ -69,23 +92,27 @@ def test_maps_lie_on_the_scene_s_own_grid(tmp_path, how, batch_size):
     np.testing.assert_array_equal(mask[valid], percent[valid] >= 50)
     expected = np.floor(bright(image)[..., 0] * 100 + 1e-4)
     np.testing.assert_array_equal(percent[valid], expected[valid])
-    assert (made.pixels, made.buildings) == (valid.sum(), (mask == 1).sum())
+    assert (made.pixels, made.building_pixels) == (valid.sum(), (mask == 1).sum())
     assert about["dtype"] == "uint8"
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["one-mask.tif", "one-probability.tif"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "one-mask.tif",
+        "one-probability.tif",
+        "one.parquet",
+    ]
 
 
 def test_footprints_are_those_of_the_mask(tmp_path):
     made = draw(write_image(tmp_path / "a.tif", roofs(), hole(70, 90)), tmp_path / "out")
     mask = read(made.mask)[0] == 1
-    assert made.footprints.crs == CRS
-    assert len(made.footprints) == ndimage.label(mask)[1]
-    assert set(made.footprints.scene) == {"one"}
-    burnt = geometry_mask(made.footprints.geometry, mask.shape, TRANSFORM, invert=True)
+    assert footprints(made).crs == CRS
+    assert made.buildings == ndimage.label(mask)[1]
+    assert set(footprints(made).scene) == {"one"}
+    burnt = geometry_mask(footprints(made).geometry, mask.shape, TRANSFORM, invert=True)
     assert burnt[ndimage.binary_erosion(mask)].all()
     assert not burnt[~ndimage.binary_dilation(mask)].any()
-    assert made.footprints.probability.between(0.85, 1).all()
+    assert footprints(made).probability.between(0.85, 1).all()
     large = draw(write_image(tmp_path / "a.tif", roofs()), tmp_path / "out", min_area_m2=2)
-    assert len(large.footprints) == 1
+    assert large.buildings == 1
     np.testing.assert_array_equal(read(large.mask)[0][5:9, 70:80], 1)  # the mask keeps what is small
 
 
@@ -99,7 +126,7 @@ def test_the_threshold_itself_is_building(tmp_path, threshold, least):
 def test_what_a_network_says_of_no_imagery_counts_for_nothing(tmp_path, how):
     scene = catalog.Scene("one", "", write_image(tmp_path / "a.tif", roofs(), hole(70, 90), how=how))
     made = maps.draw(scene, lambda x: np.ones_like(x[..., :1], np.float32), tmp_path, settings=SETTINGS, progress=items)
-    assert made.buildings == made.pixels == hole(70, 90).sum()
+    assert made.building_pixels == made.pixels == hole(70, 90).sum()
     assert set(np.unique(read(made.probability)[0][hole(70, 90)])) <= {99, 100}
 
 
@@ -119,7 +146,7 @@ def test_areas_are_true_square_metres(tmp_path, crs, transform):
     corners = [transform @ corner for corner in ((20, 30), (60, 30), (60, 60), (20, 60))]
     lons, lats = Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(*zip(*corners, strict=True))
     area = abs(Geod(ellps="WGS84").polygon_area_perimeter(lons, lats)[0])
-    assert made.footprints.area_m2.max() == pytest.approx(area, rel=0.01)
+    assert footprints(made).area_m2.max() == pytest.approx(area, rel=0.01)
 
 
 @pytest.mark.parametrize("gsd", [0.05, 0.1, 0.17, 0.3])
@@ -146,23 +173,23 @@ def test_a_scene_smaller_than_a_window(tmp_path, height, width):
     image = np.full((height, width, 3), 230, np.uint8)
     made = draw(write_image(tmp_path / "a.tif", image), tmp_path / "out")
     np.testing.assert_array_equal(read(made.mask)[0], np.ones((height, width)))
-    assert len(made.footprints) == 1
+    assert made.buildings == 1
 
 
 @pytest.mark.parametrize("valid", [np.ones((40, 40), bool), np.zeros((40, 40), bool)], ids=["dark", "not valid"])
 def test_a_scene_without_buildings(tmp_path, valid):
     made = draw(write_image(tmp_path / "a.tif", noise(40, 40), valid), tmp_path / "out")
-    assert (made.buildings, made.pixels) == (0, valid.sum())
-    assert made.footprints.empty
-    assert list(made.footprints.columns) == ["scene", "probability", "area_m2", "geometry"]
+    assert (made.building_pixels, made.pixels) == (0, valid.sum())
+    assert footprints(made).empty
+    assert list(footprints(made).columns) == ["scene", "probability", "area_m2", "geometry"]
     np.testing.assert_array_equal(read(made.mask)[0], np.where(valid, 0, 255))
 
 
 def test_a_building_across_the_blocks_of_a_map_is_one(tmp_path, monkeypatch):
     monkeypatch.setattr(maps, "BLOCK", 16)
-    apart = draw(write_image(tmp_path / "a.tif", roofs()), tmp_path / "apart").footprints
+    apart = footprints(draw(write_image(tmp_path / "a.tif", roofs()), tmp_path / "apart"))
     monkeypatch.setattr(maps, "BLOCK", 2048)
-    whole = draw(str(tmp_path / "a.tif"), tmp_path / "whole").footprints
+    whole = footprints(draw(str(tmp_path / "a.tif"), tmp_path / "whole"))
     assert len(apart) == len(whole) == 2
     by = ["area_m2", "probability"]
     assert apart.sort_values(by)[by].to_numpy().tolist() == whole.sort_values(by)[by].to_numpy().tolist()
@@ -181,7 +208,7 @@ def test_a_chip_without_a_place_gets_a_plain_mask(tmp_path, how, gsd):
 
 def test_what_cannot_be_predicted_is_refused_before(tmp_path):
     scene = catalog.Scene("one", "", write_image(tmp_path / "a.tif", noise(30, 20)))
-    assert maps.check(scene, settings=SETTINGS) == (True, 30, 20)
+    assert maps.check(scene, settings=SETTINGS) == maps.Look(placed=True, height=30, width=20, inside=True)
     with pytest.raises(InputError, match="cannot open image nowhere"):
         maps.check(catalog.Scene("one", "", "nowhere.tif"), settings=SETTINGS)
 
@@ -198,11 +225,166 @@ def test_an_overview_shows_scene_and_map_side_by_side(tmp_path, crs, monkeypatch
 
 
 def test_a_town_is_mapped_roof_by_roof(tmp_path):
-    footprints = town(tmp_path, "acc/aaa", transform=ELSEWHERE)
+    drawn_roofs = town(tmp_path, "acc/aaa", transform=ELSEWHERE)
     made = draw(str(tmp_path / "acc/aaa/aaa.tif"), tmp_path / "out")
     valid = pixels(str(tmp_path / "acc/aaa/aaa.tif")).valid
-    drawn = geometry_mask(footprints, valid.shape, ELSEWHERE, invert=True)
+    drawn = geometry_mask(drawn_roofs, valid.shape, ELSEWHERE, invert=True)
     np.testing.assert_array_equal(read(made.mask)[0] == 1, drawn & valid)
-    whole = [roof for roof in footprints if any(roof.equals(found) for found in made.footprints.geometry)]
-    assert len(whole) >= len(footprints) - 1  # but the one that the corner without imagery cuts
+    whole = [roof for roof in drawn_roofs if any(roof.equals(found) for found in footprints(made).geometry)]
+    assert len(whole) >= len(drawn_roofs) - 1  # but the one that the corner without imagery cuts
     assert building(0, 0, 1, 1).area == pytest.approx(GSD**2)
+
+
+def degrees(*outlines: shapely.Polygon) -> shapely.Geometry:
+    return shapely.union_all(gpd.GeoSeries(list(outlines), crs=CRS).to_crs("EPSG:4326").to_numpy())
+
+
+@pytest.mark.parametrize("gsd", [0.1, 0.17])
+@pytest.mark.parametrize("on_own_grid", [True, False])
+def test_outside_the_area_of_interest_there_is_nothing(tmp_path, gsd, on_own_grid):
+    href = write_image(tmp_path / "a.tif", roofs())
+    seen = []
+
+    def predict(images):
+        seen.append(len(images))
+        return bright(images)
+
+    def drawn(folder, **changed):
+        seen.clear()
+        with_it = settings(gsd=gsd, on_own_grid=on_own_grid, batch_size=1, **changed)
+        (tmp_path / folder).mkdir()
+        scene = catalog.Scene("one", "", href)
+        return maps.draw(scene, predict, tmp_path / folder, settings=with_it, progress=items), len(seen)
+
+    area = degrees(building(30, 20, 60, 41), building(0, 85, 5, 90))
+    (whole, all_windows), (part, some_windows) = drawn("whole"), drawn("part", aoi=area)
+    (everything, about), (found, _) = read(whole.mask), read(part.mask)
+    inside = geometry_mask(
+        gpd.GeoSeries([area], crs="EPSG:4326").to_crs(CRS), found.shape, about["transform"], invert=True
+    )
+    np.testing.assert_array_equal(found, np.where(inside, everything, 255))
+    assert some_windows < all_windows or gsd > GSD
+    assert part.buildings == 1
+    near = abs(part.area_m2 - 30 * 21 * GSD**2)
+    assert near <= 0.02 if gsd == GSD else near < 1
+
+
+def test_scenes_away_from_the_area_of_interest_are_told_and_chips_refused(tmp_path):
+    scene = catalog.Scene("one", "", write_image(tmp_path / "a.tif", noise(30, 20)))
+    away, here = degrees(building(500, 500, 600, 600)), degrees(building(5, 5, 9, 9))
+    assert not maps.check(scene, settings=settings(aoi=away)).inside
+    assert maps.check(scene, settings=settings(aoi=here)).inside
+    chip = catalog.Scene("one", "", write_image(tmp_path / "b.tif", noise(30, 20), crs=None))
+    with pytest.raises(InputError, match=r"b\.tif does not say where it lies"):
+        maps.check(chip, settings=settings(aoi=here))
+
+
+@pytest.mark.parametrize("gsd", [0.1, 0.25])
+def test_on_the_model_s_grid_the_map_is_what_the_network_said(tmp_path, how, gsd):
+    href = write_image(tmp_path / "a.tif", roofs(), hole(70, 90), how=how)
+    made = draw(href, tmp_path / "out", gsd=gsd, on_own_grid=False)
+    with raster.opened(href) as (dataset, own):
+        target = raster.ground_grid(own, gsd=gsd)
+        with resample.on_grid(dataset, own, target) as reading:
+            seen = reading(Window(0, 0, target.width, target.height))
+    percents, about = read(made.probability)
+    assert (about["transform"], about["crs"]) == (target.transform, rasterio.CRS.from_string(CRS))
+    np.testing.assert_array_equal(percents == 255, ~seen.valid)
+    expected = np.floor(bright(seen.image)[..., 0] * 100 + 1e-4)
+    np.testing.assert_array_equal(percents[seen.valid], expected[seen.valid])
+
+
+@pytest.mark.parametrize("crs", [CRS, "EPSG:32636"], ids=["resized", "warped"])
+@pytest.mark.parametrize("gsd", [0.1, 0.15])
+def test_a_broken_block_is_a_named_error_or_a_hole_that_is_listed(tmp_path, gsd, crs):
+    place = {"crs": crs, "transform": TRANSFORM if crs == CRS else wrong_zone()}
+    image = np.full((1024, 768, 3), 200, np.uint8)
+    image += noise(1024, 768) // 8
+    plain = write_image(tmp_path / "plain.tif", image, how="nothing", **place)
+    tiles = {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate", "interleave": "pixel"}
+    with rasterio.open(plain) as file, rasterio.open(tmp_path / "a.tif", "w", **{**file.profile, **tiles}) as out:
+        out.write(file.read())
+    with rasterio.open(tmp_path / "a.tif") as file:
+        offset, size = (int(file.get_tag_item(f"BLOCK_{what}_1_1", "TIFF", bidx=1)) for what in ("OFFSET", "SIZE"))
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    content[offset : offset + size] = bytes(size)
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(InputError, match=r"cannot read image .*a\.tif"):
+        draw(str(tmp_path / "a.tif"), tmp_path / "out", gsd=gsd, size=512)
+    made = draw(str(tmp_path / "a.tif"), tmp_path / "out2", gsd=gsd, size=512, skip_unreadable=True)
+    mask = read(made.mask)[0]
+    broken = np.zeros(mask.shape, bool)
+    broken[256:512, 256:512] = True
+    assert (mask[broken] == 255).all()
+    # GDAL warps blocks of 512 x 128 pixels at a time.
+    reach = round(gsd / GSD * (2 * salvage.LEAST if crs == CRS else 512))
+    assert (mask[~ndimage.binary_dilation(broken, iterations=reach)] == 1).all()
+    listed = gpd.GeoSeries(list(made.unreadable), crs="EPSG:4326").to_crs(crs)
+    assert shapely.union_all(listed.to_numpy()).contains(building(257, 257, 511, 511, place["transform"]))
+    assert made.pixels == (mask == 1).sum()
+
+
+def test_what_was_predicted_before_an_interruption_is_not_predicted_again(tmp_path):
+    scene = catalog.Scene("one", "", write_image(tmp_path / "a.tif", roofs(), hole(70, 90)))
+    whole = draw(scene.image, tmp_path / "whole", batch_size=1)
+    calls, total = [], len(grid.tiles(70, 90, size=32, margin=4))
+
+    def breaking(images):
+        calls.append(len(images))
+        if len(calls) in (5, 9):
+            raise KeyboardInterrupt
+        return bright(images)
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            maps.draw(scene, breaking, tmp_path / "out", settings=settings(batch_size=1), progress=items)
+    made = maps.draw(scene, breaking, tmp_path / "out", settings=settings(batch_size=1), progress=items)
+    assert len(calls) <= total + 2
+    for name in ("probability", "mask", "footprints"):
+        assert getattr(made, name).read_bytes() == getattr(whole, name).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "one-mask.tif",
+        "one-probability.tif",
+        "one.parquet",
+    ]
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from test_maps import draw
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead, as on a full disk
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+draw(sys.argv[1], Path(sys.argv[3]), size=512)
+"""
+
+
+@pytest.mark.parametrize("size", [3_000, 40_000, -1])
+def test_a_full_disk_is_an_error_whenever_it_comes(tmp_path, size):
+    """Tiles, rasters or the very end of a COG do not fit."""
+    image = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    href = write_image(tmp_path / "a.tif", image)
+    made = draw(href, tmp_path / "whole", size=512)
+    limit = size if size > 0 else made.probability.stat().st_size + size
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, href, str(limit), str(tmp_path / "out")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stderr
+
+
+def test_a_row_of_windows_is_one_window_to_the_real_network(tmp_path):
+    """Far enough from a window's edge the network cannot see it, if windows start at its own steps."""
+    keras.utils.set_random_seed(0)
+    network = models.build(architecture="unet", encoder="efficientnet-lite0", pretrained=True)
+    image = np.random.default_rng(0).integers(0, 256, (32, 4000, 3), np.uint8)
+    predict = inference.padded(models.with_probability(network).predict_on_batch, 32)
+    whole = predict(image[np.newaxis])[0, ..., 0]
+    for size, margin in ((2048, 768), (1600, 771)):
+        for tile in grid.tiles(32, 4000, size=size, margin=margin, multiple=32):
+            window, core = tile.window, tile.core
+            found = predict(image[np.newaxis][:, :, window.col_off : window.col_off + window.width])[0, ..., 0]
+            kept = found[:, core.col_off - window.col_off :][:, : core.width]
+            np.testing.assert_allclose(kept, whole[:, core.col_off : core.col_off + core.width], atol=1e-3)

@@ -18,14 +18,18 @@ from pathlib import Path
 import geopandas as gpd
 import mlflow
 import numpy as np
+import pandas
+import pystac
 import pytest
 import rasterio
+import rasterio.warp
 import requests
 from mlflow import MlflowClient
+from rasterio.windows import Window
 from rio_cogeo import cog_validate
 
 from entrypoints import evaluate, predict, prepare, train
-from ocmlflow import catalog, chips, storage, tracking
+from ocmlflow import catalog, chips, grid, inference, maps, raster, resample, storage, tracking
 from ocmlflow.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -244,6 +248,23 @@ def test_real_scene_becomes_cogs_and_footprints(real_line, store):
     assert footprints.area_m2.sum() == pytest.approx((building == 1).sum() * pixel_m2, rel=0.05)
 
 
+def test_a_real_scene_shows_no_seam(real_line):
+    """Of a network that was trained at all, 99.9 % of the pixels differ by less than 0.02 from one whole window."""
+    model = tracking.load_model("models:/real@champion")
+    predict_any = inference.padded(model.keras.predict_on_batch, model.facts["multiple"])
+    with raster.opened(str(REAL / "train_tier_1" / "kam" / "kam01" / "kam01.tif")) as (dataset, own):
+        ground = raster.ground_grid(own, gsd=model.facts["gsd"])
+        with resample.on_grid(dataset, own, ground) as read:
+            whole = predict_any(read(Window(0, 0, ground.width, ground.height)).image[np.newaxis])[0, ..., 0]
+            tiles = grid.tiles(ground.height, ground.width, size=1024, margin=160, multiple=model.facts["multiple"])
+            assert len(tiles) > 4
+            parts = np.zeros_like(whole)
+            for tile, probability, _ in inference.predict_tiles(predict_any, read, tiles, batch_size=1):
+                parts[tile.core.toslices()] = probability
+    assert whole.max() - whole.min() > 0.5
+    assert (np.abs(parts - whole) < 0.02).mean() > 0.999
+
+
 def test_real_chips_become_a_checked_submission(real_line, store):
     output = store.folder / "chips"
     run(store, "predict", "real", model="models:/real@champion", images=REAL / "test/catalog.json", output=output)
@@ -332,6 +353,108 @@ def test_an_output_that_cannot_be_written_stops_predict_before_work(sample_line,
     images = next(sample_line.work.glob("sample-*/test/*/*.tif"))
     with pytest.raises(InputError, match="cannot write to"):
         predict.main(predict.parse(["--images", str(images), "--output", str(tmp_path / "file")]))
+
+
+@pytest.fixture
+def hil(sample_line):
+    """Two scenes of the sample, as `images=`."""
+    scenes = sorted(sample_line.work.glob("sample-*/train_tier_1/hil/*/*.tif"))[:2]
+    assert len(scenes) == 2
+    return scenes
+
+
+def collection(output) -> list[pystac.Item]:
+    found = pystac.Collection.from_file(str(output / "collection.json"))
+    found.validate_all()
+    return list(found.get_items())
+
+
+@pytest.mark.usefixtures("empty")
+def test_results_are_a_stac_collection_that_grows(hil, tmp_path):
+    for count, image in enumerate(hil, 1):
+        words = ["--images", str(image), "--output", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+        table = predict.main(predict.parse(words))
+        assert table.status.tolist() == ["predicted"]
+        items = collection(tmp_path / "out")
+        assert [item.id for item in items] == [path.stem for path in hil[:count]]
+    row, item = table.iloc[0], items[-1]
+    assert item.get_single_link("derived_from").href == str(hil[1])
+    assert item.properties["ocmlflow:model"] == f"{NAME} version 1"
+    assert item.properties["ocmlflow:buildings"] == row.buildings > 10
+    for name in ("footprints", "flatgeobuf", "geojson"):
+        read = gpd.read_parquet if name == "footprints" else gpd.read_file
+        found = read(item.assets[name].get_absolute_href())
+        assert len(found) == row.buildings
+        assert found.area_m2.sum() == pytest.approx(row.building_area_m2, abs=0.1)
+    for name in ("mask", "probability"):
+        assert cog_validate(item.assets[name].get_absolute_href(), strict=True)[0]
+    assert {path.suffix for path in (tmp_path / "work" / "predict").iterdir()} == {".lock"}
+
+
+@pytest.mark.usefixtures("empty")
+def test_an_ensemble_that_sees_eight_views_goes_on_after_an_interruption(hil, tmp_path, monkeypatch):
+    words = ["--images", ",".join(map(str, hil)), "--model", f"models:/{NAME}/1,models:/{NAME}@champion"]
+    words += ["--tta", "flips", "--work", str(tmp_path / "work")]
+    whole = predict.main(predict.parse([*words, "--output", str(tmp_path / "whole")]))
+    draw, calls = maps.draw, []
+
+    def breaking(scene, *rest, **more):
+        calls.append(scene.id)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return draw(scene, *rest, **more)
+
+    monkeypatch.setattr(maps, "draw", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        predict.main(predict.parse([*words, "--output", str(tmp_path / "out")]))
+    again = predict.main(predict.parse([*words, "--output", str(tmp_path / "out")]))
+    assert calls == [hil[0].stem, hil[1].stem, hil[1].stem]
+    pandas.testing.assert_frame_equal(again.drop(columns="seconds"), whole.drop(columns="seconds"))
+    for file in (tmp_path / "whole").rglob("*.tif"):
+        assert file.read_bytes() == (tmp_path / "out" / file.relative_to(tmp_path / "whole")).read_bytes()
+
+
+@pytest.mark.usefixtures("empty")
+def test_calibration_changes_probabilities(hil, tmp_path):
+    client = MlflowClient()
+    client.set_model_version_tag(NAME, "1", tracking.TEMPERATURE, "2")
+    try:
+        words = ["--images", str(hil[0]), "--output", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+        predict.main(predict.parse([*words, "--engine", "keras"]))
+    finally:
+        client.delete_model_version_tag(NAME, "1", tracking.TEMPERATURE)
+    predict.main(predict.parse([*words, "--output", str(tmp_path / "plain"), "--engine", "keras"]))
+    hot, plain = (
+        rasterio.open(tmp_path / name / "probabilities" / f"{hil[0].stem}.tif").read(1) for name in ("out", "plain")
+    )
+    seen = (plain != 255) & (plain > 2) & (plain < 97)
+    odds = plain[seen] / (100 - plain[seen])
+    np.testing.assert_allclose(hot[seen], 100 * odds**0.5 / (1 + odds**0.5), atol=5)
+
+
+@pytest.mark.usefixtures("empty")
+def test_what_cannot_be_opened_and_what_lies_elsewhere_is_listed(hil, tmp_path):
+    (tmp_path / "broken.tif").write_bytes(b"II*\0 and no more")
+    with rasterio.open(hil[0]) as scene:
+        left, bottom, right, top = rasterio.warp.transform_bounds(scene.crs, "EPSG:4326", *scene.bounds)
+    middle = (left + right) / 2
+    corners = [[left, bottom], [middle, bottom], [middle, top], [left, top], [left, bottom]]
+    aoi = tmp_path / "aoi.geojson"
+    aoi.write_text(json.dumps({"type": "Polygon", "coordinates": [corners]}))
+    words = ["--images", f"{hil[0]},{tmp_path / 'broken.tif'}", "--output", str(tmp_path / "out")]
+    words += ["--work", str(tmp_path / "work"), "--aoi", str(aoi), "--grid", "model"]
+    with pytest.raises(InputError, match=r"cannot open image .*broken\.tif"):
+        predict.main(predict.parse(words))
+    table = predict.main(predict.parse([*words, "--skip_unreadable", "true"]))
+    assert table.status[0] == "predicted"
+    assert table.status[1].startswith("unreadable: cannot open image")
+    with rasterio.open(tmp_path / "out" / "masks" / f"{hil[0].stem}.tif") as mask:
+        found = mask.read(1)
+    assert (found[:, mask.width * 3 // 4 :] == 255).all()
+    assert (found[:, : mask.width // 3] == 1).any()
+    aoi.write_text(json.dumps({"type": "Polygon", "coordinates": [[[0, 0], [1, 0], [1, 1], [0, 0]]]}))
+    with pytest.raises(InputError, match=f"no scene can be predicted: {hil[0].stem} is outside aoi"):
+        predict.main(predict.parse([*words, "--skip_unreadable", "true"]))
 
 
 @pytest.mark.usefixtures("empty")

@@ -55,7 +55,7 @@ def test_mlproject_declares_what_cannot_be_left_out(verb, capsys):
         ("train", "--epoch 3", "unrecognized arguments: --epoch 3"),
         ("evaluate", "--promote maybe", "--promote: true or false is needed, got maybe"),
         ("predict", "--images x --output y --threshold 1", "--threshold: must be 0.01 to 0.99, got 1"),
-        ("predict", "--images x --output y --margin 512", "--margin: must be less than half the size of 1024"),
+        ("predict", "--images x --output y --margin 1009", "--margin: must be at most 1008 at a size of 2048"),
         ("main", "--catalog x", "--catalog: needs --validation and --images beside it"),
     ],
 )

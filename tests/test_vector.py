@@ -1,0 +1,41 @@
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pytest
+import shapely
+from conftest import CRS, building
+from geopandas.testing import assert_geodataframe_equal
+
+from ocmlflow import vector
+
+
+def frame(first: int, count: int) -> gpd.GeoDataFrame:
+    """Footprints of one row, each with a courtyard."""
+    outlines = [
+        building(0, 100 * i, 50, 100 * i + 60) - building(10, 100 * i + 10, 20, 100 * i + 20)
+        for i in range(first, first + count)
+    ]
+    columns = {"scene": pd.Series(["é"] * count, dtype="str"), "area_m2": np.arange(first, first + count, dtype=float)}
+    return gpd.GeoDataFrame(columns, geometry=gpd.GeoSeries(outlines, crs=CRS))
+
+
+@pytest.mark.parametrize("counts", [(3, 0, 4), (0, 2), (0,)])
+@pytest.mark.parametrize("suffix", [".parquet", ".fgb", ".geojson"])
+def test_what_is_written_piece_by_piece_is_read_as_one(tmp_path, counts, suffix, monkeypatch):
+    monkeypatch.setattr(vector, "BATCH", 2)
+    whole = frame(0, sum(counts))
+    starts = np.cumsum([0, *counts[:-1]])
+    path = tmp_path / "a.parquet"
+    vector.write((frame(int(first), count) for first, count in zip(starts, counts, strict=True)), path)
+    if suffix == ".parquet":
+        assert_geodataframe_equal(gpd.read_parquet(path), whole)
+        return
+    vector.convert(path, path.with_suffix(suffix))
+    found = gpd.read_file(path.with_suffix(suffix))
+    assert found.crs.to_epsg() == (32630 if suffix == ".fgb" else 4326)
+    assert len(found) == len(whole)
+    if len(whole):
+        found = found.sort_values("area_m2").to_crs(CRS)  # FlatGeobuf orders by place
+        assert found.scene.tolist() == whole.scene.tolist()
+        assert shapely.hausdorff_distance(found.geometry.to_numpy(), whole.geometry.to_numpy()).max() < 0.02
+        assert (shapely.get_num_interior_rings(found.geometry.to_numpy()) == 1).all()
