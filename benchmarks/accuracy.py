@@ -22,6 +22,7 @@ def main() -> None:
     p.add_argument("--catalog", required=True)
     p.add_argument("--places", required=True, help="each is held out in turn, separated by commas")
     p.add_argument("--epochs", type=int, required=True)
+    p.add_argument("--train", default="", help="more parameters of train, name=value, separated by commas")
     p.add_argument("--work", type=Path, default=None, help="folder for the runs; a temporary one if not given")
     args = p.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -38,7 +39,8 @@ def row(place: str, args: argparse.Namespace, work: Path) -> str:
     if mlflow.get_experiment_by_name(place) is None:
         mlflow.create_experiment(place, artifact_location=(work / "artifacts").as_uri())
     prepared = run("prepare", place, catalog=args.catalog, validation=place, work=work / "chips")
-    trained = run("train", place, epochs=args.epochs, name=place)
+    more = dict(words.split("=") for words in args.train.split(",") if words)
+    trained = run("train", place, epochs=args.epochs, name=place, **more)
     found = run("evaluate", place, model=f"models:/{place}@candidate").data.metrics
     minutes = (trained.info.end_time - trained.info.start_time) / 60_000
     figures = [prepared.data.metrics["validation/building_share"], found["iou_at_half"], found["iou"]]
