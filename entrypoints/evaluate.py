@@ -209,7 +209,7 @@ def _promotion(model: Model, card: Scorecard, made: Chips, args: argparse.Namesp
     """
     import mlflow
 
-    from ocmlflow import scorecard, tracking
+    from ocmlflow import tracking
     from ocmlflow.errors import InputError
 
     rule = (
@@ -230,9 +230,17 @@ def _promotion(model: Model, card: Scorecard, made: Chips, args: argparse.Namesp
         check_fair(champion, made)
     except InputError as error:
         return False, f"Not promoted: the champion cannot be compared on these chips. {error}"
+    return _against(champion, model, card, made, args)
+
+
+def _against(champion: Model, model: Model, card: Scorecard, made: Chips, args: argparse.Namespace) -> tuple[bool, str]:
+    """Whether a model beats the champion by the margin, and both scores in words; logs the paired differences."""
+    import mlflow
+
+    from ocmlflow import scorecard
+
     with tempfile.TemporaryDirectory() as work:
-        other = score_model(champion, made, Path(work), args)
-        table = scorecard.differences(card, other)
+        table = scorecard.differences(card, score_model(champion, made, Path(work), args))
     mlflow.log_table(table, "against_champion.json")
     iou = table[(table.place == "all") & (table.score == "iou")].iloc[0]
     found = {"champion/iou": iou.base, "champion/difference": iou.difference}
