@@ -76,8 +76,9 @@ def _openvino(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
 
     core = openvino.Core()
     network = core.read_model(folder / "model.xml")
-    # Full precision: some processors would otherwise be given half floats.
-    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    # Full precision: some processors would otherwise be given half floats. Threads bound to a core wait for whatever
+    # else runs there.
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False}
 
     @functools.lru_cache(SHAPES)
     def compiled(shape: tuple[int, ...]) -> Any:
