@@ -420,10 +420,10 @@ def test_calibration_changes_probabilities(hil, tmp_path):
     client.set_model_version_tag(NAME, "1", tracking.TEMPERATURE, "2")
     try:
         words = ["--images", str(hil[0]), "--output", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
-        predict.main(predict.parse([*words, "--engine", "keras"]))
+        predict.main(predict.parse([*words, "--grid", "model"]))
     finally:
         client.delete_model_version_tag(NAME, "1", tracking.TEMPERATURE)
-    predict.main(predict.parse([*words, "--output", str(tmp_path / "plain"), "--engine", "keras"]))
+    predict.main(predict.parse([*words, "--output", str(tmp_path / "plain"), "--grid", "model"]))
     hot, plain = (
         rasterio.open(tmp_path / name / "probabilities" / f"{hil[0].stem}.tif").read(1) for name in ("out", "plain")
     )
