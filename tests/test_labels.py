@@ -59,8 +59,8 @@ def test_a_coded_label_is_decoded(label, data):
 @given(masks)
 def test_burning_what_was_outlined_gives_the_label_back(building):
     height, width = building.shape
-    parts = polygons.trace(np.zeros((height, width), np.uint8), building, Window(0, 0, width, height))
-    outlines = [footprint.outline for footprint in polygons.join(parts)]
+    block = polygons.Block(Window(0, 0, width, height), np.zeros((height, width), np.uint8), building)
+    outlines = [footprint.outline for footprint in polygons.trace([block], width=width)]
     label = labels.burn(outlines, Affine.identity(), height=height, width=width)
     np.testing.assert_array_equal(label, building)
 
