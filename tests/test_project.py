@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
-VERBS = ("prepare", "train", "evaluate", "compare", "predict", "main")
+VERBS = ("prepare", "train", "evaluate", "compare", "protocol", "predict", "main")
+VALUES = {"name": "blocks"}
+"""Of parameters that do not take any word."""
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
 
 
@@ -31,10 +33,10 @@ def test_mlproject_declares_what_cannot_be_left_out(verb, capsys):
     entry = PROJECT["entry_points"][verb]
     declared = entry.get("parameters", {})
     assert entry["command"] == " ".join([f"python -m entrypoints.{verb}", *(f"--{n} {{{n}}}" for n in declared)])
-    words = [word for name in declared for word in (f"--{name}", "x")]
+    words = [word for name in declared for word in (f"--{name}", VALUES.get(name, "x"))]
     import_module(f"entrypoints.{verb}").parse(words)  # complete
     for left_out in declared:
-        words = [word for name in declared if name != left_out for word in (f"--{name}", "x")]
+        words = [word for name in declared if name != left_out for word in (f"--{name}", VALUES.get(name, "x"))]
         with pytest.raises(SystemExit):
             import_module(f"entrypoints.{verb}").parse(words)
         assert left_out in capsys.readouterr().err
@@ -57,6 +59,20 @@ def test_mlproject_declares_what_cannot_be_left_out(verb, capsys):
         ("evaluate", "--promote maybe", "--promote: true or false is needed, got maybe"),
         ("predict", "--images x --output y --threshold 1", "--threshold: must be 0.01 to 0.99, got 1"),
         ("predict", "--images x --output y --margin 1009", "--margin: must be at most 1008 at a size of 2048"),
+        ("evaluate", "--split train", "--split: invalid choice: 'train'"),
+        ("protocol", "--catalog x --name mine", "--name: invalid choice: 'mine' (choose from 'blocks'"),
+        (
+            "protocol",
+            "--catalog x --name blocks --places a",
+            "--places: of leave-one-place-out alone, got it for blocks",
+        ),
+        (
+            "protocol",
+            "--catalog x --name blocks --train fold=1",
+            "must be name=value of what the protocol does not give",
+        ),
+        ("protocol", "--catalog x --name blocks --train loss", "itself, got loss"),
+        ("protocol", "--catalog x --name blocks --train crop=100", "--crop: must be a multiple of 32, got 100"),
         ("main", "--catalog x", "--catalog: needs --validation and --images beside it"),
     ],
 )
