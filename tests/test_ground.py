@@ -126,7 +126,7 @@ def test_training_validation_and_test_are_apart_from_one_another(rows, cols, str
     for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
         assert parts[one].distance(parts[other]) > 0.5
     assert "test" not in set(dropped.split)  # all others give way to it
-    more, _ = split(index, validation=str(validation / 2), test=str(test), block_m=9.0, seed=seed)
+    more = ground.assign(index, validation=str(validation / 2), test=str(test), folds=None, block_m=9.0, seed=seed)
     assert set(more[more.split == "test"].id) == set(kept[kept.split == "test"].id)  # whatever validation is
 
 
