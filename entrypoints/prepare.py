@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import logging
 import os
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from entrypoints import number, parser, progress, start, switch, whole
+from entrypoints import in_the_making, number, parser, progress, start, switch, whole
 
 if TYPE_CHECKING:  # imported where used: --help must not wait for them
     from geopandas import GeoDataFrame
@@ -132,7 +129,7 @@ def main(args: argparse.Namespace) -> None:
             surveys, table, planned = _plan(scenes, args, executor)
             cut = _cut_key(args, scenes)
             mlflow.set_tag(tracking.KEY, _key(args, cut))
-            with _folder(Path(args.work) / "prepare" / cut) as folder:
+            with in_the_making(Path(args.work) / "prepare" / cut) as folder:
                 if args.scheduler:
                     _check_seen(folder, args.scheduler, executor)
                 index = _cut(surveys, planned, table, folder, args, executor)
@@ -334,24 +331,6 @@ def _rules(args: argparse.Namespace) -> Rules:
     from ocmlflow import chips
 
     return chips.Rules(args.gsd, args.size, args.stride, args.min_valid, args.buffer_m, args.label == "boundary")
-
-
-@contextmanager
-def _folder(folder: Path) -> Iterator[Path]:
-    """The folder of chips in the making, for this process alone; what is in it is kept if the block fails."""
-    from ocmlflow.errors import InputError
-
-    folder = folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"another prepare is making these chips, in {folder}: wait for it, or give work="
-            ) from None
-        yield folder
-        shutil.rmtree(folder)
 
 
 def _check_seen(folder: Path, scheduler: str, executor: Executor) -> None:

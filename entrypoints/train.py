@@ -47,7 +47,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--learning_rate", type=number(1e-8, 1), default=1e-3, help="highest, after the warm-up")
     p.add_argument("--weight_decay", type=number(0, 1), default=1e-2, help="of AdamW")
     p.add_argument("--warmup", type=number(0, 1), default=0.05, help="share of the steps of rising learning rate")
-    p.add_argument("--ema", type=number(0, 0.9999), default=0.99, help="momentum of averaged weights; 0 for none")
+    p.add_argument("--ema", type=number(0, 1), default=0.05, help="share of the steps that weights are averaged over")
     p.add_argument("--patience", type=whole(1), default=None, help="epochs without a better IoU before it ends early")
     p.add_argument("--seed", type=whole(0), default=0, help="draws weights, crops and augmentation")
     p.add_argument("--picture_epochs", type=whole(1), default=5, help="epochs from one picture to the next")

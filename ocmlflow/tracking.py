@@ -287,8 +287,9 @@ def load_model(uri: str) -> Model:
         facts = dict(mlflow.models.get_model_info(uri).metadata or {})
         name, version = _registered(uri)
         tags = mlflow.MlflowClient().get_model_version(name, version).tags if name else {}
-        if "gsd" not in facts:
-            raise InputError(f"model {uri} does not say its ground resolution: it was not logged by `train`")
+        missing = {"gsd", "trained_on"} - facts.keys()
+        if missing:
+            raise InputError(f"model {uri} does not say its {' and '.join(sorted(missing))}: `train` did not log it")
         threshold = round(100 * float(tags.get("threshold", 0.5)))
         temperature, evaluated_on = float(tags.get(TEMPERATURE, 1)), tags.get(EVALUATED_ON, "")
         return Model(uri, mlflow.keras.load_model(uri), facts, name, version, threshold, temperature, evaluated_on)

@@ -36,7 +36,7 @@ class Recipe:
     warmup: float
     """Share of the steps in which the learning rate rises."""
     ema: float
-    """Momentum of the running average of the weights that is validated and kept; 0 for the weights as they are."""
+    """Share of the steps over which the weights that are validated and kept are averaged; 0 for the last ones."""
     patience: int | None
     """Epochs without a better validation IoU after which training ends; None for never."""
     seed: int
@@ -224,7 +224,9 @@ def _optimizer(network: keras.Model, recipe: Recipe, steps: int) -> keras.optimi
         warmup_target=recipe.learning_rate,
         warmup_steps=warmup,
     )
-    average: dict[str, Any] = {"use_ema": True, "ema_momentum": recipe.ema} if recipe.ema else {}
+    # A share of the steps, not a fixed number: a short training would never leave its start behind.
+    momentum = 1 - 1 / max(1.0, recipe.ema * steps)
+    average: dict[str, Any] = {"use_ema": True, "ema_momentum": momentum} if recipe.ema else {}
     optimizer = keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay, global_clipnorm=1.0, **average)
     # Scales and offsets are not decayed: it would only fight the batch norm.
     optimizer.exclude_from_weight_decay(

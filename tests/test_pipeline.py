@@ -28,7 +28,7 @@ from mlflow import MlflowClient
 from rasterio.windows import Window
 from rio_cogeo import cog_validate
 
-from entrypoints import evaluate, predict, prepare, train
+from entrypoints import evaluate, in_the_making, predict, prepare, train
 from ocmlflow import catalog, chips, grid, inference, maps, raster, resample, storage, tracking
 from ocmlflow.errors import InputError
 
@@ -342,8 +342,8 @@ def test_signatures_are_not_logged(store):
 
 
 def test_two_processes_cannot_make_the_same_chips(tmp_path):
-    with pytest.raises(InputError, match="another prepare is making these chips"):  # noqa: SIM117
-        with prepare._folder(tmp_path / "chips"), prepare._folder(tmp_path / "chips"):
+    with pytest.raises(InputError, match="another process is making the same"):  # noqa: SIM117
+        with in_the_making(tmp_path / "chips"), in_the_making(tmp_path / "chips"):
             pass
 
 

@@ -47,7 +47,7 @@ def fit(
     return network, best_epoch, best, [figures for _, figures in reports]
 
 
-@pytest.fixture(scope="module", params=[0, 0.9])
+@pytest.fixture(scope="module", params=[0, 0.3])
 def recipe(request):
     return replace(RECIPE, ema=request.param)
 
@@ -111,9 +111,10 @@ def test_a_state_of_another_network_is_refused(made, tmp_path):
 
 
 def test_averaged_weights_lag_behind(made):
-    # An average that hardly moves stays where the first step was, whatever has been learnt since.
-    *_, figures = fit(made, recipe=replace(RECIPE, ema=0.9999))
-    assert figures[-1]["iou"] > 0.5 > figures[-1]["val_iou"]
+    plain, averaged = (fit(made, recipe=replace(RECIPE, ema=ema))[-1] for ema in (0, 1))
+    # The same training; over as many steps as there are, its start still counts at the end.
+    assert averaged[-1]["loss"] == pytest.approx(plain[-1]["loss"], rel=1e-3)
+    assert averaged[-1]["val_loss"] > 1.1 * plain[-1]["val_loss"]
 
 
 def test_training_that_gets_no_better_ends_early(made):
