@@ -20,7 +20,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         made = town(Path(work))
         start = time.perf_counter()
-        card = scorecard.score("benchmark", made, masks=False, min_area_m2=2.0)
+        card = scorecard.score("benchmark", made, at=None, min_area_m2=2.0)
         seconds = time.perf_counter() - start
     megapixels = CHIPS * SIZE**2 / 1e6
     everything = card.objects["all"]

@@ -72,10 +72,10 @@ def _scored(name: str, made: Chips, chips_run: str, work: Path, args: argparse.N
     work.mkdir()
     model = None if masks else tracking.load_model(name)
     if model is None:
-        card = evaluate.score_masks(name, made, work, args)
+        card = evaluate.score_masks(name, made, work, args, split="validation")
     else:
-        evaluate.check_fair(model, made)
-        card = evaluate.score_model(model, made, work, args)
+        evaluate.check_fair(model, made, "validation")
+        card = evaluate.score_model(model, made, work, args, split="validation")
     with mlflow.start_run(nested=True, run_name=card.name):
         mlflow.log_params({"model": card.name})
         mlflow.set_tag(tracking.VERB, "compared")

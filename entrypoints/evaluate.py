@@ -1,4 +1,4 @@
-"""A model's scores on validation chips, its threshold, its temperature, a report, and whether it becomes champion."""
+"""A model's scores on chips held out, its threshold, its temperature, a report, and whether it becomes champion."""
 
 from __future__ import annotations
 
@@ -12,22 +12,32 @@ from typing import TYPE_CHECKING, Any
 from entrypoints import MODEL_NAME, number, parser, progress, start, switch
 
 if TYPE_CHECKING:
+    from geopandas import GeoDataFrame
+
     from ocmlflow.chips import Chips
     from ocmlflow.scorecard import Scorecard
     from ocmlflow.tracking import Model
 
 log = logging.getLogger(__name__)
 
+UNTOUCHED = "Test chips, at the version's own threshold and temperature: nothing was chosen or promoted on them."
+
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     """The verb's parameters and their defaults."""
-    p = parser("evaluate", "Score a model on validation chips, choose its threshold and promote it if it is the best.")
+    p = parser("evaluate", "Score a model on chips held out, choose its threshold and promote it if it is the best.")
     p.add_argument("--model", default=f"models:/{MODEL_NAME}@candidate", help="models:/NAME@ALIAS or models:/NAME/1")
     p.add_argument("--chips", default=None, help="run id of a `prepare` run; the model's own if not given")
     p.add_argument(
         "--predictions",
         default=None,
         help="folder of masks, SCENE.tif or CHIP_ID.tif, to score in place of a model, on the newest chips or `chips`",
+    )
+    p.add_argument(
+        "--split",
+        choices=("validation", "test"),
+        default="validation",
+        help="test: score at the version's own threshold and temperature, choose and promote nothing",
     )
     p.add_argument("--promote", type=switch, default=True, help="move @champion when the model beats it")
     p.add_argument("--margin", type=number(0, 1), default=0.0, help="pooled IoU by which a model must beat @champion")
@@ -40,30 +50,41 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     return p.parse_args(words)
 
 
+def key(args: argparse.Namespace) -> str:
+    """Names model, chips, parameters and code; model and chips by version and run id, or it names nothing for long."""
+    from ocmlflow import storage, tracking
+
+    return storage.digest(tracking.code_digest(), repr(sorted(vars(args).items())))
+
+
 def main(args: argparse.Namespace) -> None:
     import mlflow
 
     from ocmlflow import chips, tracking
 
     with tracking.run("evaluate", vars(args)), tempfile.TemporaryDirectory() as work:
+        mlflow.set_tag(tracking.KEY, key(args))
         if args.predictions:
             made = chips.load(tracking.chips_folder(tracking.chips_run(args.chips)))
             log_ground(tracking.chips_run(args.chips), made)
-            card = score_masks(args.predictions, made, Path(work), args)
+            card = score_masks(args.predictions, made, Path(work), args, split=args.split)
             log_card(card, verdict="Masks of another tool: there is nothing to promote.", facts="", args=args)
             return
         model = tracking.load_model(args.model)
         chips_run = tracking.chips_run(args.chips or model.facts["chips"])
         made = chips.load(tracking.chips_folder(chips_run), fold=model.facts.get("fold"))
-        check_fair(model, made)
+        check_fair(model, made, args.split)
         log_ground(chips_run, made)
-        card = score_model(model, made, Path(work), args)
+        card = score_model(model, made, Path(work), args, split=args.split)
+        if args.split == "test":
+            log_card(card, verdict=UNTOUCHED, facts=facts_of(model), args=args)
+            return
         promoted, verdict = _promotion(model, card, made, args)
         log.info(verdict)
         log_card(card, verdict=verdict, facts=facts_of(model), args=args)
         if model.name:
             tags = {"threshold": f"{card.threshold / 100:.2f}", tracking.TEMPERATURE: f"{card.found.temperature:.4f}"}
-            tags |= {"iou": f"{card.counts.iou:.4f}", "evaluated_on": chips_run}
+            tags |= {"iou": f"{card.counts.iou:.4f}", tracking.EVALUATED_ON: chips_run}
             tags["report"] = f"runs:/{tracking.active().info.run_id}/report.html"
             tracking.describe_version(model, tags, f"{headline(card)} {verdict}")
         if promoted:
@@ -71,37 +92,61 @@ def main(args: argparse.Namespace) -> None:
             tracking.promote(model)
 
 
-def score_model(model: Model, made: Chips, work: Path, args: argparse.Namespace) -> Scorecard:
-    """The scorecard of a model on the validation chips; `work` keeps its predictions."""
+def score_model(model: Model, made: Chips, work: Path, args: argparse.Namespace, *, split: str) -> Scorecard:
+    """The scorecard of a model on the chips of a split; `work` keeps its predictions.
+
+    On test chips it is that of the threshold and temperature that the model has, InputError if they were never chosen.
+    """
     from ocmlflow import evaluation, inference
+    from ocmlflow.errors import InputError
 
+    if split == "test" and not model.evaluated_on:
+        raise InputError(f"{model} has no threshold yet: evaluate it on its validation chips first, then on test chips")
     predict = inference.padded(model.keras.predict_on_batch, model.facts["multiple"])
-    return _score(str(model), evaluation.of_model(predict), made, work, args, masks=False)
+    at = (model.threshold, model.temperature) if split == "test" else None
+    return _score(str(model), evaluation.of_model(predict), made, _rows(made, split), work, args, at=at)
 
 
-def score_masks(folder: str, made: Chips, work: Path, args: argparse.Namespace) -> Scorecard:
-    """The scorecard of a folder of masks on the validation chips."""
+def score_masks(folder: str, made: Chips, work: Path, args: argparse.Namespace, *, split: str) -> Scorecard:
+    """The scorecard of a folder of masks on the chips of a split; they are neither calibrated nor thresholded."""
     from ocmlflow import masks
 
-    return _score(folder, masks.reader(Path(folder), made.select("validation")), made, work, args, masks=True)
+    rows = _rows(made, split)
+    return _score(folder, masks.reader(Path(folder), rows), made, rows, work, args, at=(50, 1.0))
 
 
-def check_fair(model: Model, made: Chips) -> None:
-    """Raise InputError when the chips have another resolution than the model's, or ground that it was trained on."""
+def check_fair(model: Model, made: Chips, split: str) -> None:
+    """Raise InputError when the chips have another resolution than the model's, or ground that it was trained on.
+
+    Test chips must not lie either on ground that epoch, threshold or temperature were chosen on.
+    """
     from ocmlflow import ground, tracking
     from ocmlflow.errors import InputError
 
     if model.facts["gsd"] != made.rules["gsd"]:
         raise InputError(f"{model} works at {model.facts['gsd']} m per pixel, the chips have {made.rules['gsd']} m")
-    rows, trained = made.select("validation"), tracking.trained_on(model)
-    # The same pixels under another georeference; but one blank field may well be as another.
-    same = rows.hash.isin(trained.hash) & (rows.building_share > 0)
-    seen = int((ground.meets(rows, trained) | same).sum())
-    if seen:
-        raise InputError(
-            f"{seen} of the {len(rows)} validation chips lie on ground that {model} was trained "
-            f"on (chips of run {model.facts['chips']}): its scores there would be flattered"
-        )
+    rows = _rows(made, split)
+    known = [("was trained", tracking.trained_on(model))]
+    if split == "test":
+        known.append(("was validated", tracking.chosen_on(model)))
+    for done, chips in known:
+        # The same pixels under another georeference; but one blank field may well be as another.
+        same = rows.hash.isin(chips.hash) & (rows.building_share > 0)
+        seen = int((ground.meets(rows, chips) | same).sum())
+        if seen:
+            raise InputError(
+                f"{seen} of the {len(rows)} {split} chips lie on ground that {model} {done} "
+                f"on (chips of run {model.facts['chips']}): its scores there would be flattered"
+            )
+
+
+def _rows(made: Chips, split: str) -> GeoDataFrame:
+    from ocmlflow.errors import InputError
+
+    rows = made.select(split)
+    if not len(rows):
+        raise InputError(f"split={split}: these chips have none; `prepare` holds ground out for it with {split}=")
+    return rows
 
 
 def headline(card: Scorecard) -> str:
@@ -188,17 +233,22 @@ def _pictures(card: Scorecard) -> dict[str, list[dict[str, Any]]]:
 
 
 def _score(
-    name: str, probabilities: Any, made: Chips, work: Path, args: argparse.Namespace, *, masks: bool
+    name: str,
+    probabilities: Any,
+    made: Chips,
+    rows: GeoDataFrame,
+    work: Path,
+    args: argparse.Namespace,
+    *,
+    at: tuple[int, float] | None,
 ) -> Scorecard:
     from ocmlflow import evaluation, scorecard
 
     def bar(items: Any, total: int) -> Any:
         return progress(items, total, name)
 
-    kept = evaluation.predictions(
-        probabilities, made.folder, made.select("validation"), work=work, block_m=args.block_m, progress=bar
-    )
-    return scorecard.score(name, kept, masks=masks, min_area_m2=args.min_area_m2)
+    kept = evaluation.predictions(probabilities, made.folder, rows, work=work, block_m=args.block_m, progress=bar)
+    return scorecard.score(name, kept, at=at, min_area_m2=args.min_area_m2)
 
 
 def _promotion(model: Model, card: Scorecard, made: Chips, args: argparse.Namespace) -> tuple[bool, str]:
@@ -227,7 +277,7 @@ def _promotion(model: Model, card: Scorecard, made: Chips, args: argparse.Namesp
             return True, f"{model} becomes champion: there was none."
         if champion.version == model.version:
             return False, f"{model} is the champion already."
-        check_fair(champion, made)
+        check_fair(champion, made, "validation")
     except InputError as error:
         return False, f"Not promoted: the champion cannot be compared on these chips. {error}"
     return _against(champion, model, card, made, args)
@@ -240,7 +290,7 @@ def _against(champion: Model, model: Model, card: Scorecard, made: Chips, args: 
     from ocmlflow import scorecard
 
     with tempfile.TemporaryDirectory() as work:
-        table = scorecard.differences(card, score_model(champion, made, Path(work), args))
+        table = scorecard.differences(card, score_model(champion, made, Path(work), args, split="validation"))
     mlflow.log_table(table, "against_champion.json")
     iou = table[(table.place == "all") & (table.score == "iou")].iloc[0]
     found = {"champion/iou": iou.base, "champion/difference": iou.difference}

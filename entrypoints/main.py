@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from entrypoints import MODEL_NAME, check_writable, parser, prepare, start, train, whole
@@ -50,25 +51,33 @@ def main(args: argparse.Namespace) -> None:
         check_writable(args.output)
         found.images(images)  # fails now, not after the training
         cutting = {"catalog": catalog, "validation": validation, "seed": args.seed, "work": args.work}
-        chips = _step("prepare", cutting, key=prepare.key(prepare.parse(_words(cutting))))
-        learning = {"chips": chips, "seed": args.seed, "name": args.name}
-        if args.epochs:
-            learning["epochs"] = args.epochs
-        trained = _step("train", learning, key=train.key(train.parse(_words(learning)), tracking.chips_digest(chips)))
-        version = tracking.version_of(trained, args.name)
-        _step("evaluate", {"model": f"models:/{args.name}/{version}"})
-        _step(
+        learning = {"seed": args.seed, "name": args.name} | ({"epochs": args.epochs} if args.epochs else {})
+        chips, _, model = learn(cutting, learning)
+        step("evaluate", {"model": model})
+        step(
             "predict",
             {"model": f"models:/{args.name}@champion", "images": images, "output": args.output, "work": args.work},
         )
-        tracking.describe(
-            f"`{catalog}`: chips of run {chips}, {args.name} version {version}, buildings in `{args.output}`"
-        )
+        tracking.describe(f"`{catalog}`: chips of run {chips}, model `{model}`, buildings in `{args.output}`")
         log.info("done: buildings are in %s; see the runs with `mlflow ui`", args.output)
 
 
-def _step(verb: str, parameters: dict[str, object], *, key: str | None = None) -> str:
-    """Run id of a step: of a finished one with the same key, else of a new child run of its own process."""
+def learn(cutting: Mapping[str, object], learning: Mapping[str, object], *, title: str = "") -> tuple[str, str, str]:
+    """Run ids of `prepare` and `train` with these parameters, and the address of the version that they made."""
+    from ocmlflow import tracking
+
+    chips = step("prepare", cutting, key=prepare.key(prepare.parse(words(cutting))), title=title)
+    learning = {"chips": chips, **learning}
+    key = train.key(train.parse(words(learning)), tracking.chips_digest(chips))
+    trained, name = step("train", learning, key=key, title=title), str(learning["name"])
+    return chips, trained, f"models:/{name}/{tracking.version_of(trained, name)}"
+
+
+def step(verb: str, parameters: Mapping[str, object], *, key: str | None = None, title: str = "") -> str:
+    """Run id of a step: of a finished one with the same key, else of a new child run of its own process.
+
+    The new run is named after the verb and the title.
+    """
     import mlflow
     from mlflow.exceptions import ExecutionException
 
@@ -85,9 +94,9 @@ def _step(verb: str, parameters: dict[str, object], *, key: str | None = None) -
         submitted = mlflow.projects.run(
             str(ROOT),
             verb,
-            parameters=parameters,
+            parameters=dict(parameters),
             env_manager="local",
-            run_name=verb,
+            run_name=f"{verb} {title}".strip(),
             experiment_id=tracking.active().info.experiment_id,
         )
     except ExecutionException as error:
@@ -107,7 +116,8 @@ def _sample(work: Path, seed: int) -> Path:
     return folder
 
 
-def _words(parameters: dict[str, object]) -> list[str]:
+def words(parameters: Mapping[str, object]) -> list[str]:
+    """The parameters of a step as the words of its command line."""
     return [word for name, value in parameters.items() for word in (f"--{name}", str(value))]
 
 

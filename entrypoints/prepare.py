@@ -27,7 +27,9 @@ Table = dict[str, dict[str, Any]]
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     """The verb's parameters and their defaults."""
-    p = parser("prepare", "Cut labelled scenes into chips for training and validation, logged as artifact `chips`.")
+    p = parser(
+        "prepare", "Cut labelled scenes into chips for training, validation and test, logged as artifact `chips`."
+    )
     p.add_argument(
         "--catalog",
         required=True,
@@ -57,6 +59,11 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         help="places or scenes to hold out, separated by commas, or the share of chips to hold out by blocks of ground",
     )
     p.add_argument(
+        "--test",
+        default=None,
+        help="the same for ground that is only scored, by evaluate's split=test; none if not given, not with folds",
+    )
+    p.add_argument(
         "--folds", type=whole(2, 100), default=None, help="equal parts of the blocks, for train's fold=; not validation"
     )
     p.add_argument("--block_m", type=number(10), default=500.0, help="metres along a side of those blocks")
@@ -70,6 +77,8 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     args.stride = args.stride or args.size
     if args.size % 32:
         p.error(f"argument --size: must be a multiple of 32, got {args.size}")
+    if args.folds and args.test:
+        p.error(f"argument --folds: each fold is held out in turn, leave out test; got folds={args.folds}")
     if args.stride > args.size:
         p.error(f"argument --stride: must be at most the size of {args.size}, or ground is lost; got {args.stride}")
     return args
@@ -102,7 +111,7 @@ def _cut_key(args: argparse.Namespace, scenes: list[Scene]) -> str:
 
 
 def _split(args: argparse.Namespace) -> list[Any]:
-    return [args.validation, args.folds, args.block_m, args.seed]
+    return [args.validation, args.test, args.folds, args.block_m, args.seed]
 
 
 def main(args: argparse.Namespace) -> None:
@@ -157,11 +166,12 @@ def _plan(
     if not sum(map(len, windows)):
         raise InputError(f"no chip of {args.catalog} shows at least {args.min_valid:.0%} of imagery")
     planned = pd.concat([some for some in windows if len(some)], ignore_index=True)
-    planned = ground.assign(planned, validation=args.validation, folds=args.folds, block_m=args.block_m, seed=args.seed)
+    how = {name: getattr(args, name) for name in ("validation", "test", "folds", "block_m", "seed")}
+    planned = ground.assign(planned, **how)
     if not args.folds:
         ground.apart(planned)  # fails now, not after the cutting
     drawn = ground.drawn(planned.id, args.empty_share, args.seed)
-    held_out = np.asarray(planned.split == ground.VALIDATION) | bool(args.folds)
+    held_out = np.asarray(planned.split != ground.TRAIN) | bool(args.folds)
     return surveys, table, planned.assign(keep_empty=held_out | drawn)
 
 
@@ -242,8 +252,9 @@ def _cut(
 def _split_and_save(
     index: GeoDataFrame, surveys: list[Survey], table: Table, folder: Path, args: argparse.Namespace
 ) -> tuple[Chips, int]:
-    """The chips, saved, and how many training chips were left out because they touch validation ground."""
+    """The chips, saved, and how many were left out because they touch held-out ground."""
     from ocmlflow import chips, ground, storage, summary
+    from ocmlflow.errors import InputError
 
     step = ground.step_of(size=args.size, stride=args.stride)
     if args.folds:
@@ -252,13 +263,15 @@ def _split_and_save(
     else:
         index, left_out = ground.apart(index)
         index, dropped = ground.thin(index, step=step), len(left_out)
+        if args.test and not (index.split == ground.TEST).any():
+            raise InputError(f"test={args.test}: no chip of that ground shows imagery")
     for scene, rows in index.groupby("scene"):
         table[str(scene)] |= summary.scene(rows, folder, gsd=args.gsd)
     rules = chips.rules_of(
         _rules(args),
         catalog=storage.public(args.catalog),
         validation="fold 0" if args.folds else args.validation,
-        **{name: getattr(args, name) for name in ("folds", "block_m", "seed", "empty_share", "black_m2")},
+        **{name: getattr(args, name) for name in ("test", "folds", "block_m", "seed", "empty_share", "black_m2")},
     )
     scenes = [found.scene for found in surveys if table[found.scene.id]["status"] == "cut"]
     chips.save(folder, index, rules, list(table.values()), summary.item(index, scenes, gsd=args.gsd))
@@ -269,14 +282,16 @@ def _log(made: Chips, rows: list[dict[str, Any]], dropped: int) -> None:
     import mlflow
     import pandas as pd
 
-    from ocmlflow import chips, pictures, tracking
+    from ocmlflow import chips, ground, pictures, tracking
 
-    for split in ("train", "validation"):
+    for split in ground.SPLITS:
         part = made.select(split)
+        if split == ground.TEST and not len(part):
+            continue
         log.info("%s: %d chips of %s", split, len(part), ", ".join(sorted(set(part.place))))
         share = (part.building_share * part.valid_share).sum() / part.valid_share.sum()
         mlflow.log_metrics({f"{split}/chips": len(part), f"{split}/building_share": float(share)})
-    log.info("%d training chips left out, because they touch validation chips", dropped)
+    log.info("%d chips left out, because they touch chips held out", dropped)
     table = pd.DataFrame(rows)
     unreadable = int(table.status.str.startswith("unreadable").sum())
     mlflow.log_metrics({"dropped_chips": dropped, "unreadable_scenes": unreadable})
@@ -291,25 +306,24 @@ def _log(made: Chips, rows: list[dict[str, Any]], dropped: int) -> None:
 
 def _print_plan(surveys: list[Survey], table: Table, planned: GeoDataFrame, size: int) -> None:
     """Say what would be read, cut and written: chips as the overviews of the images show them, whole files at most."""
-    from ocmlflow import storage
+    from ocmlflow import ground, storage
 
     likely = planned[planned.imagery > 0]
     megabytes = {found.scene.id: storage.size(found.scene.image) / 1e6 for found in surveys}
-    print(
-        f"{'scene':<12} {'place':<8} {'footprints':>10} {'MB to read':>10} {'chips':>8} {'train':>8} {'validation':>10}"
-    )
+    heads = " ".join(f"{split:>10}" for split in ground.SPLITS)
+    print(f"{'scene':<12} {'place':<8} {'footprints':>10} {'MB to read':>10} {'chips':>8} {heads}")
     for scene, row in table.items():
         start = f"{scene:<12} {row['place']:<8}"
         if scene not in megabytes:
             print(f"{start} {row['status']}")
             continue
         rows = likely[likely.scene == scene]
-        train, validation = (int((rows.split == split).sum()) for split in ("train", "validation"))
-        print(f"{start} {row['footprints']:>10} {megabytes[scene]:>10.1f} {len(rows):>8} {train:>8} {validation:>10}")
+        counts = " ".join(f"{(rows.split == split).sum():>10}" for split in ground.SPLITS)
+        print(f"{start} {row['footprints']:>10} {megabytes[scene]:>10.1f} {len(rows):>8} {counts}")
     raw = len(likely) * size**2 * 4 / 1e6
     print(
         f"about {len(likely)} chips of {len(megabytes)} scenes; at most {sum(megabytes.values()):.0f} MB to read and "
-        f"{raw:.0f} MB to write; of training chips, those that touch validation chips are left out"
+        f"{raw:.0f} MB to write; training chips that touch chips held out are left out"
     )
 
 

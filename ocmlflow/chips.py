@@ -49,7 +49,7 @@ class Chips:
     """Rules of the cut and the split, and `catalog`, the href it came from."""
 
     def select(self, split: str) -> gpd.GeoDataFrame:
-        """The rows of one split, `train` or `validation`."""
+        """The rows of one split, `train`, `validation` or `test`."""
         return self.index[self.index.split == split].reset_index(drop=True)
 
 

@@ -159,12 +159,13 @@ def of_model(predict: Predict) -> Callable[[Any, np.ndarray], np.ndarray]:
     return lambda row, image: predict(image[np.newaxis])[0, ..., 0]
 
 
-def evaluate(made: Predictions, *, calibrate: bool) -> Evaluation:
-    """The valid pixels, counted; at a temperature fitted to these chips with `calibrate`, else as they are."""
+def evaluate(made: Predictions, *, temperature: float | None) -> Evaluation:
+    """The valid pixels, counted at a temperature; at one that is fitted to these chips if None is given."""
     pixels = np.zeros((2, metrics.LEVELS), np.int64)
     for number in range(len(made.rows)):
         pixels += metrics.fine_histogram(made.levels[number], *labels.decode(made.coded[number]))
-    temperature = metrics.fit_temperature(pixels) if calibrate else 1.0
+    if temperature is None:
+        temperature = metrics.fit_temperature(pixels)
     histograms = np.zeros((len(made.rows), 2, 101), np.int64)
     table = metrics.fine_percents(temperature)
     for number in range(len(made.rows)):

@@ -1,4 +1,4 @@
-"""The index of chips, to one split by ground: training and validation share none of it."""
+"""The index of chips, to one split by ground: training, validation and test share none of it."""
 
 import hashlib
 
@@ -11,38 +11,48 @@ from ocmlflow.errors import InputError
 
 APART_DEG = 1e-7
 """Outlines nearer than this touch: a centimetre, more than reprojecting them loses."""
-TRAIN, VALIDATION, UNUSED = "train", "validation", "unused"
+TRAIN, VALIDATION, TEST, UNUSED = "train", "validation", "test", "unused"
+SPLITS = (TRAIN, VALIDATION, TEST)
 
 
 def assign(
-    index: gpd.GeoDataFrame, *, validation: str, folds: int | None, block_m: float, seed: int
+    index: gpd.GeoDataFrame, *, validation: str, test: str | None, folds: int | None, block_m: float, seed: int
 ) -> gpd.GeoDataFrame:
-    """The index with column `split` (train, validation) and, with `folds`, column `fold` (0 to folds - 1).
+    """The index with column `split` (train, validation, test) and, with `folds`, column `fold` (0 to folds - 1).
 
-    `validation` names places or scenes, separated by commas, or is the share (0 to 1) of the chips to hold out in
-    blocks of ground of `block_m` metres, drawn by `seed`. With `folds` every block belongs to one of so many equal
-    parts instead, and the first is held out. A split depends on where chips lie, never on what they show.
+    `validation` names places or scenes, separated by commas, or is the share (0 to 1) of all chips to hold out in
+    blocks of ground of `block_m` metres, drawn by `seed`; `test` does the same. Blocks are drawn from what names left,
+    those of test first. With `folds` every block belongs to one of so many equal parts in place of both, and the
+    first is held out. A split depends on where chips lie, never on what they show.
     """
     if folds:
         index = index.assign(fold=_folds(index, folds, block_m, seed))
         return index.assign(split=np.where(index.fold == 0, VALIDATION, TRAIN))
-    check_validation(validation, set(index.place) | set(index.scene))
-    share = _number(validation)
-    held_out = _named(index, validation) if share is None else _blocks(index, share, block_m, seed)
-    if held_out.all() or not held_out.any():
-        raise InputError(
-            f"validation={validation} puts {held_out.sum()} of {len(index)} chips into validation; both splits need "
-            f"some. Places: {', '.join(sorted(set(index.place)))}"
-        )
-    return index.assign(split=np.where(held_out, VALIDATION, TRAIN))
+    split = np.full(len(index), TRAIN, dtype=object)
+    wanted = [(name, told) for name, told in ((TEST, test), (VALIDATION, validation)) if told is not None]
+    for name, told in sorted(wanted, key=lambda one: _number(one[1]) is not None):  # names before shares
+        _check_told(name, told, set(index.place) | set(index.scene))
+        share, free = _number(told), split == TRAIN
+        held_out = _named(index, told) if share is None else free & _blocks(index, free, share, block_m, seed)
+        if (held_out & ~free).any():
+            raise InputError(f"{(held_out & ~free).sum()} chips of validation={told} are in test={test} as well")
+        if not held_out.any() or not (free & ~held_out).any():
+            raise InputError(
+                f"{name}={told} puts {held_out.sum()} of {free.sum()} chips into {name}; every split needs some. "
+                f"Places: {', '.join(sorted(set(index.place)))}"
+            )
+        split[held_out] = name
+    return index.assign(split=split.astype(str))
 
 
 def apart(index: gpd.GeoDataFrame) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]:
-    """The rows of which no training chip touches a validation chip, and the training chips that did.
+    """The rows of which no chip touches one of another split, and those that did.
 
-    Chips of other scenes on the same ground count as touching.
+    Training gives way to validation and test, validation to test. Chips of other scenes on the same ground count.
     """
-    touching = (index.split == TRAIN).to_numpy() & meets(index, index[index.split == VALIDATION])
+    touching = (index.split == VALIDATION).to_numpy() & meets(index, index[index.split == TEST])
+    held_out = index[index.split.isin([VALIDATION, TEST]) & ~touching]
+    touching |= (index.split == TRAIN).to_numpy() & meets(index, held_out)
     kept, dropped = index[~touching].reset_index(drop=True), index[touching].reset_index(drop=True)
     check_apart(kept)
     return kept, dropped
@@ -65,25 +75,14 @@ def of_fold(index: gpd.GeoDataFrame, fold: int, *, step: int, empty_share: float
     return index
 
 
-def check_validation(validation: str, known: set[str]) -> None:
-    """Raise InputError unless `validation` is a share of 0 to 1 or names some of the known places and scenes."""
-    share = _number(validation)
-    unknown = set() if share is not None else _names(validation) - known
-    if unknown or (share is not None and not 0 < share < 1):
-        raise InputError(
-            f"validation={validation} is neither a share between 0 and 1 nor names of places or scenes with labels; "
-            f"there are: {', '.join(sorted(known))}"
-        )
-
-
 def step_of(*, size: int, stride: int) -> int:
     """Pixels from one chip to the next that does not overlap it."""
     return stride * -(-size // stride)
 
 
 def thin(index: gpd.GeoDataFrame, *, step: int) -> gpd.GeoDataFrame:
-    """The index with validation chips that do not overlap: a pixel counts once in a score. Training keeps all."""
-    return index[(index.split != VALIDATION) | _on_steps(index, step)].reset_index(drop=True)
+    """The index with held-out chips that do not overlap: a pixel counts once in a score. Training keeps all."""
+    return index[(index.split == TRAIN) | _on_steps(index, step)].reset_index(drop=True)
 
 
 def drawn(ids: pd.Series, share: float, seed: int) -> np.ndarray:
@@ -102,22 +101,39 @@ def meets(index: gpd.GeoDataFrame, other: gpd.GeoDataFrame) -> np.ndarray:
 
 
 def check_apart(index: gpd.GeoDataFrame) -> None:
-    """Raise InputError unless both splits hold chips and share no ground."""
-    train, validation = index[index.split == TRAIN], index[index.split == VALIDATION]
+    """Raise InputError unless training and validation hold chips, and no two splits share ground."""
+    train, validation, test = (index[index.split == split] for split in (TRAIN, VALIDATION, TEST))
     if not len(train) or not len(validation):
         raise InputError(
             f"{len(train)} chips for training and {len(validation)} for validation: both are needed. "
             "Hold out less ground, or use smaller blocks or chips"
         )
-    met = int(meets(train, validation).sum())
-    if met:
-        raise InputError(f"{met} training chips lie on the ground of validation chips: scores would be flattered")
+    for some, kind, others in (
+        (train, "training", validation),
+        (train, "training", test),
+        (validation, "validation", test),
+    ):
+        if met := int(meets(some, others).sum()):
+            raise InputError(
+                f"{met} {kind} chips lie on the ground of {others.split.iloc[0]} chips: scores would be flattered"
+            )
 
 
 def blocks(index: gpd.GeoDataFrame, block_m: float) -> np.ndarray:
     """(rows,) int: the number, from 0, of the block of ground of `block_m` metres that each chip's middle lies in."""
     cells = [index.utm, index.x // block_m, index.y // block_m]
     return np.asarray(pd.MultiIndex.from_arrays(cells).factorize(sort=True)[0])
+
+
+def _check_told(name: str, told: str, known: set[str]) -> None:
+    """Raise InputError unless what was told of a split is a share of 0 to 1 or names of known places and scenes."""
+    share = _number(told)
+    unknown = set() if share is not None else _names(told) - known
+    if unknown or (share is not None and not 0 < share < 1):
+        raise InputError(
+            f"{name}={told} is neither a share between 0 and 1 nor names of places or scenes with labels; "
+            f"there are: {', '.join(sorted(known))}"
+        )
 
 
 def _number(text: str) -> float | None:
@@ -139,9 +155,11 @@ def _on_steps(index: gpd.GeoDataFrame, step: int) -> np.ndarray:
     return np.asarray((index.row % step == 0) & (index.col % step == 0))
 
 
-def _blocks(index: gpd.GeoDataFrame, share: float, block_m: float, seed: int) -> np.ndarray:
-    """(rows,) bool: chips in blocks of ground drawn until they hold about `share` of the chips, at least one block."""
-    cells, sizes, order = _shuffled(index, block_m, seed)
+def _blocks(index: gpd.GeoDataFrame, free: np.ndarray, share: float, block_m: float, seed: int) -> np.ndarray:
+    """(rows,) bool: chips in blocks of ground drawn until their free chips are about `share` of all, at least one."""
+    cells, _, order = _shuffled(index, block_m, seed)
+    sizes = np.bincount(cells[free], minlength=len(order))
+    order = order[sizes[order] > 0]
     taken = np.cumsum(sizes[order]) - sizes[order] / 2 <= share * len(index)
     taken[0] = True
     return np.isin(cells, order[taken])

@@ -15,7 +15,7 @@ from ocmlflow import chips, labels
 OUTLINE = (255, 0, 255)
 NOT_VALID = (90, 90, 110)
 GAP = 6
-SPLIT_COLOURS = {"train": "#3b7dd8", "validation": "#e0762f", "unused": "#b5b5b5"}
+SPLIT_COLOURS = {"train": "#3b7dd8", "validation": "#e0762f", "test": "#3f9b57", "unused": "#b5b5b5"}
 HIT, FALSE, MISSED = (60, 170, 90), (220, 60, 50), (50, 110, 220)
 
 
@@ -58,7 +58,7 @@ def preview(folder: Path, rows: gpd.GeoDataFrame, *, count: int) -> np.ndarray:
 
 
 def split_map(index: gpd.GeoDataFrame) -> Figure:
-    """Where the chips of each place lie, training and validation apart; the twelve places with the most chips."""
+    """Where the chips of each place lie, coloured by split; the twelve places with the most chips."""
     places = index.place.value_counts().index[:12]
     across = min(4, len(places))
     figure = Figure(figsize=(3.6 * across, 3.8 * -(-len(places) // across)), layout="constrained")

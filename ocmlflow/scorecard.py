@@ -1,7 +1,7 @@
 """A model's scores on some ground in one record, and how two of them differ on the same."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -61,10 +61,10 @@ class Scorecard:
         return table
 
 
-def score(name: str, made: Predictions, *, masks: bool, min_area_m2: float) -> Scorecard:
-    """The scorecard of predictions; masks are neither calibrated nor is a threshold chosen for them."""
-    found = evaluation.evaluate(made, calibrate=not masks)
-    threshold = 50 if masks else found.best_threshold
+def score(name: str, made: Predictions, *, at: tuple[int, float] | None, min_area_m2: float) -> Scorecard:
+    """The scorecard of predictions, at a threshold (percent) and temperature, or at those that fit these chips best."""
+    found = evaluation.evaluate(made, temperature=at[1] if at else None)
+    threshold = at[0] if at else found.best_threshold
     buildings = evaluation.buildings(made, found.temperature, threshold, min_area_m2=min_area_m2)
     return Scorecard(name, made, found, threshold, buildings)
 
@@ -108,6 +108,9 @@ def summary(card: Scorecard) -> dict[str, Any]:
             "threshold": card.threshold / 100,
             "scores": figures(card),
             "chips": len(card.found.rows),
+            "split": card.found.rows.split.iloc[0],
+            "counts": asdict(card.counts),
+            "counts_at_half": asdict(card.found.counts(50)),
             "building_share": evaluation.scores(card.counts)["building_share"],
             "tables": {by: card.table(by).to_dict("records") for by in evaluation.GROUPS},
             "sizes": sizes,

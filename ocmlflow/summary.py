@@ -6,7 +6,7 @@ from typing import Any
 import geopandas as gpd
 import shapely
 
-from ocmlflow import alignment, catalog, chips
+from ocmlflow import alignment, catalog, chips, ground
 from ocmlflow.catalog import Scene
 
 SHIFT_CHIPS = 32
@@ -16,7 +16,7 @@ SHIFT_CHIPS = 32
 def scene(rows: gpd.GeoDataFrame, folder: Path, *, gsd: float) -> dict[str, Any]:
     """Of the chips of one scene: how many, their building share and colours, and how far its labels seem to lie off."""
     weights = rows.valid_share / rows.valid_share.sum()
-    found: dict[str, Any] = {split: int((rows.split == split).sum()) for split in ("train", "validation")}
+    found: dict[str, Any] = {split: int((rows.split == split).sum()) for split in ground.SPLITS}
     found["building_share"] = round(float((rows.building_share * weights).sum()), 4)
     found |= {band: round(float((rows[band] * weights).sum()), 1) for band in ("red", "green", "blue")}
     chosen = rows.sort_values(["building_share", "id"], ascending=False).head(SHIFT_CHIPS)

@@ -35,6 +35,8 @@ VERB, KEY, DIGEST = "ocmlflow.verb", "ocmlflow.key", "ocmlflow.chips.digest"
 STATE = "state"
 TEMPERATURE = "ocmlflow.temperature"
 """Tag of a version: a calibrated probability is sigmoid(logit(probability) / temperature)."""
+EVALUATED_ON = "evaluated_on"
+"""Tag of a version: run id of the chips that its threshold and temperature were chosen on."""
 CANDIDATE, CHAMPION = "candidate", "champion"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "ocmlflow"
 
@@ -56,6 +58,8 @@ class Model:
     """Percent; chosen by the version's last evaluation, 50 before."""
     temperature: float
     """What its logits are divided by to give true probabilities; measured by an evaluation, 1 before."""
+    evaluated_on: str
+    """Run id of the chips that its last evaluation chose the two on; empty before."""
 
     def __str__(self) -> str:
         return f"{self.name} version {self.version}" if self.name else self.uri
@@ -213,6 +217,18 @@ def trained_on(model: Model) -> gpd.GeoDataFrame:
     return pd.concat(rows, ignore_index=True)
 
 
+def chosen_on(model: Model) -> gpd.GeoDataFrame:
+    """The index rows of all validation chips: those that epochs were chosen on, and threshold and temperature."""
+    steps = list(model.facts["trained_on"])
+    if model.evaluated_on:
+        steps.append({"chips": model.evaluated_on, "fold": model.facts.get("fold")})
+    rows = []
+    for step in steps:
+        index = gpd.read_parquet(chips_file(step["chips"], "index.parquet"))
+        rows.append(index[index.split == "validation" if step["fold"] is None else index.fold == step["fold"]])
+    return pd.concat(rows, ignore_index=True)
+
+
 def log_dataset(index: Any, *, source: str, digest: str) -> None:
     """Name the chips (rows of an index) as what the active run trains on."""
     rows = index.drop(columns="geometry")
@@ -275,8 +291,8 @@ def load_model(uri: str) -> Model:
         if missing:
             raise InputError(f"model {uri} does not say its {' and '.join(sorted(missing))}: `train` did not log it")
         threshold = round(100 * float(tags.get("threshold", 0.5)))
-        temperature = float(tags.get(TEMPERATURE, 1))
-        return Model(uri, mlflow.keras.load_model(uri), facts, name, version, threshold, temperature)
+        temperature, evaluated_on = float(tags.get(TEMPERATURE, 1)), tags.get(EVALUATED_ON, "")
+        return Model(uri, mlflow.keras.load_model(uri), facts, name, version, threshold, temperature, evaluated_on)
     except (MlflowException, OSError) as error:
         raise InputError(f"no model {uri}{_hint()}. MLflow says: {error}") from error
 

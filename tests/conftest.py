@@ -215,7 +215,9 @@ def made(tmp_path_factory) -> chips.Chips:
     footprints = {name: town(folder, name, transform=towns[name], seed=seed) for seed, name in enumerate(towns)}
     rules = rules_with()
     frames = [cut(scene, folder / "chips", rules=rules) for scene in catalog.scenes(write_catalog(folder, footprints))]
-    index = ground.assign(pd.concat(frames, ignore_index=True), validation="kam", folds=None, block_m=500.0, seed=0)
+    index = ground.assign(
+        pd.concat(frames, ignore_index=True), validation="kam", test=None, folds=None, block_m=500, seed=0
+    )
     index, _ = ground.apart(index)
     chips.save(folder / "chips", index, chips.rules_of(rules, seed=0, empty_share=1.0), [], {})
     return chips.load(folder / "chips")

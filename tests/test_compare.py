@@ -220,15 +220,61 @@ def test_masks_that_cannot_be_scored_are_refused(line, made, tmp_path):
 
 def test_ground_that_a_model_trained_on_is_refused_by_outline_and_by_content(line, made, monkeypatch):
     model = tracking.load_model(f"models:/{NAME}/1")
-    evaluate.check_fair(model, made)
+    evaluate.check_fair(model, made, "validation")
     rows = made.select("validation")
     moved = rows.assign(geometry=rows.geometry.translate(1.0))  # the same pixels under another georeference
     for trained, count in ((rows.assign(hash="other"), len(rows)), (moved, int((rows.building_share > 0).sum()))):
         monkeypatch.setattr(tracking, "trained_on", lambda _, trained=trained: trained)
         with pytest.raises(InputError, match=f"{count} of the {len(rows)} validation chips lie on ground"):
-            evaluate.check_fair(model, made)
+            evaluate.check_fair(model, made, "validation")
 
 
 def test_one_contestant_is_no_comparison(line):
     with pytest.raises(InputError, match="models=models:/towns/1: two or more models"):
         run("compare", compare, models="models:/towns/1")
+
+
+def test_test_chips_are_scored_at_what_was_chosen_elsewhere(line, made, tmp_path):
+    shutil.copytree(made.folder, tmp_path / "chips")
+    west, east = (made.index.col < 64), (made.index.col >= 96)
+    kam = made.index.place == "kam"
+    index = made.index[~kam | west | east].copy()
+    index.loc[kam & east, "split"] = "test"
+    chips.save(tmp_path / "chips", index, made.rules, [], {})
+    with tracking.run("prepare", {}) as prepared:
+        mlflow.log_artifacts(str(tmp_path / "chips"), "chips")
+    facts = {"gsd": 0.1, "chips": prepared.info.run_id, "multiple": 1}
+    tracking.register("hamlets")
+    for validated_on in (prepared.info.run_id, line.chips):
+        steps = [{"chips": chips_run, "fold": None} for chips_run in (prepared.info.run_id, validated_on)]
+        with tracking.run("train", {}) as trained:
+            version = {**facts, "run": trained.info.run_id, "trained_on": steps}
+            tracking.log_model(network(4, -1), version, name="hamlets")
+    fair, seen = "models:/hamlets/1", "models:/hamlets/2"
+
+    with pytest.raises(InputError, match="hamlets version 1 has no threshold yet: evaluate it on its validation chips"):
+        run("evaluate", evaluate, model=fair, split="test")
+    validated = run("evaluate", evaluate, model=fair, promote="false")
+    tags = MlflowClient().get_model_version("hamlets", "1").tags
+    tested = run("evaluate", evaluate, model=fair, split="test")
+    for name in ("threshold", "temperature"):
+        assert tested.data.metrics[name] == pytest.approx(validated.data.metrics[name], abs=1e-4)
+    assert MlflowClient().get_model_version("hamlets", "1").tags == tags
+    assert "champion" not in MlflowClient().get_registered_model("hamlets").aliases
+    page, found = report(tested)
+    assert found["chips"] == (index.split == "test").sum()
+    assert f"{found['chips']} test chips" in page
+    assert "nothing was chosen" in page
+
+    client = MlflowClient()
+    for tag, value in (("threshold", "0.99"), (tracking.TEMPERATURE, "1")):  # at which this model finds nothing
+        client.set_model_version_tag("hamlets", "1", tag, value)
+    assert run("evaluate", evaluate, model=fair, split="test").data.metrics["recall"] == 0
+    client.set_model_version_tag("hamlets", "1", tracking.EVALUATED_ON, line.chips)
+    for model in (fair, seen):  # threshold chosen there; epoch chosen there
+        with pytest.raises(
+            InputError, match=r"of the \d+ test chips lie on ground that hamlets version \d was validated"
+        ):
+            run("evaluate", evaluate, model=model, split="test")
+    with pytest.raises(InputError, match="split=test: these chips have none; `prepare` holds ground out for it with"):
+        run("evaluate", evaluate, model=f"models:/{NAME}/1", split="test")

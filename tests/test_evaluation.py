@@ -26,7 +26,7 @@ def kept(made, tmp_path_factory) -> evaluation.Predictions:
 
 @pytest.fixture(scope="module")
 def evaluated(kept) -> evaluation.Evaluation:
-    return evaluation.evaluate(kept, calibrate=False)
+    return evaluation.evaluate(kept, temperature=1.0)
 
 
 def test_counts_are_those_of_the_valid_pixels(evaluated, made):
@@ -49,7 +49,7 @@ def test_parts_add_up_to_the_whole(evaluated, by):
 
 
 def test_a_place_is_scored_on_its_own_chips(evaluated, made, tmp_path):
-    alone = evaluation.evaluate(predicted(made, made.select("validation"), tmp_path), calibrate=False)
+    alone = evaluation.evaluate(predicted(made, made.select("validation"), tmp_path), temperature=1.0)
     row = evaluated.table("place", 50).set_index("place").loc["kam"]
     assert row.iou == alone.counts(50).iou
     assert alone.table("place", 50).place.tolist() == ["kam"]
@@ -91,7 +91,7 @@ def test_a_picture_has_a_row_for_each_chip(made):
 
 
 def test_calibration_moves_the_threshold_and_no_score(kept, evaluated):
-    found = evaluation.evaluate(kept, calibrate=True)
+    found = evaluation.evaluate(kept, temperature=None)
     assert found.temperature != 1
     assert found.counts(found.best_threshold) == evaluated.counts(evaluated.best_threshold)
     # The mask that predict makes: percent of the calibrated probability, at the threshold.

@@ -25,8 +25,9 @@ def chips_of(scene: str, place: str, *, rows: int, cols: int, transform: Affine 
     return gpd.GeoDataFrame(frame, geometry=[raster.outline(own, w) for w in windows], crs="EPSG:4326")
 
 
-def split(index, *, validation, block_m, seed):
-    return ground.apart(ground.assign(index, validation=validation, folds=None, block_m=block_m, seed=seed))
+def split(index, *, validation, block_m, seed, test=None):
+    assigned = ground.assign(index, validation=validation, test=test, folds=None, block_m=block_m, seed=seed)
+    return ground.apart(assigned)
 
 
 def covered(index: gpd.GeoDataFrame) -> shapely.Geometry:
@@ -101,8 +102,80 @@ def test_scenes_on_the_same_ground_share_none_after_the_split(shift):
     assert len(dropped) == {0: 6, 16: 6, 32: 8, 33: 6}[shift]
     train, validation = (covered(kept[kept.split == name]) for name in ("train", "validation"))
     assert train.distance(validation) > 0
-    with pytest.raises(InputError, match="lie on the ground of validation chips"):
+    with pytest.raises(InputError, match="training chips lie on the ground of validation chips"):
         ground.check_apart(index.assign(split=np.where(index.place == "dar", "validation", "train")))
+
+
+@given(
+    st.integers(4, 12),
+    st.integers(4, 12),
+    st.sampled_from([32, 20, 8]),
+    st.floats(0.05, 0.5),
+    st.floats(0.05, 0.5),
+    st.integers(0, 9),
+)
+def test_training_validation_and_test_are_apart_from_one_another(rows, cols, stride, validation, test, seed):
+    index = chips_of("a1", "acc", rows=rows, cols=cols, stride=stride)
+    try:
+        kept, dropped = split(index, validation=str(validation), test=str(test), block_m=9.0, seed=seed)
+    except InputError:
+        assume(False)
+    assert sorted([*kept.id, *dropped.id]) == sorted(index.id)
+    parts = {name: covered(some) for name, some in kept.groupby("split")}
+    assert set(parts) == {"train", "validation", "test"}
+    for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        assert parts[one].distance(parts[other]) > 0.5
+    assert "test" not in set(dropped.split)  # all others give way to it
+    more = ground.assign(index, validation=str(validation / 2), test=str(test), folds=None, block_m=9.0, seed=seed)
+    assert set(more[more.split == "test"].id) == set(kept[kept.split == "test"].id)  # whatever validation is
+
+
+def test_shares_of_validation_and_test_are_those_of_all_chips_that_no_name_took():
+    index = pd.concat(
+        [chips_of("a1", "acc", rows=40, cols=40), chips_of("k", "kam", rows=40, cols=40, transform=ELSEWHERE)],
+        ignore_index=True,
+    )
+    both = ground.assign(index, validation="0.1", test="0.2", folds=None, block_m=9.6, seed=3)
+    shares = both.split.value_counts(normalize=True)
+    assert shares.test == pytest.approx(0.2, abs=0.01)
+    assert shares.validation == pytest.approx(0.1, abs=0.01)
+    named = ground.assign(index, validation="0.2", test="kam", folds=None, block_m=9.6, seed=3)
+    assert set(named[named.split == "test"].scene) == {"k"}
+    assert (named.split == "validation").mean() == pytest.approx(0.2, abs=0.01)
+    named = ground.assign(index, validation="kam", test="0.2", folds=None, block_m=9.6, seed=3)
+    assert set(named[named.split == "validation"].scene) == {"k"}
+    assert (named.split == "test").mean() == pytest.approx(0.2, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("validation", "test", "message"),
+    [
+        ("k", "kam", "16 chips of validation=k are in test=kam as well"),
+        ("acc", "kam", "validation=acc puts 16 of 16 chips into validation; every split needs some"),
+        ("0.2", "2", "test=2 is neither a share between 0 and 1"),
+        ("0.2", "zzz", r"test=zzz is neither .* a1, acc, k, kam"),
+    ],
+)
+def test_test_ground_that_cannot_be_is_refused(validation, test, message):
+    index = pd.concat(
+        [chips_of("a1", "acc", rows=4, cols=4), chips_of("k", "kam", rows=4, cols=4, transform=ELSEWHERE)],
+        ignore_index=True,
+    )
+    with pytest.raises(InputError, match=message):
+        split(index, validation=validation, test=test, block_m=500.0, seed=0)
+
+
+@pytest.mark.parametrize("under", ["train", "validation"])
+def test_chips_on_the_ground_of_test_chips_are_refused(under):
+    over = TRANSFORM @ Affine.translation(64, 0)
+    index = pd.concat(
+        [chips_of("a1", "acc", rows=1, cols=6), chips_of("a2", "dar", rows=1, cols=1, transform=over)],
+        ignore_index=True,
+    )
+    other = "validation" if under == "train" else "train"
+    index["split"] = [*[under] * 4, "unused", other, "test"]
+    with pytest.raises(InputError, match=r"3 \w+ chips lie on the ground of test chips"):
+        ground.check_apart(index)
 
 
 def test_the_made_chips_are_split_by_place(made):
@@ -111,13 +184,14 @@ def test_the_made_chips_are_split_by_place(made):
     assert len(made.select("train")) + len(made.select("validation")) == len(made.index)
 
 
-def test_validation_counts_no_pixel_twice():
+@pytest.mark.parametrize("held_out", ["validation", "test"])
+def test_ground_that_is_scored_counts_no_pixel_twice(held_out):
     index = chips_of("a1", "acc", rows=4, cols=4, stride=20)
     index["row"], index["col"] = np.repeat(np.arange(0, 80, 20), 4), np.tile(np.arange(0, 80, 20), 4)
-    index["split"] = np.where(index.col < 40, "validation", "train")
+    index["split"] = np.where(index.col < 40, held_out, "train")
     thinned = ground.thin(index, step=ground.step_of(size=32, stride=20))
     assert (thinned.split == "train").sum() == (index.split == "train").sum()
-    kept = thinned[thinned.split == "validation"]
+    kept = thinned[thinned.split == held_out]
     assert sorted(zip(kept.row, kept.col, strict=True)) == [(0, 0), (40, 0)]
 
 
@@ -125,7 +199,7 @@ def folded(*, rows: int, cols: int, folds: int, seed: int):
     index = chips_of("a1", "acc", rows=rows, cols=cols)
     place = {"row": np.repeat(np.arange(rows), cols) * 32, "col": np.tile(np.arange(cols), rows) * 32}
     index = index.assign(**place, building_share=(np.arange(len(index)) % 3).astype(float))
-    return ground.assign(index, validation="", folds=folds, block_m=12.8, seed=seed)
+    return ground.assign(index, validation="", test=None, folds=folds, block_m=12.8, seed=seed)
 
 
 @given(st.integers(8, 20), st.integers(8, 20), st.integers(2, 4), st.integers(0, 5), st.floats(0.2, 1))

@@ -69,6 +69,7 @@ AT_HOME = {
 REQUIRED = {
     "prepare": ["--catalog", "c"],
     "compare": ["--models", "a,b"],
+    "protocol": ["--name", "blocks", "--catalog", "c"],
     "predict": ["--images", "i", "--output", "o"],
 }
 VERBS = sorted(path.stem for path in ROOT.glob("entrypoints/*.py") if path.stem != "__init__")

@@ -71,6 +71,22 @@ def test_scenes_can_be_chosen_and_come_from_several_catalogues(tmp_path, run):
     assert set(made.index.scene) == {"a1", "a2"}
 
 
+def test_test_ground_is_held_out_whole(tmp_path, run):
+    made, found = run(catalog=places(tmp_path, every=25), validation="a2", test="kam", empty_share=0)
+    split = {name: found.select(name) for name in ("train", "validation", "test")}
+    assert {name: set(rows.scene) for name, rows in split.items()} == {
+        "train": {"a1"},
+        "validation": {"a2"},
+        "test": {"k1"},
+    }
+    assert split["train"].building_share.all()
+    # Scores see all of the ground: 4 x 5 chips, of which that in the corner shows too little.
+    assert len(split["test"]) == made.data.metrics["test/chips"] == 19
+    assert found.rules["test"] == "kam"
+    rows = json.loads((found.folder / "scenes.json").read_text())
+    assert [row["test"] for row in rows] == [0, 0, 19]
+
+
 def test_every_fold_is_held_out_once_and_touches_no_training(tmp_path, run):
     made, found = run(catalog=places(tmp_path, every=25), folds=3, block_m=1000, empty_share=0.5)
     assert set(found.index.fold) == {0, 1, 2}
@@ -136,12 +152,14 @@ def test_a_dry_run_says_what_would_be_done_and_touches_nothing(tmp_path, monkeyp
     catalog = places(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(mlflow, "start_run", None)
-    words = f"--catalog {catalog} --validation kam --size 64 --workers 1 --dry_run true"
+    words = f"--catalog {catalog} --validation kam --test a2 --size 64 --workers 1 --dry_run true"
     prepare.main(prepare.parse(words.split()))
     shown = capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
     # 200 x 300 pixels are 4 x 5 chips of 64.
-    assert [line.split()[-3:] for line in shown.splitlines()[1:4]] == [["20", "20", "0"]] * 2 + [["20", "0", "20"]]
+    splits = [line.split()[-4:] for line in shown.splitlines()[:4]]
+    assert splits[0] == ["chips", "train", "validation", "test"]
+    assert splits[1:] == [["20", "20", "0", "0"], ["20", "0", "0", "20"], ["20", "0", "20", "0"]]
     assert "about 60 chips of 3 scenes; at most 1 MB to read and 1 MB to write" in shown
 
 

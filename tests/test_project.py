@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
-VERBS = ("prepare", "train", "evaluate", "compare", "predict", "main")
+VERBS = ("prepare", "train", "evaluate", "compare", "protocol", "predict", "main")
+VALUES = {"name": "blocks"}
+"""Of parameters that do not take any word."""
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
 
 
@@ -31,10 +33,10 @@ def test_mlproject_declares_what_cannot_be_left_out(verb, capsys):
     entry = PROJECT["entry_points"][verb]
     declared = entry.get("parameters", {})
     assert entry["command"] == " ".join([f"python -m entrypoints.{verb}", *(f"--{n} {{{n}}}" for n in declared)])
-    words = [word for name in declared for word in (f"--{name}", "x")]
+    words = [word for name in declared for word in (f"--{name}", VALUES.get(name, "x"))]
     import_module(f"entrypoints.{verb}").parse(words)  # complete
     for left_out in declared:
-        words = [word for name in declared if name != left_out for word in (f"--{name}", "x")]
+        words = [word for name in declared if name != left_out for word in (f"--{name}", VALUES.get(name, "x"))]
         with pytest.raises(SystemExit):
             import_module(f"entrypoints.{verb}").parse(words)
         assert left_out in capsys.readouterr().err
@@ -48,6 +50,7 @@ def test_mlproject_declares_what_cannot_be_left_out(verb, capsys):
         ("prepare", "--catalog x --stride 600", "--stride: must be at most the size of 512"),
         ("prepare", "--catalog x --min_valid 2", "--min_valid: must be 0 to 1, got 2"),
         ("prepare", "--catalog x --skip_unreadable yes", "--skip_unreadable: true or false is needed, got yes"),
+        ("prepare", "--catalog x --folds 3 --test kam", "--folds: each fold is held out in turn, leave out test"),
         ("train", "--epochs 0", "--epochs: must be at least 1, got 0"),
         ("train", "--epochs many", "--epochs: a whole number is needed, got many"),
         ("train", "--crop 100", "--crop: must be a multiple of 32, got 100"),
@@ -56,6 +59,20 @@ def test_mlproject_declares_what_cannot_be_left_out(verb, capsys):
         ("evaluate", "--promote maybe", "--promote: true or false is needed, got maybe"),
         ("predict", "--images x --output y --threshold 1", "--threshold: must be 0.01 to 0.99, got 1"),
         ("predict", "--images x --output y --margin 1009", "--margin: must be at most 1008 at a size of 2048"),
+        ("evaluate", "--split train", "--split: invalid choice: 'train'"),
+        ("protocol", "--catalog x --name mine", "--name: invalid choice: 'mine' (choose from 'blocks'"),
+        (
+            "protocol",
+            "--catalog x --name blocks --places a",
+            "--places: of leave-one-place-out alone, got it for blocks",
+        ),
+        (
+            "protocol",
+            "--catalog x --name blocks --train fold=1",
+            "must be name=value of what the protocol does not give",
+        ),
+        ("protocol", "--catalog x --name blocks --train loss", "itself, got loss"),
+        ("protocol", "--catalog x --name blocks --train crop=100", "--crop: must be a multiple of 32, got 100"),
         ("main", "--catalog x", "--catalog: needs --validation and --images beside it"),
     ],
 )
