@@ -468,7 +468,8 @@ def test_the_line_reads_and_writes_s3(sample_line, s3, tmp_path):
     scenes = catalog.scenes(f"{s3}/hil/collection.json")
     words = ["--catalog", f"{s3}/hil/collection.json", "--validation", scenes[0].id, "--workers", "1"]
     prepare.main(prepare.parse(words))
-    (made,) = MlflowClient().search_runs([mlflow.get_experiment_by_name("empty").experiment_id], "status = 'FINISHED'")
+    finished = "status = 'FINISHED' and tags.`ocmlflow.verb` = 'prepare'"
+    (made,) = MlflowClient().search_runs([mlflow.get_experiment_by_name("empty").experiment_id], finished)
     local = sample_line.steps["prepare"].data.metrics["validation/chips"]
     assert made.data.metrics["train/chips"] + made.data.metrics["validation/chips"] == local  # hil was held out there
     predict.main(predict.parse(["--images", scenes[0].image, "--output", f"{s3}/out", "--size", "512"]))
