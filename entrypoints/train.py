@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
     from ocmlflow.chips import Chips
+    from ocmlflow.dataset import Crops
     from ocmlflow.inference import Predict
     from ocmlflow.tracking import Model
+    from ocmlflow.training import Recipe
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,10 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--loss", default="bce+dice", help="bce, dice, focal, jaccard (Lovász), or a sum")
     p.add_argument("--batch_size", type=whole(1), default=8, help="crops a step")
     p.add_argument("--crop", type=whole(32), default=256, help="pixels along a side of a crop, a multiple of 32")
+    p.add_argument(
+        "--augment", type=number(0, 3), default=1.0, help="strength of turns, light, colour, noise; 0 for none"
+    )
+    p.add_argument("--zoom", type=number(1, 2), default=1.18, help="largest zoom of crops, in and out")
     p.add_argument("--learning_rate", type=number(1e-8, 1), default=1e-3, help="highest, after the warm-up")
     p.add_argument("--weight_decay", type=number(0, 1), default=1e-2, help="of AdamW")
     p.add_argument("--warmup", type=number(0, 1), default=0.05, help="share of the steps of rising learning rate")
@@ -180,9 +186,8 @@ def _fit(made: Chips, args: argparse.Namespace, start_from: Model | None, state:
         else models.build(architecture=args.architecture, encoder=args.encoder, pretrained=args.weights == "imagenet")
     )
     model = models.with_probability(network)
-    crops = dataset.Crops(
-        made, side=augment.context(args.crop), batch_size=args.batch_size, seed=args.seed, workers=args.workers
-    )
+    side = augment.context(args.crop, strength=args.augment, zoom=args.zoom)
+    crops = dataset.Crops(made, side=side, batch_size=args.batch_size, seed=args.seed, workers=args.workers)
     # Whole chips are larger than crops: as many pixels a batch as in training, or memory would be set by validation.
     at_once = max(1, args.batch_size * args.crop**2 // made.rules["size"] ** 2)
     rows = made.select("validation")
@@ -198,10 +203,11 @@ def _fit(made: Chips, args: argparse.Namespace, start_from: Model | None, state:
         if epoch == args.epochs or epoch % args.picture_epochs == 0:
             show(epoch)
 
-    names = ("epochs", "crop", "learning_rate", "weight_decay", "warmup", "ema", "patience", "seed")
+    names = ("epochs", "crop", "augment", "zoom", "learning_rate", "weight_decay", "warmup", "ema", "patience", "seed")
     recipe = training.Recipe(**{name: getattr(args, name) for name in names})
     if not state:
         show(0)  # MLflow's page shows this step first
+        mlflow.log_image(_augmented(crops, recipe), "augmented.jpg")
     best_epoch, best = training.fit(
         network,
         crops,
@@ -226,6 +232,24 @@ def _picture(predict: Predict, made: Chips, rows: GeoDataFrame) -> Any:
     chosen = chosen.iloc[np.linspace(0, len(chosen) - 1, 4).astype(int)]
     halves = (chosen.iloc[:2], chosen.iloc[2:])
     return np.concatenate([evaluation.picture(predict, made.folder, half, threshold=50) for half in halves], axis=1)
+
+
+def _augmented(crops: Crops, recipe: Recipe) -> Any:
+    """Sixty-four crops as the network is shown them, with the outlines of their labels."""
+    import keras
+    import numpy as np
+
+    from ocmlflow import labels, pictures
+    from ocmlflow.augment import augment
+
+    seed = keras.random.SeedGenerator(recipe.seed)
+    shown: list[Any] = []
+    while len(shown) < 64:
+        (coded,) = crops[len(shown) // crops.batch_size]
+        made = augment(coded, seed, crop=recipe.crop, strength=recipe.augment, zoom=recipe.zoom)
+        shown += list(keras.ops.convert_to_numpy(made).round().astype(np.uint8))
+    drawn = [pictures.outlined(chip[..., :3], *labels.decode(chip[..., 3])) for chip in shown[:64]]
+    return pictures.sheet([drawn[number : number + 8] for number in range(0, 64, 8)])
 
 
 def _metric(name: str) -> str:

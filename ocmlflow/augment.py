@@ -1,67 +1,142 @@
-"""A batch, to an augmented batch, on the device: one draw moves image, label and validity together."""
+"""A batch, to an augmented batch, on the device: one draw moves image, label and validity together.
+
+At strength 1, and in proportion at others: rotation by up to 15 degrees, a tenth of shear, light and colour, and for a
+share of the chips noise, blur or sharpening, half the resolution, and holes. At 0 only the eight symmetries and the zoom
+are left.
+"""
 
 import math
 from typing import Any, TypeAlias
 
 import keras
+import numpy as np
 from keras import ops, random
+
+from ocmlflow.labels import NOT_VALID
 
 Tensor: TypeAlias = Any  # of whichever backend
 
-SCALE = 1.18
-"""Largest zoom in or out: the model must hold at resolutions a little off its own."""
 ANGLE = math.radians(15)
-"""Largest rotation beside the eight symmetries."""
+SHEAR = 0.1
+RARE = 0.2
+"""Share of the chips that noise, lower resolution and holes each come upon."""
+HOLE = 0.25
+"""Longest side of a hole, of the crop's."""
+_BINOMIAL = np.outer([1, 4, 6, 4, 1], [1, 4, 6, 4, 1]).astype(np.float32)[..., np.newaxis, np.newaxis] / 256
+_HUE = np.array([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]], np.float32) / math.sqrt(3)
+"""What a small turn about the grey axis adds to a colour, for each radian."""
 
 
-def context(crop: int) -> int:
+def context(crop: int, *, strength: float, zoom: float) -> int:
     """Side of the square that a crop of `crop` pixels is cut from, so that zooming and turning show no border."""
-    return math.ceil(crop * SCALE * (math.cos(ANGLE) + math.sin(ANGLE)))
+    angle, shear = _angle(strength), SHEAR * strength
+    return math.ceil(crop * zoom * ((1 + shear) * math.cos(angle) + math.sin(angle)))
 
 
-def augment(coded: Tensor, seed: keras.random.SeedGenerator, *, crop: int) -> Tensor:
+def augment(coded: Tensor, seed: keras.random.SeedGenerator, *, crop: int, strength: float, zoom: float) -> Tensor:
     """(batch, crop, crop, 4) float32 of a (batch, side, side, 4) uint8 batch: RGB 0..255 and the coded label.
 
-    `side` is that of `context`, or at least `crop`; what a turn brings in from beyond it is not valid.
+    `side` is that of `context`, or at least `crop`; what a turn brings in from beyond it is not valid. `zoom` is the
+    largest, in and out.
     """
-    coded = _symmetry(ops.cast(coded, "float32"), seed)
-    image, label = _zoom_and_turn(coded[..., :3], coded[..., 3:], seed)
+    coded = ops.cast(coded, "float32")
+    image, label = _move(coded[..., :3], coded[..., 3:], seed, strength, zoom)
     margin = (coded.shape[1] - crop) // 2
     inner = slice(margin, margin + crop)
-    return ops.concatenate([_colour(image[:, inner, inner], seed), label[:, inner, inner]], axis=-1)
+    image, label = image[:, inner, inner], label[:, inner, inner]
+    if strength:
+        image = _focus(image, seed, strength)
+        image = _colour(image, seed, strength)
+        image = _noise(image, seed, strength)
+        image, label = _holes(image, label, seed, strength)
+    return ops.concatenate([ops.clip(image, 0.0, 255.0), label], axis=-1)
 
 
-def _symmetry(x: Tensor, seed: keras.random.SeedGenerator) -> Tensor:
-    """One of the eight symmetries of the square for each chip."""
-    draw = random.uniform((3, ops.shape(x)[0], 1, 1, 1), seed=seed)
-    x = ops.where(draw[0] < 0.5, ops.flip(x, axis=2), x)
-    x = ops.where(draw[1] < 0.5, ops.flip(x, axis=1), x)
-    return ops.where(draw[2] < 0.5, ops.transpose(x, (0, 2, 1, 3)), x)
+def _angle(strength: float) -> float:
+    return min(ANGLE * strength, math.pi / 4)  # the symmetries do the rest
 
 
-def _zoom_and_turn(image: Tensor, label: Tensor, seed: keras.random.SeedGenerator) -> tuple[Tensor, Tensor]:
+def _move(
+    image: Tensor, label: Tensor, seed: keras.random.SeedGenerator, strength: float, zoom: float
+) -> tuple[Tensor, Tensor]:
+    """One of the eight symmetries of the square, zoomed, turned and sheared about the middle."""
     batch, side = ops.shape(image)[0], image.shape[1]
-    zoom = ops.exp(random.uniform((batch,), -math.log(SCALE), math.log(SCALE), seed=seed))
-    angle = random.uniform((batch,), -ANGLE, ANGLE, seed=seed)
-    a, b = zoom * ops.cos(angle), zoom * ops.sin(angle)
+
+    def draw(most: float) -> Tensor:
+        return random.uniform((batch,), -most, most, seed=seed)
+
+    scale, angle, shear = ops.exp(draw(math.log(zoom))), draw(_angle(strength)), draw(SHEAR * strength)
+    cos, sin = scale * ops.cos(angle), scale * ops.sin(angle)
+    # From a pixel (x, y) of the result to one of the input: x' = a x + b y + c, y' = d x + e y + f.
+    a, b, d, e = cos, shear * cos - sin, sin, shear * sin + cos
+    turned = random.uniform((3, batch), seed=seed) < 0.5
+    across, down = ops.where(turned[0], -1.0, 1.0), ops.where(turned[1], -1.0, 1.0)
+    a, d, b, e = across * a, across * d, down * b, down * e
+    a, b, d, e = (ops.where(turned[2], *pair) for pair in ((b, a), (a, b), (e, d), (d, e)))
     centre = (side - 1) / 2
     zero = ops.zeros_like(a)
-    # From a pixel (x, y) of the result to one of the input: x' = a x - b y + c, y' = b x + a y + f.
-    rows = [a, -b, centre - a * centre + b * centre, b, a, centre - b * centre - a * centre, zero, zero]
-    matrix = ops.stack(rows, axis=1)
-    # Interpolated labels are no labels: nearest for them, and 255 (not valid) from beyond the edge.
+    matrix = ops.stack([a, b, centre * (1 - a - b), d, e, centre * (1 - d - e), zero, zero], axis=1)
+    # Interpolated labels are no labels: nearest for them, and not valid from beyond the edge.
     return (
         ops.image.affine_transform(image, matrix, interpolation="bilinear", fill_mode="constant", fill_value=0),
-        ops.image.affine_transform(label, matrix, interpolation="nearest", fill_mode="constant", fill_value=255),
+        ops.image.affine_transform(label, matrix, interpolation="nearest", fill_mode="constant", fill_value=NOT_VALID),
     )
 
 
-def _colour(image: Tensor, seed: keras.random.SeedGenerator) -> Tensor:
-    """Brightness, contrast, and the balance of the channels, a little off for each chip."""
+def _focus(image: Tensor, seed: keras.random.SeedGenerator, strength: float) -> Tensor:
+    """Blurred or sharpened a little, and some chips at half their resolution."""
+    batch, side = ops.shape(image)[0], image.shape[1]
+    smooth = ops.depthwise_conv(_edged(image), np.repeat(_BINOMIAL, 3, axis=2), padding="valid")
+    weight = ops.minimum(random.uniform((batch, 1, 1, 1), -0.5, 1.0, seed=seed) * strength, 1.0)
+    image += weight * (smooth - image)
+    if side % 2:
+        return image
+    half = ops.average_pool(image, 2)
+    coarse = ops.image.resize(half, (side, side), interpolation="bilinear")
+    return ops.where(_rarely(batch, seed, strength), coarse, image)
+
+
+def _edged(image: Tensor) -> Tensor:
+    """The image with two more pixels on each side, or blurred borders would be dark."""
+    return ops.pad(image, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")
+
+
+def _colour(image: Tensor, seed: keras.random.SeedGenerator, strength: float) -> Tensor:
+    """Brightness, contrast, gamma, saturation, hue and the balance of the channels, a little off for each chip."""
     batch = ops.shape(image)[0]
-    contrast = random.uniform((batch, 1, 1, 1), 0.75, 1.3, seed=seed)
-    brightness = random.uniform((batch, 1, 1, 1), -30.0, 30.0, seed=seed)
-    balance = random.uniform((batch, 1, 1, 3), 0.92, 1.08, seed=seed)
+
+    def factor(most: float, channels: int = 1) -> Tensor:
+        return ops.exp(strength * random.uniform((batch, 1, 1, channels), -most, most, seed=seed))
+
     mean = ops.mean(image, axis=(1, 2, 3), keepdims=True)
-    changed = ((image - mean) * contrast + mean) * balance + brightness
-    return ops.clip(changed, 0.0, 255.0)
+    image = ((image - mean) * factor(0.27) + mean) * factor(0.08, 3)
+    image += strength * random.uniform((batch, 1, 1, 1), -30.0, 30.0, seed=seed)
+    grey = ops.mean(image, axis=-1, keepdims=True)
+    image = (image - grey) * factor(0.3) + grey
+    image += strength * random.uniform((batch, 1, 1, 1), -0.1, 0.1, seed=seed) * ops.matmul(image, _HUE.T)
+    return 255.0 * (ops.clip(image, 0.0, 255.0) / 255.0 + 1e-6) ** factor(0.2)
+
+
+def _noise(image: Tensor, seed: keras.random.SeedGenerator, strength: float) -> Tensor:
+    batch = ops.shape(image)[0]
+    most = ops.where(_rarely(batch, seed, strength), 12.0 * strength, 0.0)
+    amount = most * random.uniform((batch, 1, 1, 1), seed=seed)
+    return image + amount * random.normal(ops.shape(image), seed=seed)
+
+
+def _holes(image: Tensor, label: Tensor, seed: keras.random.SeedGenerator, strength: float) -> tuple[Tensor, Tensor]:
+    """Some chips with a rectangle of their mean colour, in which nothing is to be learnt: a roof beside it is to be
+    told by less of its surroundings."""
+    batch, side = ops.shape(image)[0], image.shape[1]
+    middle = random.uniform((2, batch, 1, 1, 1), 0, side, seed=seed)
+    half = random.uniform((2, batch, 1, 1, 1), 0.25, 1.0, seed=seed) * HOLE * side / 2
+    line = ops.arange(side, dtype="float32")
+    row, col = ops.reshape(line, (1, side, 1, 1)), ops.reshape(line, (1, 1, side, 1))
+    inside = ops.logical_and(ops.abs(row - middle[0]) < half[0], ops.abs(col - middle[1]) < half[1])
+    inside = ops.logical_and(inside, _rarely(batch, seed, strength))
+    mean = ops.mean(image, axis=(1, 2), keepdims=True)
+    return ops.where(inside, mean, image), ops.where(inside, float(NOT_VALID), label)
+
+
+def _rarely(batch: Any, seed: keras.random.SeedGenerator, strength: float) -> Tensor:
+    return random.uniform((batch, 1, 1, 1), seed=seed) < RARE * strength

@@ -30,6 +30,10 @@ class Recipe:
     epochs: int
     crop: int
     """Pixels along a side of what the network sees in training."""
+    augment: float
+    """Strength of the augmentation, 1 as `augment` describes it."""
+    zoom: float
+    """Largest, in and out."""
     learning_rate: float
     """At its highest, after the warm-up; then down to a fiftieth along a cosine."""
     weight_decay: float
@@ -49,18 +53,19 @@ class Learner(keras.Model):
     metrics see the label that was moved with its image.
     """
 
-    def __init__(self, network: keras.Model, loss: Loss, *, crop: int, seed: int) -> None:
+    def __init__(self, network: keras.Model, loss: Loss, recipe: Recipe) -> None:
         super().__init__()
         self.network = network
         self.chip_loss = loss
-        self.crop = crop
-        self.seed = keras.random.SeedGenerator(seed)
+        self.recipe = recipe
+        self.seed = keras.random.SeedGenerator(recipe.seed)
         self.scores = PooledScores()
         self.built = True  # or Keras would try it, without augmentation, on sides that only augmentation makes fit
 
     def call(self, coded: Tensor, training: bool = False) -> Tensor:
         if training:
-            coded = augment(coded, self.seed, crop=self.crop)
+            recipe = self.recipe
+            coded = augment(coded, self.seed, crop=recipe.crop, strength=recipe.augment, zoom=recipe.zoom)
         coded = ops.cast(coded, "float32")
         image, label = coded[..., :3], coded[..., 3:]
         logits = self.network(ops.cast(ops.round(image), "uint8"), training=training)
@@ -190,7 +195,7 @@ def fit(
     `save(file)` with the state of the training then; with `resume`, such a file, it goes on there.
     """
     steps = len(train) * recipe.epochs
-    learner = Learner(network, loss, crop=recipe.crop, seed=recipe.seed)
+    learner = Learner(network, loss, recipe)
     learner.compile(optimizer=_optimizer(network, recipe, steps), jit_compile="auto")
     reporter = Reporter(network, len(train) * train.batch_size, report, recipe.patience)
     with tempfile.TemporaryDirectory() as folder:

@@ -3,14 +3,17 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from ocmlflow import augment as module
 from ocmlflow.augment import augment, context
 
 CROP = 32
-SIDE = context(CROP)
+ZOOM = 1.18
+SIDE = context(CROP, strength=1, zoom=ZOOM)
 
 
-def augmented(coded: np.ndarray, *, seed: int = 0) -> np.ndarray:
-    return keras.ops.convert_to_numpy(augment(coded, keras.random.SeedGenerator(seed), crop=CROP))
+def augmented(coded: np.ndarray, *, seed: int = 0, strength: float = 1) -> np.ndarray:
+    generator = keras.random.SeedGenerator(seed)
+    return keras.ops.convert_to_numpy(augment(coded, generator, crop=CROP, strength=strength, zoom=ZOOM))
 
 
 def painted(label: np.ndarray) -> np.ndarray:
@@ -33,16 +36,36 @@ def test_a_roof_moves_with_its_label():
     label = np.zeros((SIDE, SIDE), np.uint8)
     label[8:30, 10:22] = 1
     label[20:40, 30:40] = 1
-    for chip in augmented(np.stack([painted(label)] * 12)):
-        drawn, brightness = chip[..., 3] == 1, chip[..., :3].mean(axis=-1)
-        bright = brightness > (brightness.min() + brightness.max()) / 2
-        assert 0 < drawn.sum() < drawn.size
-        inside, outside = (ndimage.binary_erosion(where, border_value=1) for where in (drawn, ~drawn))
-        assert bright[inside].all()
-        assert not bright[outside].any()
+    for chip in augmented(np.stack([painted(label)] * 24)):
+        brightness = chip[..., :3].mean(axis=-1)
+        # Light, blur and noise are other for each chip: three pixels from outlines, halfway tells roof from ground.
+        roof, ground = (ndimage.binary_erosion(chip[..., 3] == n, iterations=3, border_value=1) for n in (1, 0))
+        assert roof.any()
+        assert brightness[roof].min() > (brightness[roof].mean() + brightness[ground].mean()) / 2
+        assert brightness[ground].max() < (brightness[roof].mean() + brightness[ground].mean()) / 2
 
 
-def test_the_context_keeps_borders_out_of_sight():
+def test_holes_are_of_one_colour_and_not_valid(monkeypatch):
+    monkeypatch.setattr(module, "RARE", 1)
+    draw = np.random.default_rng(0)
+    coded = np.concatenate([draw.integers(0, 256, (8, SIDE, SIDE, 3)), draw.integers(0, 2, (8, SIDE, SIDE, 1))], -1)
+    for chip in augmented(coded.astype(np.uint8)):
+        hole = chip[..., 3] == 255
+        assert 0 < hole.sum() <= (module.HOLE * CROP + 1) ** 2
+        assert np.ptp(chip[hole][:, :3], axis=0).max() < 1e-3
+        assert hole.any(axis=0).sum() * hole.any(axis=1).sum() == hole.sum()  # a rectangle
+
+
+def test_without_strength_and_zoom_the_eight_symmetries_are_left():
+    chip = np.random.default_rng(0).integers(0, 256, (CROP, CROP, 4)).astype(np.uint8)
+    views = [np.rot90(side, turns) for side in (chip, chip[:, ::-1]) for turns in range(4)]
+    found = augment(np.stack([chip] * 64), keras.random.SeedGenerator(0), crop=CROP, strength=0, zoom=1)
+    met = {next(n for n, view in enumerate(views) if np.allclose(view, made, atol=0.05)) for made in np.array(found)}
+    assert met == set(range(8))
+
+
+def test_the_context_keeps_borders_out_of_sight(monkeypatch):
+    monkeypatch.setattr(module, "RARE", 0)  # no holes
     ground = np.stack([painted(np.zeros((SIDE, SIDE), np.uint8))] * 64)
     assert set(np.unique(augmented(ground)[..., 3])) == {0}
     assert 255 in augmented(ground[:, :CROP, :CROP])[..., 3]
@@ -59,7 +82,9 @@ def test_the_seed_decides_and_every_draw_is_another():
     np.testing.assert_array_equal(augmented(coded), augmented(coded))
     assert not np.array_equal(augmented(coded), augmented(coded, seed=1))
     seed = keras.random.SeedGenerator(0)
-    first, second = (keras.ops.convert_to_numpy(augment(coded, seed, crop=CROP)) for _ in range(2))
+    first, second = (
+        keras.ops.convert_to_numpy(augment(coded, seed, crop=CROP, strength=1, zoom=ZOOM)) for _ in range(2)
+    )
     assert not np.array_equal(first, second)
     twins = augmented(np.stack([coded[0], coded[0]]))
     assert not np.array_equal(twins[0], twins[1])
@@ -67,4 +92,4 @@ def test_the_seed_decides_and_every_draw_is_another():
 
 @pytest.mark.parametrize("crop", [32, 64, 256])
 def test_context_is_a_little_more_than_the_crop(crop):
-    assert crop < context(crop) < 1.5 * crop
+    assert context(crop, strength=0, zoom=1) == crop < context(crop, strength=1, zoom=1.18) < 1.6 * crop

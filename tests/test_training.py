@@ -11,7 +11,16 @@ from ocmlflow.augment import context
 from ocmlflow.errors import InputError
 
 RECIPE = training.Recipe(
-    epochs=3, crop=16, learning_rate=0.05, weight_decay=1e-4, warmup=0.1, ema=0, patience=None, seed=3
+    epochs=3,
+    crop=16,
+    augment=1,
+    zoom=1.1,
+    learning_rate=0.05,
+    weight_decay=1e-4,
+    warmup=0.1,
+    ema=0,
+    patience=None,
+    seed=3,
 )
 NAMES = {f"{part}{name}" for part in ("", "val_") for name in ("loss", "iou", "precision", "recall")}
 
@@ -33,7 +42,13 @@ def fit(
 
     best_epoch, best = training.fit(
         network,
-        dataset.Crops(made, side=context(RECIPE.crop), batch_size=4, seed=RECIPE.seed, workers=1),
+        dataset.Crops(
+            made,
+            side=context(RECIPE.crop, strength=RECIPE.augment, zoom=RECIPE.zoom),
+            batch_size=4,
+            seed=RECIPE.seed,
+            workers=1,
+        ),
         dataset.WholeChips(made.folder, made.select("validation"), batch_size=4),
         recipe=recipe,
         loss=loss or losses.named("bce+dice"),
