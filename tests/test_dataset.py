@@ -1,4 +1,5 @@
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -77,6 +78,14 @@ def test_whole_chips_come_once_and_in_order(made):
     np.testing.assert_array_equal(found, [chips.read(made.folder, row) for row in rows.itertuples()])
 
 
+def test_the_last_batch_is_filled_up_for_all_devices(made):
+    rows = made.select("validation").iloc[:5]
+    (last,) = dataset.WholeChips(made.folder, rows, batch_size=4, devices=2)[1]
+    assert len(last) == 2
+    np.testing.assert_array_equal(last[0], chips.read(made.folder, next(rows.iloc[[4]].itertuples())))
+    assert (last[1] == NOT_VALID).all()
+
+
 def coded(height: int, width: int, at: tuple[int, int]) -> np.ndarray:
     """A chip whose only building is one pixel; every pixel of the image says where it is."""
     chip = np.zeros((height, width, 4), np.uint8)
@@ -102,12 +111,33 @@ def test_crops_come_from_everywhere():
 
 
 @pytest.mark.parametrize("at_building", [True, False])
+def test_no_crop_is_without_anything_valid(at_building):
+    chip = np.full((64, 64, 4), NOT_VALID, np.uint8)
+    chip[60:, :4, 3] = 0
+    for seed in range(30):
+        found = dataset.crop(chip, side=16, at_building=at_building, draw=np.random.default_rng(seed))
+        assert (found[..., 3] == 0).any()
+
+
+@pytest.mark.parametrize("at_building", [True, False])
 def test_what_lies_beyond_a_small_chip_is_not_valid(at_building):
     found = dataset.crop(coded(5, 20, (2, 3)), side=12, at_building=at_building, draw=np.random.default_rng(0))
     assert found.shape == (12, 12, 4)
     outside = found[..., 3] == NOT_VALID
     assert outside.sum() == 7 * 12
     assert not found[outside, :3].any()
+
+
+def test_crops_of_a_catalogue_come_as_often_as_its_weight_says(made):
+    index = made.index.assign(catalog=["a" if n % 2 else "b" for n in range(len(made.index))])
+    two = replace(made, index=index)
+    settings = {"side": 8, "batch_size": 1, "seed": 0, "workers": 1}
+    even, odd = (dataset.Crops(two, **settings, weights=weights) for weights in ({}, {"a": 0.25}))
+    for before, after in ((even.chances, odd.chances), (even.built_chances, odd.built_chances)):
+        less = (odd.rows.catalog == "a").to_numpy() & (before > 0)
+        more = (odd.rows.catalog == "b").to_numpy() & (before > 0)
+        assert after.sum() == pytest.approx(1)
+        np.testing.assert_allclose((after[less] / before[less]).mean(), 0.25 * (after[more] / before[more]).mean())
 
 
 def test_half_of_the_crops_show_a_building_and_no_scene_drowns_the_other(made):

@@ -97,6 +97,26 @@ def test_features_are_those_of_the_pytorch_network(encoder, side, answers):
     np.testing.assert_allclose(features[0, 3, 3, :4], answers, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("encoder", "skips"), [("efficientnetv2-b0", [112, 48, 32, 16]), ("resnet50", [1024, 512, 256, 64])]
+)
+def test_encoders_of_keras_give_features_at_five_scales(encoder, skips):
+    network = models.build(architecture="unet", encoder=encoder, pretrained=False)
+    assert [network.get_layer(f"decoder{n}_skip").input[1].shape[-1] for n in range(4)] == skips
+    assert network.input.dtype == "uint8"
+    found = network.predict_on_batch(picture(64, 96))
+    assert found.shape == (1, 64, 96, 1)
+    assert np.isfinite(found).all()
+    assert found.std() > 0
+
+
+def test_weights_that_cannot_be_fetched_are_told(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    with pytest.raises(InputError, match=r"weights of ResNet50 are fetched from the internet once, which failed: use"):
+        models.build(architecture="unet", encoder="resnet50", pretrained=True)
+
+
 FRESH = """
 import sys
 sys.modules["ocmlflow"] = None  # importing it fails

@@ -19,6 +19,8 @@ RECIPE = training.Recipe(
     weight_decay=1e-4,
     warmup=0.1,
     ema=0,
+    precision="float32",
+    devices=1,
     patience=None,
     seed=3,
 )
@@ -31,8 +33,8 @@ def fit(
     """A tiny network trained to find white roofs; with the best epoch, its IoU, and the figures of each epoch."""
     keras.utils.set_random_seed(RECIPE.seed)
     image = keras.Input((None, None, 3), dtype="uint8")
-    x = layers.Conv2D(4, 3, padding="same", activation="relu")(layers.Rescaling(1 / 255)(image))
-    network = keras.Model(image, layers.Conv2D(1, 1)(x))
+    x = layers.Conv2D(4, 3, padding="same", activation="elu")(layers.Rescaling(1 / 255)(image))
+    network = keras.Model(image, layers.Conv2D(1, 1, name="logits")(x))
     reports: list[tuple[int, dict[str, float]]] = []
 
     def report(epoch: int, figures: dict[str, float]) -> None:
@@ -49,7 +51,7 @@ def fit(
             seed=RECIPE.seed,
             workers=1,
         ),
-        dataset.WholeChips(made.folder, made.select("validation"), batch_size=4),
+        dataset.WholeChips(made.folder, made.select("validation"), batch_size=4, devices=recipe.devices),
         recipe=recipe,
         loss=loss or losses.named("bce+dice"),
         report=report,
@@ -130,6 +132,18 @@ def test_averaged_weights_lag_behind(made):
     # The same training; over as many steps as there are, its start still counts at the end.
     assert averaged[-1]["loss"] == pytest.approx(plain[-1]["loss"], rel=1e-3)
     assert averaged[-1]["val_loss"] > 1.1 * plain[-1]["val_loss"]
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_floats_learn_much_the_same_and_leave_whole_ones(made, fitted, precision):
+    network, _, best, figures = fit(made, recipe=replace(RECIPE, precision=precision))
+    assert {variable.dtype for variable in network.variables} == {"float32"}
+    assert {layer.compute_dtype for layer in network.layers[1:]} == {"float32"}
+    assert best > 0.5
+    assert figures[-1]["loss"] == pytest.approx(fitted[-1][-1]["loss"], rel=0.1)
+    halved = training.in_precision(network, precision)
+    assert {layer.compute_dtype for layer in halved.layers[1:-1]} == {precision}
+    assert halved.layers[-1].compute_dtype == "float32"
 
 
 def test_training_that_gets_no_better_ends_early(made):

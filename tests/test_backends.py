@@ -1,0 +1,60 @@
+"""The recipe on the other backends of Keras that are installed, and their models on this one."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from ocmlflow import training
+from ocmlflow.errors import InputError
+
+TRAIN = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import numpy as np
+from test_training import RECIPE, fit
+
+from ocmlflow import chips, training
+
+folder, devices = Path(sys.argv[1]), int(sys.argv[2])
+recipe = replace(RECIPE, epochs=2, ema=0.3, devices=devices)
+training.share_out(devices, batch_size=4)
+network, *_, figures = fit(chips.load(folder), recipe=recipe)
+assert figures[-1]["loss"] < figures[0]["loss"], figures
+images = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), np.uint8)
+network.save("trained.keras")
+np.savez("trained.npz", images=images, logits=network.predict_on_batch(images), epochs=len(figures))
+"""
+
+
+@pytest.mark.parametrize(("backend", "devices"), [("jax", 2), ("torch", 1)])
+def test_a_model_trained_on_one_backend_works_on_another(made, tmp_path, backend, devices):
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    environment = {
+        **os.environ,
+        "KERAS_BACKEND": backend,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": os.pathsep.join(str(folder) for folder in (Path(__file__).parents[1], Path(__file__).parent)),
+    }
+    command = [sys.executable, "-c", TRAIN, str(made.folder), str(devices)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = np.load(tmp_path / "trained.npz")
+    assert found["epochs"] == 2
+    network = keras.models.load_model(tmp_path / "trained.keras")
+    np.testing.assert_allclose(network.predict_on_batch(found["images"]), found["logits"], atol=1e-4)
+
+
+def test_devices_that_cannot_be_had_are_told():
+    training.share_out(1, batch_size=3)
+    with pytest.raises(InputError, match=r"devices=2: .* on JAX alone, this is tensorflow: set KERAS_BACKEND=jax"):
+        training.share_out(2, batch_size=4)
