@@ -1,8 +1,8 @@
 """A batch, to an augmented batch, on the device: one draw moves image, label and validity together.
 
 At strength 1, and in proportion at others: rotation by up to 15 degrees, a tenth of shear, light and colour, and for a
-share of the chips noise, blur or sharpening, half the resolution, and holes. At 0 only the eight symmetries and the zoom
-are left.
+share of the chips noise, blur or sharpening, half the resolution, and holes. At 0 only the eight symmetries and the
+zoom are left.
 """
 
 import math
