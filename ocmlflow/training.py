@@ -70,6 +70,10 @@ class Learner(keras.Model):
         if training:
             recipe = self.recipe
             coded = augment(coded, self.seed, crop=recipe.crop, strength=recipe.augment, zoom=recipe.zoom)
+        return self.answer(coded, training)
+
+    def answer(self, coded: Tensor, training: bool) -> Tensor:
+        """Logits, label and valid (batch, height, width, 3) float32 of a coded batch as it is."""
         coded = ops.cast(coded, "float32")
         image, label = coded[..., :3], coded[..., 3:]
         logits = self.network(ops.cast(ops.round(image), "uint8"), training=training)
@@ -203,7 +207,7 @@ def fit(
     steps = len(train) * recipe.epochs
     trained = in_precision(network, recipe.precision)
     learner = Learner(trained, loss, recipe)
-    learner.compile(optimizer=_optimizer(trained, recipe, steps), jit_compile="auto")
+    learner.compile(optimizer=optimizer(trained, recipe, steps), jit_compile="auto")
 
     def tell(epoch: int, figures: dict[str, float]) -> None:
         network.set_weights(trained.get_weights())
@@ -268,7 +272,8 @@ def share_out(devices: int, batch_size: int) -> None:
     keras.distribution.set_distribution(keras.distribution.DataParallel(devices=found[:devices]))
 
 
-def _optimizer(network: keras.Model, recipe: Recipe, steps: int) -> keras.optimizers.Optimizer:
+def optimizer(network: keras.Model, recipe: Recipe, steps: int) -> keras.optimizers.Optimizer:
+    """AdamW (arXiv:1711.05101) with warm-up and cosine decay over that many steps, as the recipe says."""
     warmup = max(1, round(recipe.warmup * steps))
     rate = keras.optimizers.schedules.CosineDecay(
         recipe.learning_rate / 50,
@@ -280,10 +285,10 @@ def _optimizer(network: keras.Model, recipe: Recipe, steps: int) -> keras.optimi
     # A share of the steps, not a fixed number: a short training would never leave its start behind.
     momentum = 1 - 1 / max(1.0, recipe.ema * steps)
     average: dict[str, Any] = {"use_ema": True, "ema_momentum": momentum} if recipe.ema else {}
-    optimizer = keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay, global_clipnorm=1.0, **average)
+    adam = keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay, global_clipnorm=1.0, **average)
     # Scales and offsets are not decayed: it would only fight the batch norm.
-    optimizer.exclude_from_weight_decay(
+    adam.exclude_from_weight_decay(
         var_list=[variable for variable in network.trainable_variables if len(variable.shape) <= 1]
     )
     # Half floats end at 65,504 and 6e-8: the loss is scaled so that gradients fit, as far as they let it.
-    return keras.optimizers.LossScaleOptimizer(optimizer) if recipe.precision == "float16" else optimizer
+    return keras.optimizers.LossScaleOptimizer(adam) if recipe.precision == "float16" else adam

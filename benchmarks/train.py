@@ -1,0 +1,123 @@
+"""What a training step costs beside the network, and how a model holds at resolutions that are not its own.
+
+    python -m benchmarks.train overhead --chips FOLDER
+    python -m benchmarks.train resolutions --chips FOLDER --model models:/open-cities-buildings@candidate
+
+FOLDER is the artifact `chips/` of a `prepare` run. Both print Markdown tables.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import keras
+import mlflow
+import numpy as np
+from PIL import Image
+
+from entrypoints import train
+from ocmlflow import augment, chips, dataset, labels, losses, metrics, models, tracking, training
+
+ROUNDS, STEPS = 5, 20
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("what", choices=("overhead", "resolutions"))
+    p.add_argument("--chips", required=True, type=Path)
+    p.add_argument("--model")
+    args = p.parse_args()
+    made = chips.load(args.chips)
+    overhead(made) if args.what == "overhead" else resolutions(made, args.model)
+
+
+class Cut(keras.utils.PyDataset):
+    """The first batches of another, or its first one again and again."""
+
+    def __init__(self, source: dataset.Crops, *, kept: np.ndarray | None) -> None:
+        super().__init__(workers=source.workers if kept is None else 1, max_queue_size=4)
+        self.source, self.kept, self.batch_size, self.epoch = source, kept, source.batch_size, 0
+
+    def __len__(self) -> int:
+        return STEPS
+
+    def __getitem__(self, number: int) -> tuple[np.ndarray]:
+        return self.source[number] if self.kept is None else (self.kept,)
+
+
+def overhead(made: chips.Chips) -> None:
+    """Seconds a step of the default recipe, and of the same network on one batch in memory that nothing is done to.
+
+    Turn about, in one process each; epochs of STEPS steps, of which the first is not counted.
+    """
+    told = train.parse([])
+    recipe = training.Recipe(**{name: getattr(told, name) for name in training.Recipe.__dataclass_fields__})
+    side = augment.context(recipe.crop, strength=recipe.augment, zoom=recipe.zoom)
+    crops = dataset.Crops(made, side=side, batch_size=told.batch_size, seed=0, workers=told.workers)
+    (batch,) = crops[0]
+    margin = (side - recipe.crop) // 2
+    kept = np.ascontiguousarray(batch[:, margin : margin + recipe.crop, margin : margin + recipe.crop])
+    whole, bare = learner(training.Learner, recipe), learner(Bare, recipe)
+    seconds: dict[str, list[float]] = {"the network on one batch in memory": [], "all of it": []}
+    with tempfile.TemporaryDirectory() as folder:
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        with mlflow.start_run():
+            for number in range(ROUNDS + 1):
+                for taken, model, given in zip(seconds.values(), (bare, whole), (kept, None), strict=True):
+                    start = time.perf_counter()
+                    history = model.fit(Cut(crops, kept=given), verbose=0, shuffle=False).history
+                    if given is None:
+                        mlflow.log_metrics({key: values[0] for key, values in history.items()}, step=number)
+                    if number:
+                        taken.append((time.perf_counter() - start) / STEPS)
+    middle = {name: float(np.median(taken)) for name, taken in seconds.items()}
+    print("| a step | seconds, median | least | most |\n| --- | --- | --- | --- |")
+    for name, taken in seconds.items():
+        print(f"| {name} | {middle[name]:.3f} | {min(taken):.3f} | {max(taken):.3f} |")
+    less, more = middle.values()
+    print(f"loader, augmentation and logging: {more / less - 1:+.1%}")
+
+
+class Bare(training.Learner):
+    """Learns from batches as they are."""
+
+    def call(self, coded: training.Tensor, training: bool = False) -> training.Tensor:
+        return self.answer(coded, training)
+
+
+def learner(kind: type[training.Learner], recipe: training.Recipe) -> training.Learner:
+    network = models.build(architecture="unet", encoder="efficientnet-lite0", pretrained=True)
+    made = kind(network, losses.named("bce+dice"), recipe)
+    made.compile(optimizer=training.optimizer(network, recipe, 1000), jit_compile="auto")
+    return made
+
+
+def resolutions(made: chips.Chips, address: str) -> None:
+    """Pooled IoU of the validation chips when they are shown at other resolutions than the model's."""
+    model = tracking.load_model(address)
+    rows = made.select("validation")
+    print("| metres per pixel, of the model's own | pooled IoU at 0.5 | best |\n| --- | --- | --- |")
+    for times in (0.6, 0.7, 0.85, 1.0, 1.18, 1.4, 1.7):
+        total = np.zeros(0)
+        for row in rows.itertuples():
+            coded = chips.read(made.folder, row)
+            label, valid = labels.decode(coded[..., 3])
+            percents = metrics.percent(seen_at(model.keras, coded[..., :3], times))
+            total = metrics.histogram(percents, label, valid) + (total if total.size else 0)
+        half, best = (metrics.counts(total, threshold=at).iou for at in (50, metrics.best_threshold(total)))
+        print(f"| {times} | {half:.3f} | {best:.3f} |", flush=True)
+
+
+def seen_at(model: keras.Model, image: np.ndarray, times: float) -> np.ndarray:
+    """(height, width) float32 probabilities of an image that is shown at a resolution coarser by that factor."""
+    height, width = image.shape[:2]
+    small = Image.fromarray(image).resize((round(width / times), round(height / times)), Image.Resampling.BILINEAR)
+    missing = [-length % models.STRIDE for length in (small.height, small.width)]
+    padded = np.pad(np.asarray(small), ((0, missing[0]), (0, missing[1]), (0, 0)), mode="reflect")
+    probability = model.predict_on_batch(padded[np.newaxis])[0, : small.height, : small.width, 0]
+    return np.asarray(Image.fromarray(probability).resize((width, height), Image.Resampling.BILINEAR))
+
+
+if __name__ == "__main__":
+    main()
