@@ -117,7 +117,7 @@ def main(args: argparse.Namespace) -> None:
         state = tracking.state_of(before, Path(scratch)) if before else None
         model, best_epoch, best = _fit(made, args, weights, start_from, state)
         # As a file too: that of the model logged, where the steps above end with the last epoch's.
-        mlflow.log_image(_picture(model, made, made.select("validation")), "validation.jpg")
+        mlflow.log_image(_picture(model, made, made.select("validation"), args.devices), "validation.jpg")
         facts = {
             "gsd": made.rules["gsd"],
             "chips": chips_run,
@@ -243,7 +243,7 @@ def _fit(
     mlflow.log_params({"network_parameters": network.count_params(), "keras_backend": keras.backend.backend()})
 
     def show(epoch: int) -> None:
-        mlflow.log_image(_picture(model, made, rows), key="validation chips", step=epoch)
+        mlflow.log_image(_picture(model, made, rows, args.devices), key="validation chips", step=epoch)
 
     def report(epoch: int, figures: dict[str, float]) -> None:
         mlflow.log_metrics({_metric(name): value for name, value in figures.items()}, step=epoch)
@@ -268,9 +268,8 @@ def _fit(
     return model, best_epoch, best
 
 
-def _picture(model: Any, made: Chips, rows: GeoDataFrame) -> Any:
+def _picture(model: Any, made: Chips, rows: GeoDataFrame, devices: int) -> Any:
     """Four validation chips, spread over the places, two beside two: image and label, probability, errors."""
-    import keras
     import numpy as np
 
     from ocmlflow import evaluation
@@ -279,8 +278,8 @@ def _picture(model: Any, made: Chips, rows: GeoDataFrame) -> Any:
     chosen = chosen.iloc[np.linspace(0, len(chosen) - 1, 4).astype(int)]
     halves = (chosen.iloc[:2], chosen.iloc[2:])
 
-    def predict(images: np.ndarray) -> np.ndarray:  # one chip, which `model.predict` would share out to all devices
-        return np.asarray(keras.ops.convert_to_numpy(model(images, training=False)))
+    def predict(images: np.ndarray) -> np.ndarray:  # one chip, which is to be shared out as well
+        return np.asarray(model.predict_on_batch(np.repeat(images, devices, axis=0))[:1])
 
     return np.concatenate([evaluation.picture(predict, made.folder, half, threshold=50) for half in halves], axis=1)
 

@@ -112,6 +112,7 @@ def test_train_logs_every_epoch_dataset_pictures_and_model(sample_line):
     assert dataset.dataset.digest == sample_line.steps["prepare"].data.tags["ocmlflow.chips.digest"]
     assert "train_tier_1/catalog.json" in dataset.dataset.source
     assert [name for name in artifacts(trained, "images") if "validation" in name]
+    assert {"augmented.jpg", "validation.jpg"} < artifacts(trained, None)
     version = client.get_model_version_by_alias(NAME, "candidate")
     assert version.run_id == trained.info.run_id
     assert version.tags["gsd"] == "0.1"
