@@ -25,7 +25,7 @@ from rasterio.windows import Window
 
 from benchmarks.prepare import sparse_scene
 from entrypoints import predict as verb
-from ocmlflow import grid, inference, maps, polygons, raster, resample, tracking, vector
+from ocmlflow import grid, inference, maps, polygons, raster, resample, tracking, vector, windows
 from ocmlflow.catalog import Scene
 from ocmlflow.raster import Pixels
 
@@ -151,8 +151,8 @@ def drawn(image: str, predict: inference.Predict, gsd: float, multiple: int, scr
             vector.convert(made.footprints, made.footprints.with_suffix(suffix))
 
 
-def settings(gsd: float, multiple: int) -> maps.Settings:
-    return maps.Settings(
+def settings(gsd: float, multiple: int) -> windows.Settings:
+    return windows.Settings(
         gsd=gsd,
         multiple=multiple,
         size=OWN.size,

@@ -162,6 +162,14 @@ def planes(dataset: DatasetReader, window: Window) -> tuple[np.ndarray, np.ndarr
         raise _unreadable(dataset, window, error) from error
 
 
+def shrunk(dataset: DatasetReader, shape: tuple[int, int]) -> np.ndarray:
+    """(height, width, 3) uint8 RGB: all of the dataset in so many pixels; InputError as `planes`."""
+    try:
+        return np.moveaxis(dataset.read(_colours(dataset), out_shape=(3, *shape)), 0, -1)
+    except rasterio.errors.RasterioIOError as error:
+        raise _unreadable(dataset, Window(0, 0, dataset.width, dataset.height), error) from error
+
+
 def interleaved(colours: np.ndarray, alpha: np.ndarray) -> Pixels:
     """Pixels of colours (3, height, width) uint8 and alpha (height, width) uint8."""
     seen = alpha > OPAQUE

@@ -24,6 +24,7 @@ from conftest import (
     town,
     write_image,
 )
+from PIL import Image
 from pyproj import Geod, Transformer
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.features import geometry_mask
@@ -31,10 +32,10 @@ from rasterio.windows import Window
 from rio_cogeo.cogeo import cog_validate
 from scipy import ndimage
 
-from ocmlflow import catalog, grid, inference, maps, models, raster, resample, salvage
+from ocmlflow import catalog, grid, inference, maps, models, raster, resample, salvage, windows
 from ocmlflow.errors import InputError
 
-SETTINGS = maps.Settings(
+SETTINGS = windows.Settings(
     gsd=GSD,
     multiple=1,
     size=32,
@@ -49,13 +50,22 @@ SETTINGS = maps.Settings(
 )
 
 
-def settings(**changed) -> maps.Settings:
-    return maps.Settings(**{**vars(SETTINGS), **changed})
+FILES = {"one-mask.tif", "one-probability.tif", "one.parquet", "one.fgb", "one.geojson", "one.jpg"}
 
 
-def draw(href: str, folder, **changed) -> maps.Map:
+def settings(**changed) -> windows.Settings:
+    return windows.Settings(**{**vars(SETTINGS), **changed})
+
+
+def brightness() -> inference.Predict:
+    """A network that can be sent to another process."""
+    return bright
+
+
+def draw(href: str, folder, *, network=brightness, executor=None, **changed) -> maps.Map:
     folder.mkdir(exist_ok=True)
-    return maps.draw(catalog.Scene("one", "", href), bright, folder, settings=settings(**changed), progress=items)
+    how = {"settings": settings(**changed), "progress": items, "executor": executor}
+    return maps.draw(catalog.Scene("one", "", href), network, folder, **how)
 
 
 def footprints(made: maps.Map) -> gpd.GeoDataFrame:
@@ -94,11 +104,7 @@ def test_maps_lie_on_the_scene_s_own_grid(tmp_path, how, batch_size):
     np.testing.assert_array_equal(percent[valid], expected[valid])
     assert (made.pixels, made.building_pixels) == (valid.sum(), (mask == 1).sum())
     assert about["dtype"] == "uint8"
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "one-mask.tif",
-        "one-probability.tif",
-        "one.parquet",
-    ]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
 
 
 def test_footprints_are_those_of_the_mask(tmp_path):
@@ -124,8 +130,8 @@ def test_the_threshold_itself_is_building(tmp_path, threshold, least):
 
 
 def test_what_a_network_says_of_no_imagery_counts_for_nothing(tmp_path, how):
-    scene = catalog.Scene("one", "", write_image(tmp_path / "a.tif", roofs(), hole(70, 90), how=how))
-    made = maps.draw(scene, lambda x: np.ones_like(x[..., :1], np.float32), tmp_path, settings=SETTINGS, progress=items)
+    href = write_image(tmp_path / "a.tif", roofs(), hole(70, 90), how=how)
+    made = draw(href, tmp_path / "out", network=lambda: lambda x: np.ones_like(x[..., :1], np.float32))
     assert made.building_pixels == made.pixels == hole(70, 90).sum()
     assert set(np.unique(read(made.probability)[0][hole(70, 90)])) <= {99, 100}
 
@@ -216,11 +222,14 @@ def test_what_cannot_be_predicted_is_refused_before(tmp_path):
 @pytest.mark.parametrize("crs", [CRS, None])
 def test_an_overview_shows_scene_and_map_side_by_side(tmp_path, crs, monkeypatch):
     href = write_image(tmp_path / "a.tif", roofs(), crs=crs)
-    made = draw(href, tmp_path / "out")
-    assert maps.overview(catalog.Scene("one", "", href), made).shape == (70 + 12, 2 * 90 + 18, 3)
+    picture = np.asarray(Image.open(draw(href, tmp_path / "out").overview)).astype(int)
+    assert picture.shape == (70 + 12, 2 * 90 + 18, 3)
+    scene, found = picture[6:76, 6:96], picture[6:76, 102:192]
+    assert abs(scene[40:50, 30:50] - 230).max() < 10  # white, and tinted red beside it
+    assert (found[40:50, 30:50, 0] > found[40:50, 30:50, 1] + 50).all()
+    assert abs(scene[:25, :60] - found[:25, :60]).mean() < 10
     monkeypatch.setattr(maps, "OVERVIEW", 45)
-    picture = maps.overview(catalog.Scene("one", "", href), made)
-    assert picture.dtype == np.uint8
+    picture = np.asarray(Image.open(draw(href, tmp_path / "out2").overview))
     assert picture.shape == (35 + 12, 2 * 45 + 18, 3)
 
 
@@ -251,10 +260,8 @@ def test_outside_the_area_of_interest_there_is_nothing(tmp_path, gsd, on_own_gri
 
     def drawn(folder, **changed):
         seen.clear()
-        with_it = settings(gsd=gsd, on_own_grid=on_own_grid, batch_size=1, **changed)
-        (tmp_path / folder).mkdir()
-        scene = catalog.Scene("one", "", href)
-        return maps.draw(scene, predict, tmp_path / folder, settings=with_it, progress=items), len(seen)
+        how = {"gsd": gsd, "on_own_grid": on_own_grid, "batch_size": 1, **changed}
+        return draw(href, tmp_path / folder, network=lambda: predict, **how), len(seen)
 
     area = degrees(building(30, 20, 60, 41), building(0, 85, 5, 90))
     (whole, all_windows), (part, some_windows) = drawn("whole"), drawn("part", aoi=area)
@@ -325,8 +332,8 @@ def test_a_broken_block_is_a_named_error_or_a_hole_that_is_listed(tmp_path, gsd,
 
 
 def test_what_was_predicted_before_an_interruption_is_not_predicted_again(tmp_path):
-    scene = catalog.Scene("one", "", write_image(tmp_path / "a.tif", roofs(), hole(70, 90)))
-    whole = draw(scene.image, tmp_path / "whole", batch_size=1)
+    href = write_image(tmp_path / "a.tif", roofs(), hole(70, 90))
+    whole = draw(href, tmp_path / "whole", batch_size=1)
     calls, total = [], len(grid.tiles(70, 90, size=32, margin=4))
 
     def breaking(images):
@@ -337,16 +344,12 @@ def test_what_was_predicted_before_an_interruption_is_not_predicted_again(tmp_pa
 
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            maps.draw(scene, breaking, tmp_path / "out", settings=settings(batch_size=1), progress=items)
-    made = maps.draw(scene, breaking, tmp_path / "out", settings=settings(batch_size=1), progress=items)
+            draw(href, tmp_path / "out", network=lambda: breaking, batch_size=1)
+    made = draw(href, tmp_path / "out", network=lambda: breaking, batch_size=1)
     assert len(calls) <= total + 2
     for name in ("probability", "mask", "footprints"):
         assert getattr(made, name).read_bytes() == getattr(whole, name).read_bytes()
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "one-mask.tif",
-        "one-probability.tif",
-        "one.parquet",
-    ]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
 
 
 FULL = """
