@@ -24,11 +24,11 @@ from shapely.geometry.base import BaseGeometry
 from ocmlflow import grid, inference, labels, mosaic, pictures, polygons, raster, salvage, vector, windows
 from ocmlflow.catalog import Scene
 from ocmlflow.errors import InputError
-from ocmlflow.windows import Network, Plan, Settings
+from ocmlflow.windows import CACHE, Network, Plan, Settings
 
 NODATA = 255
 """In both rasters, where the scene has no imagery."""
-BLOCK = 4 * raster.TILE
+BLOCK = 2 * raster.TILE
 """Side of what is held in memory of a scene's own grid, in pixels."""
 OVERVIEW = 1000
 
@@ -76,7 +76,7 @@ class Map:
 
 def check(scene: Scene, *, settings: Settings) -> Look:
     """What is known of a scene before it is predicted; InputError where it cannot be."""
-    with raster.opened(scene.image, gsd=settings.chip_gsd) as (dataset, own):
+    with raster.opened(scene.image, gsd=settings.chip_gsd, cache=CACHE) as (dataset, own):
         raster.ground_grid(own, gsd=settings.gsd)
         placed = raster.is_placed(dataset)
         if settings.aoi is not None and not placed:
@@ -225,7 +225,7 @@ def _overview(job: _Job, mask: Path, picture: Path) -> Path | None:
         shape = (max(1, round(dataset.height / shrink)), max(1, round(dataset.width / shrink)))
         found = dataset.read(1, out_shape=shape)
     try:
-        with raster.opened(job.plan.scene.image, gsd=job.plan.settings.chip_gsd) as (dataset, _):
+        with raster.opened(job.plan.scene.image, gsd=job.plan.settings.chip_gsd, cache=CACHE) as (dataset, _):
             image = raster.shrunk(dataset, shape)
     except InputError:
         if not job.plan.settings.skip_unreadable:
@@ -242,7 +242,10 @@ def _paint(job: _Job, tide: _Tide, paths: dict[str, Path], counts: _Counts) -> I
     # A submission knows 0 and 1 alone.
     nothing = NODATA if job.plan.placed else 0
     with (
-        raster.opened(job.plan.scene.image, gsd=job.plan.settings.chip_gsd) as (dataset, _),  # this thread's own
+        raster.opened(job.plan.scene.image, gsd=job.plan.settings.chip_gsd, cache=CACHE) as (
+            dataset,
+            _,
+        ),  # this thread's own
         raster.write(paths["probability"], place, nodata=NODATA, **size) as probability,
         raster.write(paths["mask"], place, nodata=NODATA if job.plan.placed else None, **size) as mask,
     ):

@@ -20,6 +20,8 @@ from ocmlflow.catalog import Scene
 RUN = 2
 """Windows side by side that one worker predicts at a time: the second is read while the network sees the first."""
 
+CACHE = 128 << 20
+"""Bytes of decoded blocks that each process keeps: more than that saves no time."""
 Network = Callable[[], inference.Predict]
 """Gives a predict function, the same one each time in one process; can be sent to another."""
 
@@ -70,7 +72,7 @@ class Plan:
 
 def plan(scene: Scene, folder: Path, *, settings: Settings) -> Plan:
     """All windows of a scene, whose results are to lie under `folder`; InputError where it cannot be opened."""
-    with raster.opened(scene.image, gsd=settings.chip_gsd) as (dataset, own):
+    with raster.opened(scene.image, gsd=settings.chip_gsd, cache=CACHE) as (dataset, own):
         ground, placed = raster.ground_grid(own, gsd=settings.gsd), raster.is_placed(dataset)
     how = {"size": settings.size, "margin": settings.margin, "multiple": settings.multiple}
     tiles = grid.tiles(ground.height, ground.width, **how)
@@ -104,7 +106,7 @@ def predict(
     if not todo:
         return
     with (
-        raster.opened(part.scene.image, gsd=settings.chip_gsd) as (dataset, own),
+        raster.opened(part.scene.image, gsd=settings.chip_gsd, cache=CACHE) as (dataset, own),
         resample.on_grid(dataset, own, part.ground) as read,
         # Closed before the dataset is, which its thread may be reading.
         closing(inference.predict_tiles(network(), seen, todo, batch_size=settings.batch_size)) as found,
