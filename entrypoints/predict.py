@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import logging
 import shutil
@@ -76,6 +77,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--margin", type=whole(0), default=160, help="pixels of context seen beyond what is kept")
     p.add_argument("--batch_size", type=whole(1), default=1, help="windows at once")
     p.add_argument("--min_area_m2", type=number(0), default=2.0, help="least area of a footprint")
+    p.add_argument("--squared", type=switch, default=False, help="right-angled footprints; the masks stay as they are")
     p.add_argument(
         "--skip_unreadable", type=switch, default=False, help="what cannot be read counts as no imagery, and is listed"
     )
@@ -117,11 +119,14 @@ class _Task:
 def main(args: argparse.Namespace) -> pd.DataFrame | None:
     """Does it all; returns a row of figures for each scene, or None after a share of it."""
     from ocmlflow import catalog, tracking
+    from ocmlflow.errors import InputError
 
     if args.share:
         _predict_share(args)
         return None
     with tracking.run("predict", vars(args)):
+        if args.squared and not importlib.util.find_spec("buildingregulariser"):
+            raise InputError('squared=true needs the extra: pip install -e ".[squared]"')
         scenes = catalog.images(args.images)
         check_writable(args.output)
         models, settings = _models(args)
@@ -201,6 +206,7 @@ def _settings(args: argparse.Namespace, models: list[Model]) -> Settings:
         chip_gsd=args.chip_gsd or gsd,
         on_own_grid=args.grid == "own",
         aoi=catalog.area(args.aoi) if args.aoi else None,
+        squared=args.squared,
         skip_unreadable=args.skip_unreadable,
     )
 

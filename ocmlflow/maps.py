@@ -208,7 +208,9 @@ def _outline_buildings(job: _Job, blocks: Iterator[polygons.Block], path: Path, 
     # A pixel of the network, in pixels of the map: what is finer is interpolation, not knowledge.
     tolerance = max(1.0, settings.gsd / raster.gsd(job.out))
     name, least = job.plan.scene.id, settings.min_area_m2
-    frames = vector.frames(found, job.out, scene=name, tolerance=tolerance, min_area_m2=least)
+    # The ground grid's CRS is in metres, whatever the scene's own.
+    how = {"squared_in": job.plan.ground.crs if settings.squared else None}
+    frames = vector.frames(found, job.out, scene=name, tolerance=tolerance, min_area_m2=least, **how)
     vector.write(_counted(frames, counts), path)
     for suffix in vector.DRIVERS:
         copy = path.with_suffix(suffix)

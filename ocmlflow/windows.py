@@ -49,6 +49,8 @@ class Settings:
     """Whether the results lie on the scene's own grid, else on that which the network saw."""
     aoi: BaseGeometry | None
     """In degrees (lon, lat); what lies outside counts as no imagery."""
+    squared: bool
+    """Whether footprints are made right-angled."""
     skip_unreadable: bool
     """Whether what cannot be read of a scene counts as no imagery, else it is an error."""
 

@@ -34,6 +34,7 @@ from rasterio.features import geometry_mask
 from rasterio.windows import Window
 from rio_cogeo.cogeo import cog_validate
 from scipy import ndimage
+from shapely import affinity
 
 from ocmlflow import catalog, grid, inference, maps, models, raster, resample, salvage, windows, workers
 from ocmlflow.errors import InputError
@@ -49,6 +50,7 @@ SETTINGS = windows.Settings(
     chip_gsd=GSD,
     on_own_grid=True,
     aoi=None,
+    squared=False,
     skip_unreadable=False,
 )
 
@@ -356,6 +358,22 @@ def test_what_was_predicted_before_an_interruption_is_not_predicted_again(tmp_pa
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
 
 
+@pytest.mark.parametrize("crs", [CRS, "EPSG:4326"])
+def test_squared_footprints_are_right_angled_and_cover_the_same(tmp_path, crs):
+    """A turned rectangle, whose mask is a staircase, gets its four corners back; in degrees too."""
+    transform = TRANSFORM if crs == CRS else Affine(GSD / 111_320, 0, 3.0, 0, -GSD / 111_320, 0.5)
+    roof = affinity.rotate(shapely.box(40, 50, 160, 110), 25)
+    image = noise(160, 200)
+    image[geometry_mask([roof], (160, 200), Affine.identity(), invert=True)] = 230
+    href = write_image(tmp_path / "a.tif", image, crs=crs, transform=transform)
+    plain, square = (footprints(draw(href, tmp_path / str(how), squared=how, size=64)) for how in (False, True))
+    assert len(plain) == len(square) == 1
+    assert (len(plain.geometry[0].exterior.coords) > 6, len(square.geometry[0].exterior.coords)) == (True, 5)
+    drawn = affinity.affine_transform(square.geometry[0], (~transform).to_shapely())
+    assert drawn.intersection(roof).area / drawn.union(roof).area > 0.95
+    assert square.area_m2[0] == pytest.approx(roof.area * GSD**2, rel=0.03)
+
+
 FULL = """
 import resource, signal, sys
 from pathlib import Path
@@ -363,7 +381,7 @@ from conftest import bright, items
 from ocmlflow import catalog, inference, maps, storage, windows
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead, as on a full disk
 href, folder, *limits = sys.argv[1:]
-settings = windows.Settings(0.1, 1, 512, 4, 1, 50, 0, 0.1, True, None, False)
+settings = windows.Settings(0.1, 1, 512, 4, 1, 50, 0, 0.1, True, None, False, False)
 for limit in map(int, limits):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
