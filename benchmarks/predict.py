@@ -113,15 +113,15 @@ def chips(args: argparse.Namespace, scratch: Path) -> None:
     network, facts = network_of(args)
     image = np.random.default_rng(0).integers(0, 256, (16, 512, 512, 3), np.uint8)
     predict = network()
-    print("| chips of 512 px | milliseconds a chip |\n| --- | --- |")
+    print("| chips of 512 px | CPU milliseconds a chip |\n| --- | --- |")
     for count in (1, 4, 16):
         parts = [image[first : first + count] for first in range(0, 16, count)]
         predict(parts[0])
-        seconds, _ = timed(lambda parts=parts: [predict(part) for part in parts * 2])
-        print(f"| the network, {count} at once | {seconds / 32 * 1e3:.0f} |", flush=True)
+        _, cpu = timed(lambda parts=parts: [predict(part) for part in parts * 2])
+        print(f"| the network, {count} at once | {cpu / 32 * 1e3:.0f} |", flush=True)
     for name, using in (("without a network", brightness), ("file to files", network)):
-        seconds, _ = timed(lambda using=using: [drawn(args.image, using, facts["gsd"], 32, scratch) for _ in range(16)])
-        print(f"| {name} | {seconds / 16 * 1e3:.0f} |", flush=True)
+        _, cpu = timed(lambda using=using: [drawn(args.image, using, facts["gsd"], 32, scratch) for _ in range(16)])
+        print(f"| {name} | {cpu / 16 * 1e3:.0f} |", flush=True)
 
 
 def seams(image: str, uri: str) -> None:
