@@ -14,6 +14,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Semaphore
 from typing import TYPE_CHECKING, Any
 
 from entrypoints import (
@@ -44,7 +45,7 @@ log = logging.getLogger(__name__)
 PICTURES = 20
 """Scenes that get a picture in the run."""
 AT_ONCE = 8
-"""Scenes whose windows a Dask cluster predicts at a time; their maps are drawn here."""
+"""Scenes of many windows that a Dask cluster predicts at a time; their maps are drawn here."""
 FORMATS = {
     "footprints": "application/vnd.apache.parquet",
     "flatgeobuf": "application/vnd.flatgeobuf",
@@ -316,26 +317,30 @@ def _maps(scenes: list[Scene], task: _Task, args: argparse.Namespace) -> Iterato
     if args.workers == 1 and not args.scheduler:
         yield from (_timed(scene, task, None) for scene in scenes)
         return
-    at_once = AT_ONCE if args.scheduler else args.workers
+    drawing = Semaphore(AT_ONCE if args.scheduler else args.workers)
     # The threads end after the executor: when one scene fails, what the others wait for is given up first.
-    with ThreadPoolExecutor(at_once) as threads, workers.executor(args.workers, args.scheduler) as executor:
+    with ThreadPoolExecutor(workers.AHEAD) as threads, workers.executor(args.workers, args.scheduler) as executor:
         check_seen(task.folder, args.scheduler, executor)
-        yield from workers.unordered(threads, partial(_timed, task=task, executor=executor), scenes)
+        spread = partial(_timed, task=task, executor=executor, drawing=drawing)
+        yield from workers.unordered(threads, spread, scenes)
 
 
-def _timed(scene: Scene, task: _Task, executor: Executor | None) -> tuple[Scene, Map, float]:
-    """Map a scene; on an executor, all of it on one worker if it is small, else window by window."""
+def _timed(
+    scene: Scene, task: _Task, executor: Executor | None, drawing: Semaphore | None = None
+) -> tuple[Scene, Map, float]:
+    """Map a scene; on an executor, all of it on one worker if it is small, else window by window, drawn here."""
     from ocmlflow import inference, maps, windows
 
     started = time.perf_counter()
     bar = inference.silent if executor else progress
     draw = partial(maps.draw, scene, task.network, task.folder, settings=task.settings, progress=bar)
-    if not executor:
+    if not (executor and drawing):
         made = draw()
     elif len(windows.plan(scene, task.folder, settings=task.settings).tiles) <= windows.RUN:
         made = executor.submit(draw).result()
     else:
-        made = draw(executor=executor)
+        with drawing:
+            made = draw(executor=executor)
     return scene, made, time.perf_counter() - started
 
 

@@ -98,5 +98,11 @@ def _dask(scheduler: str) -> Iterator[Executor]:
         client = distributed.Client(scheduler, timeout=TIMEOUT_S)
     except (OSError, ValueError) as error:
         raise InputError(f"no Dask scheduler answers at {scheduler}: {error}") from error
-    with client, client.get_executor(pure=False) as found:
-        yield found
+    with client:
+        found = client.get_executor(pure=False)
+        try:
+            yield found
+        except BaseException:
+            found.shutdown(wait=False)  # what has not begun is dropped
+            raise
+        found.shutdown()
