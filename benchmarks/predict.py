@@ -1,6 +1,7 @@
 """How fast scenes become maps, against the network alone, in how much memory, and whether windows show.
 
     python -m benchmarks.predict speed --image SCENE.tif --model models:/NAME@champion
+    python -m benchmarks.predict chips --image CHIP.tif --model models:/NAME@champion
     python -m benchmarks.predict seams --image SCENE.tif --model models:/NAME@champion
     python -m benchmarks.predict memory
     python -m benchmarks.predict polygons
@@ -17,15 +18,16 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import rasterio
 from affine import Affine
 from rasterio.windows import Window
 
-from benchmarks.prepare import sparse_scene
 from entrypoints import predict as verb
-from ocmlflow import grid, inference, maps, polygons, raster, resample, tracking, vector
+from ocmlflow import engine, grid, inference, maps, polygons, raster, resample, tracking, vector, windows
 from ocmlflow.catalog import Scene
 from ocmlflow.raster import Pixels
 
@@ -36,14 +38,18 @@ OWN = verb.parse(["--images", "x", "--output", "y"])
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", choices=("speed", "seams", "memory", "polygons", "one"))
+    p.add_argument("what", choices=("speed", "chips", "seams", "memory", "polygons", "alone", "whole"))
     p.add_argument("--image")
     p.add_argument("--model")
+    p.add_argument("--engine", default="openvino", help="of speed and chips")
+    p.add_argument("--work", default=".ocmlflow", help="where the exported model lies")
     args = p.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         if args.what == "speed":
-            speed(args.image, args.model, scratch)
+            speed(args)
+        elif args.what == "chips":
+            chips(args, scratch)
         elif args.what == "seams":
             seams(args.image, args.model)
         elif args.what == "memory":
@@ -51,30 +57,71 @@ def main() -> None:
         elif args.what == "polygons":
             traced(scratch)
         else:
-            seconds = timed(lambda: drawn(args.image, bright, GSD, 1, scratch))
-            print(f"{seconds:.0f} {peak()}")
+            print("{:.2f} {:.2f} {}".format(*(alone if args.what == "alone" else whole)(args, scratch)))
 
 
-def speed(image: str, uri: str, scratch: Path) -> None:
-    from ocmlflow import engine
-
-    model = tracking.load_model(uri)
-    print("| engine | the network alone, Mpx/s of scene | scene to files, Mpx/s | of the network alone | peak MB |")
-    print("| --- | --- | --- | --- | --- |")
-    for name in ("openvino", "keras"):
-        multiple = model.facts["multiple"]
-        predict, _ = engine.predict(model.keras, engine=name, multiple=multiple, folder=scratch)
-        with raster.opened(image) as (dataset, own):
-            target = raster.ground_grid(own, gsd=model.facts["gsd"])
-            tiles = tiles_of(target, OWN.size, OWN.margin, multiple)
-            with resample.on_grid(dataset, own, target) as read:
-                windows = [read(tile.window).image[np.newaxis] for tile in tiles]
-        predict(windows[0])
-        for _ in range(2):  # the second is told: caches are warm for both
-            alone = timed(partial(each, predict, windows))
-            whole = timed(partial(drawn, image, predict, model.facts["gsd"], multiple, scratch))
+def speed(args: argparse.Namespace) -> None:
+    """Each figure from two processes of its own, taken in turns, of which the faster counts."""
+    print("| engine | what | Mpx/s of scene | Mpx per CPU second | peak MB |\n| --- | --- | --- | --- | --- |")
+    with raster.opened(args.image) as (_, own):
         area = own.width * own.height / 1e6
-        print(f"| {name} | {area / alone:.2f} | {area / whole:.2f} | {alone / whole:.2f} | {peak()} |", flush=True)
+    words = ["--image", args.image, "--model", args.model, "--engine", args.engine, "--work", args.work]
+    found: dict[str, list[list[float]]] = {"alone": [], "whole": []}
+    for what in ("alone", "whole") * 2:
+        command = [sys.executable, "-m", "benchmarks.predict", what, *words]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        found[what].append([float(word) for word in done.stdout.split()[-3:]])
+    for what, name in (("alone", "the network alone, on windows in memory"), ("whole", "scene to files")):
+        seconds, cpu, megabytes = (min(values) for values in zip(*found[what], strict=True))
+        print(f"| {args.engine} | {name} | {area / seconds:.2f} | {area / cpu:.2f} | {megabytes:.0f} |", flush=True)
+
+
+def network_of(args: argparse.Namespace) -> tuple[engine.Network, dict[str, Any]]:
+    model = tracking.load_model(args.model)
+    with tempfile.TemporaryDirectory() as folder:
+        fetch = partial(tracking.keras_file, model, Path(folder))
+        how = {"engine": args.engine, "multiple": model.facts["multiple"], "temperature": 1.0}
+        member = engine.member(fetch, model.key, folder=Path(args.work).resolve(), **how)
+    return engine.Network((member,), "none"), model.facts
+
+
+def alone(args: argparse.Namespace, _: Path) -> tuple[float, float, int]:
+    """Seconds, CPU seconds and peak memory of the network on the scene's windows that show imagery."""
+    network, facts = network_of(args)
+    with raster.opened(args.image) as (dataset, own):
+        target = raster.ground_grid(own, gsd=facts["gsd"])
+        tiles = grid.tiles(target.height, target.width, size=OWN.size, margin=OWN.margin, multiple=facts["multiple"])
+        with resample.on_grid(dataset, own, target) as read:
+            seen = [read(tile.window) for tile in tiles]
+    images = [pixels.image[np.newaxis] for pixels in seen if pixels.valid.any()]
+    predict = network()
+    predict(images[0])
+    return *timed(lambda: [predict(image) for image in images]), peak()
+
+
+def whole(args: argparse.Namespace, scratch: Path) -> tuple[float, float, int]:
+    """The same of the scene's way to all files; without a model by a network that costs nothing."""
+    if not args.model:
+        return *timed(lambda: drawn(args.image, brightness, GSD, 1, scratch)), peak()
+    network, facts = network_of(args)
+    network()(np.zeros((1, OWN.size, OWN.size, 3), np.uint8))
+    return *timed(lambda: drawn(args.image, network, facts["gsd"], facts["multiple"], scratch)), peak()
+
+
+def chips(args: argparse.Namespace, scratch: Path) -> None:
+    """What the network gains from windows of several small scenes in one batch, beside all else that a chip costs."""
+    network, facts = network_of(args)
+    image = np.random.default_rng(0).integers(0, 256, (16, 512, 512, 3), np.uint8)
+    predict = network()
+    print("| chips of 512 px | CPU milliseconds a chip |\n| --- | --- |")
+    for count in (1, 4, 16):
+        parts = [image[first : first + count] for first in range(0, 16, count)]
+        predict(parts[0])
+        _, cpu = timed(lambda parts=parts: [predict(part) for part in parts * 2])
+        print(f"| the network, {count} at once | {cpu / 32 * 1e3:.0f} |", flush=True)
+    for name, using in (("without a network", brightness), ("file to files", network)):
+        _, cpu = timed(lambda using=using: [drawn(args.image, using, facts["gsd"], 32, scratch) for _ in range(16)])
+        print(f"| {name} | {cpu / 16 * 1e3:.0f} |", flush=True)
 
 
 def seams(image: str, uri: str) -> None:
@@ -94,7 +141,14 @@ def seams(image: str, uri: str) -> None:
     print(
         "| size | margin | starts at | computed, of the scene | pixels off by 0.02 |\n| --- | --- | --- | --- | --- |"
     )
-    for size, margin, multiple in ((1024, 64, 1), (1024, 64, 32), (1024, 128, 32), (1024, 192, 32), (2048, 160, 32)):
+    for size, margin, multiple in (
+        (1024, 64, 1),
+        (1024, 64, 32),
+        (1024, 128, 32),
+        (1024, 192, 32),
+        (1536, 160, 32),
+        (2048, 160, 32),
+    ):
         tiles = grid.tiles(height, width, size=size, margin=margin, multiple=multiple)
         found = np.zeros_like(expected)
         for tile, probability, _ in inference.predict_tiles(predict, read_again, tiles, batch_size=1):
@@ -104,13 +158,34 @@ def seams(image: str, uri: str) -> None:
 
 
 def memory(scratch: Path) -> None:
-    """With a network that costs nothing, on a scene of which the diagonal holds imagery."""
-    print("| side, pixels | seconds | peak memory, MB |\n| --- | --- | --- |")
+    """With a network that costs nothing, on scenes with a strip and a diagonal of imagery full of roofs."""
+    print("| side, pixels | buildings, MB of GeoParquet | seconds | peak memory, MB |\n| --- | --- | --- | --- |")
     for side in (5_000, 20_000, 60_000):
-        image, _ = sparse_scene(side, scratch)
-        command = [sys.executable, "-m", "benchmarks.predict", "one", "--image", image]
-        found = subprocess.run(command, check=True, capture_output=True, text=True)
-        print("| {} | {} | {} |".format(side, *found.stdout.split()), flush=True)
+        image = roofs(side, scratch)
+        command = [sys.executable, "-m", "benchmarks.predict", "whole", "--image", str(image)]
+        found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        print(f"| {side} | {found[0]} | {float(found[-3]):.0f} | {found[-1]} |", flush=True)
+        image.unlink()
+
+
+def roofs(side: int, scratch: Path) -> Path:
+    """A scene of which a strip of 4,096 pixels, as wide as it is, and squares on the diagonal hold imagery."""
+    path = scratch / f"{side}.tif"
+    profile = {"driver": "GTiff", "height": side, "width": side, "count": 4, "dtype": "uint8", "crs": "EPSG:32630"}
+    profile |= {"transform": Affine(GSD, 0, 500_000, 0, -GSD, 620_000), "tiled": True, "blockxsize": 512}
+    profile |= {"blockysize": 512, "compress": "deflate", "photometric": "RGB", "alpha": "YES"}
+    ground = np.random.default_rng(0).integers(20, 90, (4, 2048, 2048), np.uint8)
+    ground[3] = 255
+    for row in range(20, 2000, 96):
+        for col in range(20, 2000, 80):
+            ground[:3, row : row + 60, col : col + 50] += 140
+    with rasterio.open(path, "w", **profile, sparse_ok=True, bigtiff="YES") as out:
+        for row in range(0, side, 2048):
+            for col in range(0, side, 2048):
+                if row < 4096 or row == col:
+                    height, width = min(2048, side - row), min(2048, side - col)
+                    out.write(ground[:, :height, :width], window=Window(col, row, width, height))
+    return path
 
 
 def traced(scratch: Path) -> None:
@@ -124,7 +199,7 @@ def traced(scratch: Path) -> None:
         place = raster.Grid("EPSG:32630", Affine(GSD, 0, 500_000, 0, -GSD, 620_000), side, side)
         found = polygons.trace(blocks(side, count, maps.BLOCK), width=side)
         frames = vector.frames(found, place, scene="one", tolerance=1, min_area_m2=OWN.min_area_m2)
-        seconds = timed(partial(vector.write, frames, scratch / "a.parquet"))
+        seconds, _ = timed(partial(vector.write, frames, scratch / "a.parquet"))
         with pq.ParquetFile(scratch / "a.parquet") as file:
             print(f"| {side} | {file.metadata.num_rows} | {seconds:.0f} | {peak()} |", flush=True)
 
@@ -143,16 +218,16 @@ def blocks(side: int, count: int, size: int) -> Iterator[polygons.Block]:
         yield polygons.Block(window, np.where(building, np.uint8(80), np.uint8(5)), building)
 
 
-def drawn(image: str, predict: inference.Predict, gsd: float, multiple: int, scratch: Path) -> None:
+def drawn(image: str, network: windows.Network, gsd: float, multiple: int, scratch: Path) -> None:
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        with_all = settings(gsd, multiple)
-        made = maps.draw(Scene("one", "", image), predict, Path(folder), settings=with_all, progress=lambda i, _: i)
-        for suffix in vector.DRIVERS:
-            vector.convert(made.footprints, made.footprints.with_suffix(suffix))
+        how = {"settings": settings(gsd, multiple), "progress": inference.silent}
+        made = maps.draw(Scene("one", "", image), network, Path(folder), **how)
+        if made.footprints:
+            print(f"{made.buildings},{made.footprints.stat().st_size / 1e6:.0f}")
 
 
-def settings(gsd: float, multiple: int) -> maps.Settings:
-    return maps.Settings(
+def settings(gsd: float, multiple: int) -> windows.Settings:
+    return windows.Settings(
         gsd=gsd,
         multiple=multiple,
         size=OWN.size,
@@ -163,27 +238,20 @@ def settings(gsd: float, multiple: int) -> maps.Settings:
         chip_gsd=gsd,
         on_own_grid=True,
         aoi=None,
+        squared=False,
         skip_unreadable=False,
     )
 
 
-def tiles_of(target: raster.Grid, size: int, margin: int, multiple: int) -> list[grid.Tile]:
-    return grid.tiles(target.height, target.width, size=size, margin=margin, multiple=multiple)
+def brightness() -> inference.Predict:
+    return lambda images: images[..., 1:2] / np.float32(255)
 
 
-def each(predict: inference.Predict, windows: list[np.ndarray]) -> None:
-    for window in windows:
-        predict(window)
-
-
-def bright(images: np.ndarray) -> np.ndarray:
-    return images[..., 1:2] / np.float32(255)
-
-
-def timed(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds, and CPU seconds."""
+    started, cpu = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - started
+    return time.perf_counter() - started, time.process_time() - cpu
 
 
 def peak() -> int:

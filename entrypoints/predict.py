@@ -3,28 +3,49 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import logging
 import shutil
+import tempfile
 import time
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from threading import Semaphore
 from typing import TYPE_CHECKING, Any
 
-from entrypoints import MODEL_NAME, check_writable, in_the_making, number, parser, progress, start, switch, whole
+from entrypoints import (
+    MODEL_NAME,
+    check_seen,
+    check_writable,
+    in_the_making,
+    number,
+    parser,
+    progress,
+    share,
+    start,
+    switch,
+    whole,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from ocmlflow.catalog import Scene
-    from ocmlflow.inference import Predict
-    from ocmlflow.maps import Look, Map, Settings
+    from ocmlflow.engine import Network
+    from ocmlflow.maps import Look, Map
     from ocmlflow.tracking import Model
+    from ocmlflow.windows import Settings
 
 log = logging.getLogger(__name__)
 
 PICTURES = 20
 """Scenes that get a picture in the run."""
+AT_ONCE = 8
+"""Scenes of many windows that a Dask cluster predicts at a time; their maps are drawn here."""
 FORMATS = {
     "footprints": "application/vnd.apache.parquet",
     "flatgeobuf": "application/vnd.flatgeobuf",
@@ -53,13 +74,23 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     )
     p.add_argument("--tta", choices=("none", "flips", "d4"), default="none", help="mean of 1, 4 or 8 views")
     p.add_argument("--engine", choices=("auto", "keras", "openvino"), default="auto", help=_ENGINE)
-    p.add_argument("--size", type=whole(64, 8192), default=2048, help="pixels along a side of a window")
+    p.add_argument("--size", type=whole(64, 8192), default=1536, help="pixels along a side of a window")
     p.add_argument("--margin", type=whole(0), default=160, help="pixels of context seen beyond what is kept")
     p.add_argument("--batch_size", type=whole(1), default=1, help="windows at once")
     p.add_argument("--min_area_m2", type=number(0), default=2.0, help="least area of a footprint")
+    p.add_argument("--squared", type=switch, default=False, help="right-angled footprints; the masks stay as they are")
     p.add_argument(
         "--skip_unreadable", type=switch, default=False, help="what cannot be read counts as no imagery, and is listed"
     )
+    p.add_argument(
+        "--share",
+        type=share,
+        default=None,
+        help="I/N, I from 0: predict that part of the windows alone, into a work folder that all parts see; a run "
+        "without it, over the same folder, then makes the maps",
+    )
+    p.add_argument("--workers", type=whole(1), default=1, help=_WORKERS)
+    p.add_argument("--scheduler", default=None, help="tcp://HOST:8786 of a Dask cluster to work in place of them")
     p.add_argument("--work", default=".ocmlflow", help="folder for results in the making; kept if interrupted")
     args = p.parse_args(words)
     if args.size % 32:
@@ -69,6 +100,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+_WORKERS = "processes of this machine that share its cores; one alone uses them all"
 _ENGINE = "what runs the network; auto is openvino where it is installed and there is no GPU"
 
 
@@ -78,42 +110,85 @@ class _Task:
 
     scenes: list[Scene]
     looks: dict[str, Look]  # of those that can be read
-    predict: Predict
+    network: Network
     settings: Settings
     models: list[Model]
     output: str
     folder: Path
 
 
-def main(args: argparse.Namespace) -> pd.DataFrame:
-    """Does it all; returns a row of figures for each scene."""
+def main(args: argparse.Namespace) -> pd.DataFrame | None:
+    """Does it all; returns a row of figures for each scene, or None after a share of it."""
+    from ocmlflow import catalog, tracking
+    from ocmlflow.errors import InputError
+
+    if args.share:
+        _predict_share(args)
+        return None
+    with tracking.run("predict", vars(args)):
+        if args.squared and not importlib.util.find_spec("buildingregulariser"):
+            raise InputError('squared=true needs the extra: pip install -e ".[squared]"')
+        scenes = catalog.images(args.images)
+        check_writable(args.output)
+        models, settings = _models(args)
+        return _map(scenes, models, settings, args)
+
+
+def _predict_share(args: argparse.Namespace) -> None:
+    """Predict one share of the windows, and leave all else to the run without `share`."""
+    from ocmlflow import catalog, windows, workers
+
+    scenes = catalog.images(args.images)
+    models, settings = _models(args)
+    looks, _ = _look(scenes, settings)
+    network = _network(models, args)
+    share, of = args.share
+    with in_the_making(_folder(scenes, models, settings, args), shared=True) as folder:
+        todo = [scene for scene in scenes if scene.id in looks and not (folder / f"{scene.id}.json").exists()]
+        plans = [windows.plan(scene, folder, settings=settings) for scene in todo]
+        runs = [run for plan in plans for run in windows.runs(plan)][share::of]
+        with workers.executor(args.workers, args.scheduler) as executor:
+            check_seen(folder, args.scheduler, executor)
+            for _ in progress(
+                workers.unordered(executor, partial(windows.finish, network=network), runs), len(runs), "predicting"
+            ):
+                pass
+    log.info("share %d/%d: %d windows predicted", share, of, sum(len(run.tiles) for run in runs))
+
+
+def _map(scenes: list[Scene], models: list[Model], settings: Settings, args: argparse.Namespace) -> pd.DataFrame:
+    """Predict, draw and file all scenes, in the open run."""
     import mlflow
     import pandas as pd
 
-    from ocmlflow import catalog, tracking
-
-    with tracking.run("predict", vars(args)):
-        scenes = catalog.images(args.images)
-        check_writable(args.output)
-        models = [tracking.load_model(uri.strip()) for uri in args.model.split(",")]
-        settings = _settings(args, models)
-        looks, rows = _look(scenes, settings)
-        mlflow.set_tags({"ocmlflow.model": _names(models), "ocmlflow.model.run": models[0].facts["run"]})
-        mlflow.log_metric("threshold_used", settings.threshold / 100)
-        predict = _network(models, args)
-        with in_the_making(Path(args.work) / "predict" / _key(scenes, models, settings, args)) as folder:
-            task = _Task(scenes, looks, predict, settings, models, args.output, folder)
-            rows |= _draw(task)
-            _submit(task)
-            _file(task)
-        table = pd.DataFrame([rows[scene.id] for scene in scenes])
-        _log(table, f"{len(table)} scenes of `{args.images}` by **{_names(models)}**, in `{args.output}`")
+    looks, rows = _look(scenes, settings)
+    mlflow.set_tags({"ocmlflow.model": _names(models), "ocmlflow.model.run": models[0].facts["run"]})
+    mlflow.log_metric("threshold_used", settings.threshold / 100)
+    network = _network(models, args)
+    with in_the_making(_folder(scenes, models, settings, args)) as folder:
+        task = _Task(scenes, looks, network, settings, models, args.output, folder)
+        rows |= _draw(task, args)
+        _submit(task)
+        _file(task)
+    table = pd.DataFrame([rows[scene.id] for scene in scenes])
+    _log(table, f"{len(table)} scenes of `{args.images}` by **{_names(models)}**, in `{args.output}`")
     return table
+
+
+def _models(args: argparse.Namespace) -> tuple[list[Model], Settings]:
+    from ocmlflow import tracking
+
+    models = [tracking.load_model(uri.strip()) for uri in args.model.split(",")]
+    return models, _settings(args, models)
+
+
+def _folder(scenes: list[Scene], models: list[Model], settings: Settings, args: argparse.Namespace) -> Path:
+    return Path(args.work) / "predict" / _key(scenes, models, settings, args)
 
 
 def _settings(args: argparse.Namespace, models: list[Model]) -> Settings:
     """How scenes are predicted; InputError where the models of an ensemble do not go together."""
-    from ocmlflow import catalog, maps
+    from ocmlflow import catalog, windows
     from ocmlflow.errors import InputError
 
     if len({model.facts["gsd"] for model in models}) > 1:
@@ -121,7 +196,7 @@ def _settings(args: argparse.Namespace, models: list[Model]) -> Settings:
         raise InputError(f"the models of an ensemble must work at one resolution: {found} per pixel")
     gsd = models[0].facts["gsd"]
     own = round(sum(model.threshold for model in models) / len(models))
-    return maps.Settings(
+    return windows.Settings(
         gsd=gsd,
         multiple=max(model.facts["multiple"] for model in models),
         size=args.size,
@@ -132,6 +207,7 @@ def _settings(args: argparse.Namespace, models: list[Model]) -> Settings:
         chip_gsd=args.chip_gsd or gsd,
         on_own_grid=args.grid == "own",
         aoi=catalog.area(args.aoi) if args.aoi else None,
+        squared=args.squared,
         skip_unreadable=args.skip_unreadable,
     )
 
@@ -162,18 +238,26 @@ def _look(scenes: list[Scene], settings: Settings) -> tuple[dict[str, Look], dic
     return looks, rows
 
 
-def _network(models: list[Model], args: argparse.Namespace) -> Predict:
+def _network(models: list[Model], args: argparse.Namespace) -> Network:
     """The mean of the models, each calibrated, seeing what `tta` says."""
-    from ocmlflow import engine, inference
+    from ocmlflow import engine, tracking
 
-    found = []
-    for model in models:
-        predict, name = engine.predict(
-            model.keras, engine=args.engine, multiple=model.facts["multiple"], folder=Path(args.work)
+    folder = Path(args.work).resolve()
+    with tempfile.TemporaryDirectory() as scratch:
+        members = tuple(
+            engine.member(
+                partial(tracking.keras_file, model, Path(scratch)),
+                model.key,
+                engine=args.engine,
+                multiple=model.facts["multiple"],
+                temperature=model.temperature,
+                folder=folder,
+            )
+            for model in models
         )
-        log.info("%s runs on %s", model, name)
-        found.append(inference.calibrated(predict, model.temperature))
-    return inference.averaged(found, args.tta)
+    for model, member in zip(models, members, strict=True):
+        log.info("%s runs on %s", model, member.engine)
+    return engine.Network(members, args.tta)
 
 
 def _key(scenes: list[Scene], models: list[Model], settings: Settings, args: argparse.Namespace) -> str:
@@ -195,37 +279,76 @@ def _fingerprint(href: str) -> str:
         return "missing"
 
 
-def _draw(task: _Task) -> dict[str, dict[str, Any]]:
+def _draw(task: _Task, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """A row of figures for each scene, whose files lie in the output afterwards.
 
     A scene that is whole from a call that was interrupted is not made again.
     """
-    rows = {}
-    todo = [scene for scene in task.scenes if scene.id in task.looks]
-    for done, scene in enumerate(progress(todo, len(todo), "predicting")):
-        mark = task.folder / f"{scene.id}.json"
-        if mark.exists():
-            log.info("scene %s: whole already", scene.id)
-        else:
-            row, item = _draw_scene(task, scene, with_picture=done < PICTURES)
-            new = mark.with_suffix(".new")
-            new.write_text(json.dumps({"row": row, "item": item}))
-            new.replace(mark)
-        rows[scene.id] = json.loads(mark.read_text())["row"]
-    return rows
-
-
-def _draw_scene(task: _Task, scene: Scene, *, with_picture: bool) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """A scene's row of figures and, if it says where it lies, its STAC item."""
     import mlflow
 
-    from ocmlflow import maps
+    todo = [scene for scene in task.scenes if scene.id in task.looks]
+    marks = {scene.id: task.folder / f"{scene.id}.json" for scene in todo}
+    left = [scene for scene in todo if not marks[scene.id].exists()]
+    if len(left) < len(todo):
+        log.info("%d scenes are whole already", len(todo) - len(left))
+    with_picture = {scene.id for scene in todo[:PICTURES]}
+    for scene, made, seconds in progress(_maps(left, task, args), len(left), "predicting"):
+        if made.overview and scene.id in with_picture:
+            mlflow.log_artifact(str(made.overview), "pictures")
+        row: dict[str, Any] = _row(scene, made) | {"seconds": seconds}
+        item = None
+        if made.footprints is None:  # kept beside the output, for the archive
+            (task.folder / "chips").mkdir(exist_ok=True)
+            shutil.copyfile(made.mask, task.folder / "chips" / f"{scene.id}.tif")
+        else:
+            item = _item(task, scene, made)
+        _put(scene, made, task)
+        new = marks[scene.id].with_suffix(".new")
+        new.write_text(json.dumps({"row": row, "item": item}))
+        new.replace(marks[scene.id])
+        log.info("scene %s: %.2f Mpx, %d buildings, %.1f s", scene.id, row["megapixels"], made.buildings, seconds)
+    return {name: json.loads(mark.read_text())["row"] for name, mark in marks.items()}
+
+
+def _maps(scenes: list[Scene], task: _Task, args: argparse.Namespace) -> Iterator[tuple[Scene, Map, float]]:
+    """Each scene with its map, and the seconds that it took, as they come."""
+    from ocmlflow import workers
+
+    if args.workers == 1 and not args.scheduler:
+        yield from (_timed(scene, task, None) for scene in scenes)
+        return
+    drawing = Semaphore(AT_ONCE if args.scheduler else args.workers)
+    # The threads end after the executor: when one scene fails, what the others wait for is given up first.
+    with ThreadPoolExecutor(workers.AHEAD) as threads, workers.executor(args.workers, args.scheduler) as executor:
+        check_seen(task.folder, args.scheduler, executor)
+        spread = partial(_timed, task=task, executor=executor, drawing=drawing)
+        yield from workers.unordered(threads, spread, scenes)
+
+
+def _timed(
+    scene: Scene, task: _Task, executor: Executor | None, drawing: Semaphore | None = None
+) -> tuple[Scene, Map, float]:
+    """Map a scene; on an executor, all of it on one worker if it is small, else window by window, drawn here."""
+    from ocmlflow import inference, maps, windows
 
     started = time.perf_counter()
-    made = maps.draw(scene, task.predict, task.folder, settings=task.settings, progress=progress)
-    if with_picture and not made.unreadable:
-        mlflow.log_image(maps.overview(scene, made), f"pictures/{scene.id}.jpg")
-    row = {
+    bar = inference.silent if executor else progress
+    draw = partial(maps.draw, scene, task.network, task.folder, settings=task.settings, progress=bar)
+    if not (executor and drawing):
+        made = draw()
+    elif len(windows.plan(scene, task.folder, settings=task.settings).tiles) <= windows.RUN:
+        made = executor.submit(draw).result()
+    else:
+        with drawing:
+            made = draw(executor=executor)
+    return scene, made, time.perf_counter() - started
+
+
+def _row(scene: Scene, made: Map) -> dict[str, Any]:
+    """A scene's row of the table, but for the time that it took."""
+    if made.unreadable:
+        log.warning("scene %s: %d windows cannot be read and are left out", scene.id, len(made.unreadable))
+    return {
         "scene": scene.id,
         "status": "predicted",
         "megapixels": made.pixels / 1e6,
@@ -234,31 +357,20 @@ def _draw_scene(task: _Task, scene: Scene, *, with_picture: bool) -> tuple[dict[
         "building_area_m2": round(made.area_m2, 1),
         "unreadable": [part.wkt for part in made.unreadable],
     }
-    if made.unreadable:
-        log.warning("scene %s: %d windows cannot be read and are left out", scene.id, len(made.unreadable))
-    item = None if made.footprints is None else _item(task, scene, made)
-    if made.footprints is None:  # kept beside the output, for the archive
-        (task.folder / "chips").mkdir(exist_ok=True)
-        shutil.copyfile(made.mask, task.folder / "chips" / f"{scene.id}.tif")
-    _put(scene, made, task)
-    row["seconds"] = time.perf_counter() - started
-    log.info("scene %s: %.2f Mpx, %d buildings, %.1f s", scene.id, row["megapixels"], row["buildings"], row["seconds"])
-    return row, item
 
 
 def _put(scene: Scene, made: Map, task: _Task) -> None:
     """Move a scene's files to the output."""
     from ocmlflow import storage, vector
 
-    if made.footprints is not None:
-        for suffix in vector.DRIVERS:
-            path = made.footprints.with_suffix(suffix)
-            path.unlink(missing_ok=True)
-            vector.convert(made.footprints, path)
-            storage.put(path, storage.join(task.output, "footprints", path.name))
-        storage.put(made.footprints, storage.join(task.output, "footprints", made.footprints.name))
-    storage.put(made.probability, storage.join(task.output, "probabilities", f"{scene.id}.tif"))
-    storage.put(made.mask, storage.join(task.output, "masks", f"{scene.id}.tif"))
+    files = {"probabilities": [made.probability], "masks": [made.mask]}
+    if made.overview:
+        files["overviews"] = [made.overview]
+    if made.footprints:
+        files["footprints"] = [made.footprints, *(made.footprints.with_suffix(suffix) for suffix in vector.DRIVERS)]
+    for folder, paths in files.items():
+        for path in paths:
+            storage.put(path, storage.join(task.output, folder, f"{scene.id}{path.suffix}"))
 
 
 def _item(task: _Task, scene: Scene, made: Map) -> dict[str, Any]:
@@ -270,6 +382,8 @@ def _item(task: _Task, scene: Scene, made: Map) -> dict[str, Any]:
     endings = (".parquet", ".fgb", ".geojson")
     for (name, media), ending in zip(FORMATS.items(), endings, strict=True):
         assets[name] = (f"../footprints/{scene.id}{ending}", media)
+    if made.overview:
+        assets["overview"] = (f"../overviews/{scene.id}.jpg", "image/jpeg")
     facts = {
         "ocmlflow:model": _names(task.models),
         "ocmlflow:threshold": task.settings.threshold / 100,

@@ -1,17 +1,22 @@
-"""A Keras model, to the predict function of the engine that runs it fastest and gives the same."""
+"""Keras models, to the predict function of the engine that runs them fastest and gives the same."""
 
 import functools
 import importlib.util
 import logging
 import shutil
+import subprocess
+import sys
+import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
-import keras
 import numpy as np
 
-from ocmlflow import inference, storage
+from ocmlflow import inference, storage, workers
 from ocmlflow.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -21,61 +26,144 @@ LIMIT = 1e-4
 """Largest difference of probabilities at which two engines are said to give the same."""
 SHAPES = 8
 """Shapes of images for which a compiled network is kept."""
+_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""Where Linux has a GPU that Keras might use, of any make."""
 
 
-def predict(model: keras.Model, *, engine: str, multiple: int, folder: Path) -> tuple[inference.Predict, str]:
-    """A function that predicts images of any size, and the name of the engine that does.
+@dataclass(frozen=True)
+class Member:
+    """One model of an ensemble, as a file that any process can run."""
 
-    `auto` takes OpenVINO where it is installed and Keras has no GPU. The network is exported once for a model, into
-    `folder`, and kept there only if it gives the model's probabilities. Raises InputError where `openvino` is asked
-    for and is not installed, or gives others.
+    engine: str
+    """One of ENGINES, not `auto`."""
+    file: Path
+    """The model: of Keras, or exported for OpenVINO."""
+    multiple: int
+    """Sides of its images are multiples of this."""
+    temperature: float
+    """What its logits are divided by."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A predict function that is not running yet, and can be sent to another process: call it to get the function."""
+
+    members: tuple[Member, ...]
+    tta: str
+    """Name of the views whose mean it gives, of `inference.SYMMETRIES`."""
+
+    def __call__(self) -> inference.Predict:
+        """The function; the same one each time in one process. It takes images of any size, from any thread."""
+        return _running(self)
+
+
+def member(
+    fetch: Callable[[], Path], key: str, *, engine: str, multiple: int, temperature: float, folder: Path
+) -> Member:
+    """The Keras model whose file `fetch` gives, and which `key` names, for the engine that is asked for.
+
+    `auto` takes OpenVINO where it is installed and Keras has no GPU. The model is exported once, into `folder`, and
+    kept there only if it gives Keras's probabilities; Keras itself is not loaded again after that. Raises InputError
+    where `openvino` is asked for and is not installed, or gives others.
     """
-    plain = inference.padded(model.predict_on_batch, multiple)
     installed = importlib.util.find_spec("openvino") is not None
     if engine == "openvino" and not installed:
         raise InputError('engine=openvino needs OpenVINO: pip install -e ".[openvino]"')
-    if engine == "keras" or not installed or (engine == "auto" and keras.distribution.list_devices("gpu")):
-        return plain, "keras"
-    exported = folder / "openvino" / _digest(model)
+    plain = Member("keras", folder / "keras" / f"{key}.keras", multiple, temperature)
+    exported = folder / "openvino" / storage.digest(key, version("openvino"), version("keras")) if installed else None
+    if engine == "keras" or exported is None or (engine == "auto" and _has_gpu()):
+        return _kept(plain, fetch)
+    fast = Member("openvino", exported / "model.xml", multiple, temperature)
     if not exported.exists():
-        difference = _export(model, exported, multiple)
-        if difference > LIMIT:
-            shutil.rmtree(exported)
-            found = f"OpenVINO differs from Keras by {difference:.1e} in the probability of this model"
-            if engine == "openvino":
-                raise InputError(f"{found}, more than {LIMIT:.0e}: engine=keras would do")
-            log.warning("%s: Keras is used", found)
-            return plain, "keras"
-        log.info("OpenVINO gives this model's probabilities to %.1e", difference)
-    return inference.padded(_openvino(exported), multiple), "openvino"
+        part = exported.with_name(f"{exported.name}.{uuid.uuid4().hex}.part")
+        part.mkdir(parents=True)
+        try:
+            difference = _exported(fetch(), part, multiple)
+            if difference > LIMIT:
+                found = f"OpenVINO differs from Keras by {difference:.1e} in the probability of this model"
+                if engine == "openvino":
+                    raise InputError(f"{found}, more than {LIMIT:.0e}: engine=keras would do")
+                log.warning("%s: Keras is used", found)
+                return _kept(plain, fetch)
+            log.info("OpenVINO gives this model's probabilities to %.1e", difference)
+            part.rename(exported)
+        except OSError:
+            if not exported.exists():  # else another process was faster
+                raise
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return fast
 
 
-def _digest(model: keras.Model) -> str:
-    from importlib.metadata import version
+def _kept(member: Member, fetch: Callable[[], Path]) -> Member:
+    """The member, whose file lies where every worker sees it."""
+    if not member.file.exists():
+        member.file.parent.mkdir(parents=True, exist_ok=True)
+        part = member.file.with_name(f"{uuid.uuid4().hex}.part")
+        shutil.copyfile(fetch(), part)
+        part.replace(member.file)
+    return member
 
-    weights = (array.tobytes().hex() for array in model.get_weights())
-    return storage.digest(model.to_json(), version("openvino"), version("keras"), *weights)
+
+def _has_gpu() -> bool:
+    """Whether Keras sees a GPU; it is not loaded to be asked where there can be none."""
+    if Path("/dev").is_dir() and Path("/proc").is_dir() and not any(Path(driver).exists() for driver in _DRIVERS):
+        return False
+    import keras
+
+    return bool(keras.distribution.list_devices("gpu"))
 
 
-def _export(model: keras.Model, target: Path, multiple: int) -> float:
-    """Write the model for OpenVINO; returns the largest difference of probabilities on some noise."""
-    part = target.with_name(f"{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    model.export(str(part / "model.xml"), format="openvino", verbose=False)
+@functools.lru_cache(2)
+def _running(network: Network) -> inference.Predict:
+    found = []
+    for one in network.members:
+        run = _openvino(one.file, workers.threads()) if one.engine == "openvino" else _keras(one.file)
+        found.append(inference.calibrated(inference.padded(run, one.multiple), one.temperature))
+    predict, lock = inference.averaged(found, network.tta), Lock()
+
+    def one_at_a_time(images: np.ndarray) -> np.ndarray:
+        with lock:  # each call takes all the threads there are
+            return predict(images)
+
+    return one_at_a_time
+
+
+def _exported(file: Path, folder: Path, multiple: int) -> float:
+    """`export` in a process of its own: what TensorFlow takes of the memory it never gives back."""
+    code = "import sys; from ocmlflow import engine; print(engine.export(sys.argv[1], sys.argv[2], int(sys.argv[3])))"
+    command = [sys.executable, "-c", code, str(file.resolve()), str(folder.resolve()), str(multiple)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the export of {file} for OpenVINO failed: {done.stderr[-2000:]}")
+    return float(done.stdout.split()[-1])
+
+
+def export(file: str, folder: str, multiple: int) -> float:
+    """Write a Keras model's file for OpenVINO; returns the largest difference of probabilities on some noise."""
+    import keras
+
+    model = keras.saving.load_model(file, compile=False)
+    target = Path(folder) / "model.xml"
+    model.export(str(target), format="openvino", verbose=False)
     side = multiple * -(-256 // multiple)
     images = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
     images[1] = np.sort(images[1], axis=0)  # and something smooth
-    difference = np.abs(_openvino(part)(images) - model.predict_on_batch(images)).max()
-    part.rename(target)
-    return float(difference)
+    found = _openvino(target, workers.threads())(images)
+    return float(np.abs(found - model.predict_on_batch(images)).max())
 
 
-def _openvino(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
+def _keras(file: Path) -> inference.Predict:
+    import keras
+
+    return keras.saving.load_model(file, compile=False).predict_on_batch
+
+
+def _openvino(file: Path, threads: int) -> inference.Predict:
     import openvino
 
     core = openvino.Core()
-    network = core.read_model(folder / "model.xml")
+    network = core.read_model(file)
     # Full precision: some processors would otherwise be given half floats. Threads bound to a core wait for whatever
     # else runs there.
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False}
@@ -84,7 +172,7 @@ def _openvino(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
     def compiled(shape: tuple[int, ...]) -> Any:
         fixed = network.clone()
         fixed.reshape(list(shape))  # a twelfth of a second, and a tenth faster than one for all shapes
-        return core.compile_model(fixed, "CPU", settings)
+        return core.compile_model(fixed, "CPU", {**settings, "INFERENCE_NUM_THREADS": threads})
 
     def run(images: np.ndarray) -> np.ndarray:
         return np.array(compiled(images.shape)(images)[0])  # its own memory: the next call overwrites the network's

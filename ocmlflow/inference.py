@@ -18,6 +18,12 @@ Predict = Callable[[np.ndarray], np.ndarray]
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 """Items and their number to the same items, with a bar or some other sign of life."""
 
+
+def silent(items: Iterable[Any], _: int) -> Iterable[Any]:
+    """Progress that shows nothing."""
+    return items
+
+
 SYMMETRIES = {"none": ((0, False),), "flips": ((0, False), (0, True), (2, False), (2, True))}
 SYMMETRIES["d4"] = tuple((turns, flip) for turns in range(4) for flip in (False, True))
 """Ways to look at an image, by name: quarter turns, and whether it is then mirrored."""

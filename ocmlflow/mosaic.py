@@ -2,6 +2,7 @@
 
 import bisect
 import math
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def write(folder: Path, tile: Tile, probability: np.ndarray, valid: np.ndarray) 
     """
     steps = np.rint(probability * np.float32(100 * PERCENT)).astype(np.uint16)
     coded = steps | np.where(valid, np.uint16(0), _HIDDEN) if valid.any() else np.empty(0, np.uint16)
-    new = _path(folder, tile).with_suffix(".new")
+    new = _path(folder, tile).with_suffix(f".{uuid.uuid4().hex}.new")  # another process may be writing the same
     with new.open("wb") as file:
         np.save(file, coded)
     new.replace(_path(folder, tile))

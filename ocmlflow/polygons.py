@@ -9,7 +9,6 @@ from affine import Affine
 from rasterio.features import shapes
 from rasterio.windows import Window
 from shapely.affinity import affine_transform
-from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 from skimage.measure import label as connected
 
@@ -99,7 +98,13 @@ def _parts(numbered: np.ndarray, block: Block) -> Iterator[tuple[int, _Part]]:
     sums = np.bincount(flat, weights=block.percents.ravel())
     place = Affine.translation(block.window.col_off, block.window.row_off)
     for outline, i in shapes(numbered, mask=block.building, connectivity=4, transform=place):
-        yield int(i), _Part(shape(outline), int(pixels[int(i)]), int(sums[int(i)]))
+        yield int(i), _Part(_polygon(outline["coordinates"]), int(pixels[int(i)]), int(sums[int(i)]))
+
+
+def _polygon(rings: list[list[tuple[float, float]]]) -> BaseGeometry:
+    # Rings as arrays: shapely's own `shape` takes each corner by itself, eight times as long.
+    outer, *holes = (np.array(ring) for ring in rings)
+    return shapely.Polygon(outer, holes)
 
 
 def _meet(held: dict[int, list[_Part]], merged: dict[int, int], one: np.ndarray, other: np.ndarray) -> None:

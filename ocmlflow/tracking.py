@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -47,8 +48,10 @@ class Model:
 
     uri: str
     """As it was asked for."""
-    keras: Any
-    """keras.Model: uint8 RGB (batch, height, width, 3) to probability (batch, height, width, 1) float32."""
+    pinned: str
+    """Its address, which stays that of this one when an alias moves on."""
+    key: str
+    """MLflow's id of the logged model: the same id, the same network."""
     facts: dict[str, Any]
     """What training recorded with it: gsd, chips (run id), trained_on, multiple, data, run, encoder …"""
     name: str
@@ -60,6 +63,14 @@ class Model:
     """What its logits are divided by to give true probabilities; measured by an evaluation, 1 before."""
     evaluated_on: str
     """Run id of the chips that its last evaluation chose the two on; empty before."""
+
+    @cached_property
+    def keras(self) -> Any:
+        """keras.Model: uint8 RGB (batch, height, width, 3) to probability (batch, height, width, 1) float32."""
+        try:
+            return mlflow.keras.load_model(self.pinned)  # when asked for: TensorFlow takes seconds and half a gigabyte
+        except (MlflowException, OSError) as error:
+            raise InputError(f"cannot load model {self.uri}. MLflow says: {error}") from error
 
     def __str__(self) -> str:
         return f"{self.name} version {self.version}" if self.name else self.uri
@@ -284,17 +295,27 @@ def log_model(model: Any, facts: Mapping[str, Any], *, name: str) -> str:
 def load_model(uri: str) -> Model:
     """The model at a `models:/name@alias`, `models:/name/version`, `runs:/` or other address of MLflow."""
     try:
-        facts = dict(mlflow.models.get_model_info(uri).metadata or {})
         name, version = _registered(uri)
+        pinned = f"models:/{name}/{version}" if name else uri
+        info = mlflow.models.get_model_info(pinned)
+        facts = dict(info.metadata or {})
         tags = mlflow.MlflowClient().get_model_version(name, version).tags if name else {}
         missing = {"gsd", "trained_on"} - facts.keys()
         if missing:
             raise InputError(f"model {uri} does not say its {' and '.join(sorted(missing))}: `train` did not log it")
         threshold = round(100 * float(tags.get("threshold", 0.5)))
         temperature, evaluated_on = float(tags.get(TEMPERATURE, 1)), tags.get(EVALUATED_ON, "")
-        return Model(uri, mlflow.keras.load_model(uri), facts, name, version, threshold, temperature, evaluated_on)
+        return Model(uri, pinned, info.model_uuid, facts, name, version, threshold, temperature, evaluated_on)
     except (MlflowException, OSError) as error:
         raise InputError(f"no model {uri}{_hint()}. MLflow says: {error}") from error
+
+
+def keras_file(model: Model, folder: Path) -> Path:
+    """A copy, in `folder`, of the file that Keras loads a model from; InputError where it cannot be had."""
+    try:
+        return Path(mlflow.artifacts.download_artifacts(f"{model.pinned}/data/model.keras", dst_path=str(folder)))
+    except (MlflowException, OSError) as error:
+        raise InputError(f"cannot fetch model {model.uri}. MLflow says: {error}") from error
 
 
 def champion(name: str) -> Model | None:

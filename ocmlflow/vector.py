@@ -2,6 +2,7 @@
 
 import io
 import json
+import warnings
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -20,19 +21,25 @@ from ocmlflow.raster import Grid
 DRIVERS = {".fgb": "FlatGeobuf", ".geojson": "GeoJSON"}
 BATCH = 10_000
 """Rows that are held at a time."""
-
-
+LEAST_IOU = 0.7
+"""Of a squared outline with the outline it was made from."""
 EQUAL_AREA = "EPSG:6933"
 """Areas are true square metres in it, wherever on earth and whatever the scene's CRS."""
 
 
 def frames(
-    found: Iterable[Footprint], place: Grid, *, scene: str, tolerance: float, min_area_m2: float
+    found: Iterable[Footprint],
+    place: Grid,
+    *,
+    scene: str,
+    tolerance: float,
+    min_area_m2: float,
+    squared_in: str | None = None,
 ) -> Iterator[gpd.GeoDataFrame]:
     """Footprints in (col, row) on the ground, BATCH at a time and at least one frame, without those too small.
 
     Columns scene, probability, area_m2, geometry, in the CRS of `place`; staircases are straightened by about
-    `tolerance` pixels.
+    `tolerance` pixels. With `squared_in`, a CRS in metres, outlines are made right-angled in it.
     """
     rest, last = iter(found), False
     while not last:
@@ -46,8 +53,28 @@ def frames(
             },
             geometry=gpd.GeoSeries([f.outline for f in some], crs=place.crs),
         )
+        if squared_in and len(frame):
+            frame = squared(frame, squared_in)
         frame["area_m2"] = frame.to_crs(EQUAL_AREA).area.round(2)
         yield frame[frame.area_m2 >= min_area_m2][["scene", "probability", "area_m2", "geometry"]]
+
+
+def squared(frame: gpd.GeoDataFrame, crs: str) -> gpd.GeoDataFrame:
+    """The frame with right-angled outlines, by buildingregulariser, worked out in a CRS in metres.
+
+    Outlines that would lose too much of what was found, by IoU below LEAST_IOU, or fall apart, stay as they are.
+    """
+    from buildingregulariser import regularize_geodataframe  # an extra
+
+    plain = frame.to_crs(crs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of those that it leaves as they are
+        made = regularize_geodataframe(plain.assign(row=range(len(plain))), num_cores=1, include_metadata=True)
+    whole = (made.iou >= LEAST_IOU) & made.is_valid & (made.geom_type == "Polygon")
+    made = made[whole & ~made.row.duplicated(keep=False)]
+    outlines = plain.geometry.to_numpy().copy()
+    outlines[made.row.to_numpy()] = made.geometry.to_numpy()
+    return gpd.GeoDataFrame(frame.drop(columns="geometry"), geometry=outlines, crs=crs).to_crs(frame.crs)
 
 
 def write(frames: Iterable[gpd.GeoDataFrame], path: Path) -> None:

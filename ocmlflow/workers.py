@@ -1,6 +1,8 @@
 """How many processes, or which Dask cluster, to an executor; nothing else here knows of either."""
 
-from collections.abc import Callable, Iterable, Iterator
+import os
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -28,7 +30,7 @@ def executor(workers: int, scheduler: str | None) -> Iterator[Executor]:
         yield found
 
 
-def unordered(executor: Executor, function: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:
+def unordered(executor: Executor, function: Callable[[_In], _Out], items: Iterable[_In]) -> Generator[_Out, None, None]:
     """The function's results as they come; at most AHEAD items are handed out at a time, however many there are."""
     waiting: set[Future[_Out]] = set()
     try:
@@ -45,10 +47,37 @@ def unordered(executor: Executor, function: Callable[[_In], _Out], items: Iterab
             future.cancel()
 
 
+def threads() -> int:
+    """How many threads a task may use here, so that all workers together use each core once."""
+    if "distributed" in sys.modules:
+        import distributed
+
+        try:
+            return int(distributed.get_worker().state.nthreads)
+        except ValueError:  # not in a worker of Dask's
+            pass
+    return int(os.environ.get(_THREADS) or _cores())
+
+
+_THREADS = "OCMLFLOW_THREADS"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _take(threads: int) -> None:
+    """Have this worker process use so many threads, TensorFlow included, which it has not loaded yet."""
+    for name in (_THREADS, "TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS"):
+        os.environ[name] = str(threads)
+
+
 @contextmanager
 def _processes(workers: int) -> Iterator[Executor]:
-    # Spawned, not forked: GDAL has threads, whose locks a fork would copy.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 else ThreadPoolExecutor(1)
+    pool: Executor = ThreadPoolExecutor(1)
+    if workers > 1:  # spawned, not forked: GDAL has threads, whose locks a fork would copy
+        each = max(1, _cores() // workers)
+        pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_take, initargs=(each,))
     try:
         yield pool
     except BrokenProcessPool as error:
@@ -69,5 +98,11 @@ def _dask(scheduler: str) -> Iterator[Executor]:
         client = distributed.Client(scheduler, timeout=TIMEOUT_S)
     except (OSError, ValueError) as error:
         raise InputError(f"no Dask scheduler answers at {scheduler}: {error}") from error
-    with client, client.get_executor(pure=False) as found:
-        yield found
+    with client:
+        found = client.get_executor(pure=False)
+        try:
+            yield found
+        except BaseException:
+            found.shutdown(wait=False)  # what has not begun is dropped
+            raise
+        found.shutdown()

@@ -191,6 +191,11 @@ def bright(images: np.ndarray) -> np.ndarray:
     return images.mean(axis=-1, keepdims=True, dtype=np.float32) / 255
 
 
+def brightness():
+    """The same, to be sent to another process."""
+    return bright
+
+
 def items(sequence, total):
     """Progress that shows nothing."""
     return sequence

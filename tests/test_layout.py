@@ -47,6 +47,7 @@ ORDER = [
     "objects",
     "masks",
     "vector",
+    "windows",
     "maps",
     "submission",
     "evaluation",

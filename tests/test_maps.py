@@ -1,7 +1,9 @@
 import os
+import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import geopandas as gpd
 import keras
@@ -16,6 +18,7 @@ from conftest import (
     GSD,
     TRANSFORM,
     bright,
+    brightness,
     building,
     hole,
     items,
@@ -24,17 +27,19 @@ from conftest import (
     town,
     write_image,
 )
+from PIL import Image
 from pyproj import Geod, Transformer
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.features import geometry_mask
 from rasterio.windows import Window
 from rio_cogeo.cogeo import cog_validate
 from scipy import ndimage
+from shapely import affinity
 
-from ocmlflow import catalog, grid, inference, maps, models, raster, resample, salvage
+from ocmlflow import catalog, grid, inference, maps, models, raster, resample, salvage, windows, workers
 from ocmlflow.errors import InputError
 
-SETTINGS = maps.Settings(
+SETTINGS = windows.Settings(
     gsd=GSD,
     multiple=1,
     size=32,
@@ -45,17 +50,22 @@ SETTINGS = maps.Settings(
     chip_gsd=GSD,
     on_own_grid=True,
     aoi=None,
+    squared=False,
     skip_unreadable=False,
 )
 
 
-def settings(**changed) -> maps.Settings:
-    return maps.Settings(**{**vars(SETTINGS), **changed})
+FILES = {"one-mask.tif", "one-probability.tif", "one.parquet", "one.fgb", "one.geojson", "one.jpg"}
 
 
-def draw(href: str, folder, **changed) -> maps.Map:
+def settings(**changed) -> windows.Settings:
+    return windows.Settings(**{**vars(SETTINGS), **changed})
+
+
+def draw(href: str, folder, *, network=brightness, executor=None, **changed) -> maps.Map:
     folder.mkdir(exist_ok=True)
-    return maps.draw(catalog.Scene("one", "", href), bright, folder, settings=settings(**changed), progress=items)
+    how = {"settings": settings(**changed), "progress": items, "executor": executor}
+    return maps.draw(catalog.Scene("one", "", href), network, folder, **how)
 
 
 def footprints(made: maps.Map) -> gpd.GeoDataFrame:
@@ -94,11 +104,7 @@ def test_maps_lie_on_the_scene_s_own_grid(tmp_path, how, batch_size):
     np.testing.assert_array_equal(percent[valid], expected[valid])
     assert (made.pixels, made.building_pixels) == (valid.sum(), (mask == 1).sum())
     assert about["dtype"] == "uint8"
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "one-mask.tif",
-        "one-probability.tif",
-        "one.parquet",
-    ]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
 
 
 def test_footprints_are_those_of_the_mask(tmp_path):
@@ -124,8 +130,8 @@ def test_the_threshold_itself_is_building(tmp_path, threshold, least):
 
 
 def test_what_a_network_says_of_no_imagery_counts_for_nothing(tmp_path, how):
-    scene = catalog.Scene("one", "", write_image(tmp_path / "a.tif", roofs(), hole(70, 90), how=how))
-    made = maps.draw(scene, lambda x: np.ones_like(x[..., :1], np.float32), tmp_path, settings=SETTINGS, progress=items)
+    href = write_image(tmp_path / "a.tif", roofs(), hole(70, 90), how=how)
+    made = draw(href, tmp_path / "out", network=lambda: lambda x: np.ones_like(x[..., :1], np.float32))
     assert made.building_pixels == made.pixels == hole(70, 90).sum()
     assert set(np.unique(read(made.probability)[0][hole(70, 90)])) <= {99, 100}
 
@@ -168,7 +174,7 @@ def test_no_window_shows_in_the_map(tmp_path):
     assert np.abs(whole - parts).max() <= 1
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (5, 70), (31, 3)])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (5, 70), (31, 3), (31, 5000), (513, 511)])
 def test_a_scene_smaller_than_a_window(tmp_path, height, width):
     image = np.full((height, width, 3), 230, np.uint8)
     made = draw(write_image(tmp_path / "a.tif", image), tmp_path / "out")
@@ -216,11 +222,14 @@ def test_what_cannot_be_predicted_is_refused_before(tmp_path):
 @pytest.mark.parametrize("crs", [CRS, None])
 def test_an_overview_shows_scene_and_map_side_by_side(tmp_path, crs, monkeypatch):
     href = write_image(tmp_path / "a.tif", roofs(), crs=crs)
-    made = draw(href, tmp_path / "out")
-    assert maps.overview(catalog.Scene("one", "", href), made).shape == (70 + 12, 2 * 90 + 18, 3)
+    picture = np.asarray(Image.open(draw(href, tmp_path / "out").overview)).astype(int)
+    assert picture.shape == (70 + 12, 2 * 90 + 18, 3)
+    scene, found = picture[6:76, 6:96], picture[6:76, 102:192]
+    assert abs(scene[40:50, 30:50] - 230).max() < 10  # white, and tinted red beside it
+    assert (found[40:50, 30:50, 0] > found[40:50, 30:50, 1] + 50).all()
+    assert abs(scene[:25, :60] - found[:25, :60]).mean() < 10
     monkeypatch.setattr(maps, "OVERVIEW", 45)
-    picture = maps.overview(catalog.Scene("one", "", href), made)
-    assert picture.dtype == np.uint8
+    picture = np.asarray(Image.open(draw(href, tmp_path / "out2").overview))
     assert picture.shape == (35 + 12, 2 * 45 + 18, 3)
 
 
@@ -251,10 +260,8 @@ def test_outside_the_area_of_interest_there_is_nothing(tmp_path, gsd, on_own_gri
 
     def drawn(folder, **changed):
         seen.clear()
-        with_it = settings(gsd=gsd, on_own_grid=on_own_grid, batch_size=1, **changed)
-        (tmp_path / folder).mkdir()
-        scene = catalog.Scene("one", "", href)
-        return maps.draw(scene, predict, tmp_path / folder, settings=with_it, progress=items), len(seen)
+        how = {"gsd": gsd, "on_own_grid": on_own_grid, "batch_size": 1, **changed}
+        return draw(href, tmp_path / folder, network=lambda: predict, **how), len(seen)
 
     area = degrees(building(30, 20, 60, 41), building(0, 85, 5, 90))
     (whole, all_windows), (part, some_windows) = drawn("whole"), drawn("part", aoi=area)
@@ -294,39 +301,45 @@ def test_on_the_model_s_grid_the_map_is_what_the_network_said(tmp_path, how, gsd
     np.testing.assert_array_equal(percents[seen.valid], expected[seen.valid])
 
 
+def broken(path, height: int, width: int, **place) -> str:
+    """Write a bright image of which one block of 256 pixels square, the second of the second row, is lost."""
+    image = np.full((height, width, 3), 200, np.uint8)
+    image += noise(height, width) // 8
+    plain = write_image(path.with_name("plain.tif"), image, how="nothing", **place)
+    tiles = {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate", "interleave": "pixel"}
+    with rasterio.open(plain) as file, rasterio.open(path, "w", **{**file.profile, **tiles}) as out:
+        out.write(file.read())
+    with rasterio.open(path) as file:
+        offset, size = (int(file.get_tag_item(f"BLOCK_{what}_1_1", "TIFF", bidx=1)) for what in ("OFFSET", "SIZE"))
+    content = bytearray(path.read_bytes())
+    content[offset : offset + size] = bytes(size)
+    path.write_bytes(content)
+    return str(path)
+
+
 @pytest.mark.parametrize("crs", [CRS, "EPSG:32636"], ids=["resized", "warped"])
 @pytest.mark.parametrize("gsd", [0.1, 0.15])
 def test_a_broken_block_is_a_named_error_or_a_hole_that_is_listed(tmp_path, gsd, crs):
     place = {"crs": crs, "transform": TRANSFORM if crs == CRS else wrong_zone()}
-    image = np.full((1024, 768, 3), 200, np.uint8)
-    image += noise(1024, 768) // 8
-    plain = write_image(tmp_path / "plain.tif", image, how="nothing", **place)
-    tiles = {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate", "interleave": "pixel"}
-    with rasterio.open(plain) as file, rasterio.open(tmp_path / "a.tif", "w", **{**file.profile, **tiles}) as out:
-        out.write(file.read())
-    with rasterio.open(tmp_path / "a.tif") as file:
-        offset, size = (int(file.get_tag_item(f"BLOCK_{what}_1_1", "TIFF", bidx=1)) for what in ("OFFSET", "SIZE"))
-    content = bytearray((tmp_path / "a.tif").read_bytes())
-    content[offset : offset + size] = bytes(size)
-    (tmp_path / "a.tif").write_bytes(content)
+    broken(tmp_path / "a.tif", 1024, 768, **place)
     with pytest.raises(InputError, match=r"cannot read image .*a\.tif"):
         draw(str(tmp_path / "a.tif"), tmp_path / "out", gsd=gsd, size=512)
     made = draw(str(tmp_path / "a.tif"), tmp_path / "out2", gsd=gsd, size=512, skip_unreadable=True)
     mask = read(made.mask)[0]
-    broken = np.zeros(mask.shape, bool)
-    broken[256:512, 256:512] = True
-    assert (mask[broken] == 255).all()
+    lost = np.zeros(mask.shape, bool)
+    lost[256:512, 256:512] = True
+    assert (mask[lost] == 255).all()
     # GDAL warps blocks of 512 x 128 pixels at a time.
     reach = round(gsd / GSD * (2 * salvage.LEAST if crs == CRS else 512))
-    assert (mask[~ndimage.binary_dilation(broken, iterations=reach)] == 1).all()
+    assert (mask[~ndimage.binary_dilation(lost, iterations=reach)] == 1).all()
     listed = gpd.GeoSeries(list(made.unreadable), crs="EPSG:4326").to_crs(crs)
     assert shapely.union_all(listed.to_numpy()).contains(building(257, 257, 511, 511, place["transform"]))
     assert made.pixels == (mask == 1).sum()
 
 
 def test_what_was_predicted_before_an_interruption_is_not_predicted_again(tmp_path):
-    scene = catalog.Scene("one", "", write_image(tmp_path / "a.tif", roofs(), hole(70, 90)))
-    whole = draw(scene.image, tmp_path / "whole", batch_size=1)
+    href = write_image(tmp_path / "a.tif", roofs(), hole(70, 90))
+    whole = draw(href, tmp_path / "whole", batch_size=1)
     calls, total = [], len(grid.tiles(70, 90, size=32, margin=4))
 
     def breaking(images):
@@ -337,42 +350,110 @@ def test_what_was_predicted_before_an_interruption_is_not_predicted_again(tmp_pa
 
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            maps.draw(scene, breaking, tmp_path / "out", settings=settings(batch_size=1), progress=items)
-    made = maps.draw(scene, breaking, tmp_path / "out", settings=settings(batch_size=1), progress=items)
+            draw(href, tmp_path / "out", network=lambda: breaking, batch_size=1)
+    made = draw(href, tmp_path / "out", network=lambda: breaking, batch_size=1)
     assert len(calls) <= total + 2
     for name in ("probability", "mask", "footprints"):
         assert getattr(made, name).read_bytes() == getattr(whole, name).read_bytes()
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "one-mask.tif",
-        "one-probability.tif",
-        "one.parquet",
-    ]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+
+
+@pytest.mark.parametrize("crs", [CRS, "EPSG:4326"])
+def test_squared_footprints_are_right_angled_and_cover_the_same(tmp_path, crs):
+    """A turned rectangle, whose mask is a staircase, gets its four corners back; in degrees too."""
+    transform = TRANSFORM if crs == CRS else Affine(GSD / 111_320, 0, 3.0, 0, -GSD / 111_320, 0.5)
+    roof = affinity.rotate(shapely.box(40, 50, 160, 110), 25)
+    image = noise(160, 200)
+    image[geometry_mask([roof], (160, 200), Affine.identity(), invert=True)] = 230
+    href = write_image(tmp_path / "a.tif", image, crs=crs, transform=transform)
+    plain, square = (footprints(draw(href, tmp_path / str(how), squared=how, size=64)) for how in (False, True))
+    assert len(plain) == len(square) == 1
+    assert (len(plain.geometry[0].exterior.coords) > 6, len(square.geometry[0].exterior.coords)) == (True, 5)
+    drawn = affinity.affine_transform(square.geometry[0], (~transform).to_shapely())
+    assert drawn.intersection(roof).area / drawn.union(roof).area > 0.95
+    assert square.area_m2[0] == pytest.approx(roof.area * GSD**2, rel=0.03)
 
 
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from test_maps import draw
+from conftest import bright, items
+from ocmlflow import catalog, inference, maps, storage, windows
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead, as on a full disk
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
-draw(sys.argv[1], Path(sys.argv[3]), size=512)
+href, folder, *limits = sys.argv[1:]
+settings = windows.Settings(0.1, 1, 512, 4, 1, 50, 0, 0.1, True, None, False, False)
+for limit in map(int, limits):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        maps.draw(catalog.Scene("one", "", href), lambda: bright, Path(folder), settings=settings, progress=items)
+    except Exception as error:
+        print(type(error).__name__)
+    else:
+        sys.exit(f"{limit} bytes were enough")
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+made = maps.draw(catalog.Scene("one", "", href), lambda: bright, Path(folder), settings=settings, progress=items)
+# And on the way from one file system to another.
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+try:
+    storage.put(made.mask, f"/dev/shm/{Path(folder).parent.name}/mask.tif")
+except OSError:
+    print("OSError")
 """
 
 
-@pytest.mark.parametrize("size", [3_000, 40_000, -1])
-def test_a_full_disk_is_an_error_whenever_it_comes(tmp_path, size):
-    """Tiles, rasters or the very end of a COG do not fit."""
+def test_a_full_disk_is_an_error_whenever_it_comes_and_leaves_no_half_file(tmp_path):
+    """Tiles, rasters, the very end of a COG or the output do not fit; with room again, the work goes on from there."""
     image = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
     href = write_image(tmp_path / "a.tif", image)
-    made = draw(href, tmp_path / "whole", size=512)
-    limit = size if size > 0 else made.probability.stat().st_size + size
-    done = subprocess.run(
-        [sys.executable, "-c", FULL, href, str(limit), str(tmp_path / "out")],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1, done.stderr
+    whole = draw(href, tmp_path / "whole", size=512)
+    limits = [3_000, 40_000, whole.probability.stat().st_size - 1]
+    elsewhere = Path("/dev/shm") / tmp_path.name
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", FULL, href, str(tmp_path / "out"), *map(str, limits)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout.split()) == len(limits) + 1, done.stdout
+        assert not elsewhere.exists() or not list(elsewhere.iterdir())
+    finally:
+        shutil.rmtree(elsewhere, ignore_errors=True)
+    for name in FILES:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_real_map_of_many_windows_is_the_same_on_workers_and_in_shares(tmp_path):
+    """Every file, to the byte; with a block that cannot be read, which windows on both sides of it meet."""
+    href = broken(tmp_path / "a.tif", 1000, 900)
+    how = {"size": 160, "margin": 16, "skip_unreadable": True, "gsd": 0.15}
+    whole = draw(href, tmp_path / "whole", **how)
+    assert whole.unreadable
+    with workers.executor(2, None) as executor:
+        spread = draw(href, tmp_path / "spread", executor=executor, **how)
+    plan = windows.plan(catalog.Scene("one", "", href), tmp_path / "shares", settings=settings(**how))
+    runs = windows.runs(plan)
+    assert len(runs) > 4
+    for share in (1, 0):  # in any order
+        for run in runs[share::2]:
+            windows.finish(run, brightness)
+    shares = draw(href, tmp_path / "shares", network=nobody, **how)
+    for made in (spread, shares):
+        for name in FILES - {"one.jpg"}:
+            assert (made.mask.parent / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+        assert [part.wkt for part in made.unreadable] == [part.wkt for part in whole.unreadable]
+        assert (made.buildings, made.pixels) == (whole.buildings, whole.pixels)
+
+
+def nobody() -> inference.Predict:
+    raise AssertionError("nothing is left to predict")
+
+
+def test_what_fails_on_a_worker_ends_the_map_by_name(tmp_path):
+    href = broken(tmp_path / "a.tif", 1000, 900)
+    with workers.executor(2, None) as executor, pytest.raises(InputError, match=r"cannot read image .*a\.tif"):
+        draw(href, tmp_path / "out", executor=executor, size=160, margin=16)
 
 
 def test_a_row_of_windows_is_one_window_to_the_real_network(tmp_path):

@@ -15,6 +15,7 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
+import distributed
 import geopandas as gpd
 import mlflow
 import numpy as np
@@ -25,11 +26,12 @@ import rasterio
 import rasterio.warp
 import requests
 from mlflow import MlflowClient
+from PIL import Image
 from rasterio.windows import Window
 from rio_cogeo import cog_validate
 
 from entrypoints import evaluate, in_the_making, predict, prepare, train
-from ocmlflow import catalog, chips, grid, inference, maps, raster, resample, storage, tracking
+from ocmlflow import catalog, chips, engine, grid, inference, maps, raster, resample, storage, tracking
 from ocmlflow.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -371,9 +373,9 @@ def collection(output) -> list[pystac.Item]:
 
 
 @pytest.mark.usefixtures("empty")
-def test_results_are_a_stac_collection_that_grows(hil, tmp_path):
+def test_results_are_a_stac_collection_that_grows(sample_line, hil, tmp_path):
     for count, image in enumerate(hil, 1):
-        words = ["--images", str(image), "--output", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+        words = ["--images", str(image), "--output", str(tmp_path / "out"), "--work", str(sample_line.work)]
         table = predict.main(predict.parse(words))
         assert table.status.tolist() == ["predicted"]
         items = collection(tmp_path / "out")
@@ -387,15 +389,21 @@ def test_results_are_a_stac_collection_that_grows(hil, tmp_path):
         found = read(item.assets[name].get_absolute_href())
         assert len(found) == row.buildings
         assert found.area_m2.sum() == pytest.approx(row.building_area_m2, abs=0.1)
+    with Image.open(item.assets["overview"].get_absolute_href()) as picture:
+        assert picture.width > picture.height
+    (newest,) = MlflowClient().search_runs(
+        [mlflow.get_experiment_by_name("empty").experiment_id], "tags.`ocmlflow.verb` = 'predict'", max_results=1
+    )
+    assert artifacts(newest, "pictures") == {f"pictures/{item.id}.jpg"}
     for name in ("mask", "probability"):
         assert cog_validate(item.assets[name].get_absolute_href(), strict=True)[0]
-    assert {path.suffix for path in (tmp_path / "work" / "predict").iterdir()} == {".lock"}
+    assert {path.suffix for path in (sample_line.work / "predict").iterdir()} == {".lock"}
 
 
 @pytest.mark.usefixtures("empty")
-def test_an_ensemble_that_sees_eight_views_goes_on_after_an_interruption(hil, tmp_path, monkeypatch):
+def test_an_ensemble_that_sees_eight_views_goes_on_after_an_interruption(sample_line, hil, tmp_path, monkeypatch):
     words = ["--images", ",".join(map(str, hil)), "--model", f"models:/{NAME}/1,models:/{NAME}@champion"]
-    words += ["--tta", "flips", "--work", str(tmp_path / "work")]
+    words += ["--tta", "flips", "--work", str(sample_line.work)]
     whole = predict.main(predict.parse([*words, "--output", str(tmp_path / "whole")]))
     draw, calls = maps.draw, []
 
@@ -415,12 +423,56 @@ def test_an_ensemble_that_sees_eight_views_goes_on_after_an_interruption(hil, tm
         assert file.read_bytes() == (tmp_path / "out" / file.relative_to(tmp_path / "whole")).read_bytes()
 
 
+@pytest.fixture(scope="module")
+def cluster():
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as found:
+        yield found.scheduler_address
+
+
 @pytest.mark.usefixtures("empty")
-def test_calibration_changes_probabilities(hil, tmp_path):
+def test_workers_a_cluster_and_shares_give_the_same_files(sample_line, hil, cluster, tmp_path, monkeypatch):
+    """Scenes of many windows and chips of one; what two shares have predicted is not predicted again."""
+    images = [*hil, *sorted(sample_line.work.glob("sample-*/test/*/*.tif"))[:3]]
+    words = ["--images", ",".join(map(str, images)), "--work", str(sample_line.work), "--size", "256"]
+    words += ["--margin", "32"]
+    whole = predict.main(predict.parse([*words, "--output", str(tmp_path / "whole")]))
+    ways = {"processes": ["--workers", "2"], "dask": ["--scheduler", cluster], "shares": []}
+    for way, more in ways.items():
+        there = [*words, "--output", str(tmp_path / way)]
+        if way == "shares":
+            for share in ("1/2", "0/2"):
+                assert predict.main(predict.parse([*there, "--share", share])) is None
+            assert not list((tmp_path / way).rglob("*.*"))
+            monkeypatch.setattr(engine.Network, "__call__", None)
+        table = predict.main(predict.parse([*there, *more]))
+        pandas.testing.assert_frame_equal(table.drop(columns="seconds"), whole.drop(columns="seconds"))
+        files = {path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.*")}
+        assert files == {path.relative_to(tmp_path / way) for path in (tmp_path / way).rglob("*.*")}
+        for file in files:
+            assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / way / file).read_bytes(), file
+
+
+def test_predict_with_openvino_never_loads_keras(sample_line, hil, store, tmp_path):
+    """It costs half a gigabyte, and seconds."""
+    words = ["--images", str(hil[0]), "--output", str(tmp_path / "out"), "--work", str(sample_line.work)]
+    code = (
+        "import sys; from entrypoints import predict\n"
+        "table = predict.main(predict.parse(sys.argv[1:]))\n"
+        "assert table.status.tolist() == ['predicted']\n"
+        "assert not {'keras', 'tensorflow'} & set(sys.modules)\n"
+    )
+    environment = {**store.environment, "MLFLOW_EXPERIMENT_NAME": "empty", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.usefixtures("empty")
+def test_calibration_changes_probabilities(sample_line, hil, tmp_path):
     client = MlflowClient()
     client.set_model_version_tag(NAME, "1", tracking.TEMPERATURE, "2")
     try:
-        words = ["--images", str(hil[0]), "--output", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+        words = ["--images", str(hil[0]), "--output", str(tmp_path / "out"), "--work", str(sample_line.work)]
         predict.main(predict.parse([*words, "--grid", "model"]))
     finally:
         client.delete_model_version_tag(NAME, "1", tracking.TEMPERATURE)
@@ -434,7 +486,7 @@ def test_calibration_changes_probabilities(hil, tmp_path):
 
 
 @pytest.mark.usefixtures("empty")
-def test_what_cannot_be_opened_and_what_lies_elsewhere_is_listed(hil, tmp_path):
+def test_what_cannot_be_opened_and_what_lies_elsewhere_is_listed(sample_line, hil, tmp_path):
     (tmp_path / "broken.tif").write_bytes(b"II*\0 and no more")
     with rasterio.open(hil[0]) as scene:
         left, bottom, right, top = rasterio.warp.transform_bounds(scene.crs, "EPSG:4326", *scene.bounds)
@@ -443,7 +495,7 @@ def test_what_cannot_be_opened_and_what_lies_elsewhere_is_listed(hil, tmp_path):
     aoi = tmp_path / "aoi.geojson"
     aoi.write_text(json.dumps({"type": "Polygon", "coordinates": [corners]}))
     words = ["--images", f"{hil[0]},{tmp_path / 'broken.tif'}", "--output", str(tmp_path / "out")]
-    words += ["--work", str(tmp_path / "work"), "--aoi", str(aoi), "--grid", "model"]
+    words += ["--work", str(sample_line.work), "--aoi", str(aoi), "--grid", "model"]
     with pytest.raises(InputError, match=r"cannot open image .*broken\.tif"):
         predict.main(predict.parse(words))
     table = predict.main(predict.parse([*words, "--skip_unreadable", "true"]))
@@ -473,7 +525,11 @@ def test_the_line_reads_and_writes_s3(sample_line, s3, tmp_path):
     (made,) = MlflowClient().search_runs([mlflow.get_experiment_by_name("empty").experiment_id], finished)
     local = sample_line.steps["prepare"].data.metrics["validation/chips"]
     assert made.data.metrics["train/chips"] + made.data.metrics["validation/chips"] == local  # hil was held out there
-    predict.main(predict.parse(["--images", scenes[0].image, "--output", f"{s3}/out", "--size", "512"]))
+    predict.main(
+        predict.parse(
+            ["--images", scenes[0].image, "--output", f"{s3}/out", "--size", "512", "--work", str(sample_line.work)]
+        )
+    )
     (tmp_path / "mask.tif").write_bytes(storage.read(f"{s3}/out/masks/{scenes[0].id}.tif"))
     assert cog_validate(tmp_path / "mask.tif", strict=True)[0]
     footprints = gpd.read_parquet(io.BytesIO(storage.read(f"{s3}/out/footprints/{scenes[0].id}.parquet")))

@@ -58,7 +58,7 @@ def test_mlproject_declares_what_cannot_be_left_out(verb, capsys):
         ("train", "--epoch 3", "unrecognized arguments: --epoch 3"),
         ("evaluate", "--promote maybe", "--promote: true or false is needed, got maybe"),
         ("predict", "--images x --output y --threshold 1", "--threshold: must be 0.01 to 0.99, got 1"),
-        ("predict", "--images x --output y --margin 1009", "--margin: must be at most 1008 at a size of 2048"),
+        ("predict", "--images x --output y --margin 1009", "--margin: must be at most 752 at a size of 1536"),
         ("evaluate", "--split train", "--split: invalid choice: 'train'"),
         ("protocol", "--catalog x --name mine", "--name: invalid choice: 'mine' (choose from 'blocks'"),
         (
@@ -73,6 +73,7 @@ def test_mlproject_declares_what_cannot_be_left_out(verb, capsys):
         ),
         ("protocol", "--catalog x --name blocks --train loss", "itself, got loss"),
         ("protocol", "--catalog x --name blocks --train crop=100", "--crop: must be a multiple of 32, got 100"),
+        ("predict", "--images x --output y --share 2/2", "I/N with I from 0 to N - 1 is needed, as 0/4, got 2/2"),
         ("main", "--catalog x", "--catalog: needs --validation and --images beside it"),
     ],
 )

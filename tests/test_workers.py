@@ -45,6 +45,13 @@ def test_every_item_is_done_once(executor):
     assert sorted(number for number, _ in found) == [n**2 for n in range(20)]
 
 
+def test_workers_share_the_cores(executor, request):
+    found = executor.submit(workers.threads).result()
+    cores = len(os.sched_getaffinity(0))
+    way = request.node.callspec.params["executor"]
+    assert found == {"thread": cores, "processes": max(1, cores // 2), "dask": 1}[way]
+
+
 def test_a_failure_comes_out_as_it_is(executor):
     with pytest.raises(ValueError, match="-1 is negative"):
         list(workers.unordered(executor, squared, [1, 2, -1, 3]))

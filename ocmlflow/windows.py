@@ -1,0 +1,156 @@
+"""A scene's windows and a network, to files of their probabilities, in this process or on workers."""
+
+from collections.abc import Callable, Generator
+from concurrent.futures import Executor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import shapely
+from rasterio.windows import Window, intersect, intersection
+from shapely.geometry.base import BaseGeometry
+
+from ocmlflow import grid, inference, mosaic, raster, resample, salvage, workers
+from ocmlflow.catalog import Scene
+
+RUN = 2
+"""Windows side by side that one worker predicts at a time: the second is read while the network sees the first."""
+
+CACHE = 128 << 20
+"""Bytes of decoded blocks that each process keeps: more than that saves no time."""
+Network = Callable[[], inference.Predict]
+"""Gives a predict function, the same one each time in one process; can be sent to another."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a scene is predicted."""
+
+    gsd: float
+    """Metres per pixel that the network was trained at."""
+    multiple: int
+    """Windows start at multiples of so many pixels: the stride of the network's coarsest features."""
+    size: int
+    """Pixels along a side of the windows that the network sees."""
+    margin: int
+    """Context in pixels that is seen but not kept on each side of a window."""
+    batch_size: int
+    threshold: int
+    """Percent of probability from which a pixel is building."""
+    min_area_m2: float
+    """Smaller footprints are left out; the mask keeps them."""
+    chip_gsd: float
+    """Metres per pixel of images that do not say where they lie."""
+    on_own_grid: bool
+    """Whether the results lie on the scene's own grid, else on that which the network saw."""
+    aoi: BaseGeometry | None
+    """In degrees (lon, lat); what lies outside counts as no imagery."""
+    squared: bool
+    """Whether footprints are made right-angled."""
+    skip_unreadable: bool
+    """Whether what cannot be read of a scene counts as no imagery, else it is an error."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Some windows of a scene that are to be predicted, or all of them."""
+
+    scene: Scene
+    settings: Settings
+    placed: bool
+    """Whether the scene says where on earth it lies."""
+    own: raster.Grid
+    """The scene's own."""
+    ground: raster.Grid
+    """What the network sees."""
+    kept: Path
+    """Folder of what is predicted: a file for each tile."""
+    tiles: list[grid.Tile]
+
+
+def plan(scene: Scene, folder: Path, *, settings: Settings) -> Plan:
+    """All windows of a scene, whose results are to lie under `folder`; InputError where it cannot be opened."""
+    with raster.opened(scene.image, gsd=settings.chip_gsd, cache=CACHE) as (dataset, own):
+        ground, placed = raster.ground_grid(own, gsd=settings.gsd), raster.is_placed(dataset)
+    how = {"size": settings.size, "margin": settings.margin, "multiple": settings.multiple}
+    tiles = grid.tiles(ground.height, ground.width, **how)
+    return Plan(scene, settings, placed, own, ground, folder / f"{scene.id}-tiles", tiles)
+
+
+def runs(whole: Plan) -> list[Plan]:
+    """The windows of a scene in parts, by rows, each for one worker at a time."""
+    count = max(whole.settings.batch_size, RUN)
+    return [replace(whole, tiles=whole.tiles[first : first + count]) for first in range(0, len(whole.tiles), count)]
+
+
+def predict(
+    part: Plan, network: Network, progress: inference.Progress
+) -> Generator[tuple[grid.Tile, list[Window]], None, None]:
+    """Predict the tiles that are not kept yet; gives each, and what of it cannot be read, when its file is whole."""
+    settings = part.settings
+    spoilt: dict[Any, list[Window]] = {tile.window.toranges(): [] for tile in part.tiles}
+    inside = inside_of(part.ground, settings.aoi)
+
+    def seen(window: Window) -> raster.Pixels:
+        if not inside(window):
+            shape = (int(window.height), int(window.width))
+            return raster.Pixels(np.zeros((*shape, 3), np.uint8), np.zeros(shape, bool))
+        if settings.skip_unreadable:
+            return salvage.pixels(read, window, spoilt[window.toranges()])
+        return read(window)
+
+    part.kept.mkdir(parents=True, exist_ok=True)
+    todo = mosaic.missing(part.kept, part.tiles)
+    if not todo:
+        return
+    with (
+        raster.opened(part.scene.image, gsd=settings.chip_gsd, cache=CACHE) as (dataset, own),
+        resample.on_grid(dataset, own, part.ground) as read,
+        # Closed before the dataset is, which its thread may be reading.
+        closing(inference.predict_tiles(network(), seen, todo, batch_size=settings.batch_size)) as found,
+    ):
+        for tile, probability, valid in progress(found, len(todo)):
+            # Of the core alone, so that what counts as read does not depend on which window is read first.
+            holes = [intersection(h, tile.core) for h in spoilt[tile.window.toranges()] if intersect(h, tile.core)]
+            for hole in holes:
+                _hole(part.kept, hole).touch()
+            mosaic.write(part.kept, tile, probability, valid)
+            yield tile, holes
+
+
+def predict_on(
+    whole: Plan, network: Network, progress: inference.Progress, executor: Executor
+) -> Generator[tuple[grid.Tile, list[Window]], None, None]:
+    """The same on workers, which see the plan's folder: the tiles as they come."""
+    left = [run for run in runs(whole) if mosaic.missing(whole.kept, run.tiles)]
+    done = workers.unordered(executor, partial(finish, network=network), left)
+    with closing(done):
+        for tiles in progress(done, len(left)):
+            yield from tiles
+
+
+def finish(part: Plan, network: Network) -> list[tuple[grid.Tile, list[Window]]]:
+    """Predict all tiles that are not kept yet."""
+    return list(predict(part, network, inference.silent))
+
+
+def holes(whole: Plan) -> list[Window]:
+    """What of the tiles that are kept could not be read."""
+    return [Window(*map(int, path.stem.split("-"))) for path in sorted(whole.kept.glob("*.hole"))]
+
+
+def inside_of(ground: raster.Grid, aoi: BaseGeometry | None) -> Callable[[Window], bool]:
+    """Whether a window of the ground grid meets the area of interest."""
+    if aoi is None:
+        return lambda window: True
+    (area,) = gpd.GeoSeries([aoi], crs="EPSG:4326").to_crs(ground.crs)
+    shapely.prepare(area)
+    return lambda window: bool(area.intersects(shapely.Polygon(ground.corners(window))))
+
+
+def _hole(kept: Path, window: Window) -> Path:
+    return kept / f"{window.col_off}-{window.row_off}-{window.width}-{window.height}.hole"
