@@ -55,6 +55,14 @@ def switch(text: str) -> bool:
     return text.lower() == "true"
 
 
+def share(text: str) -> tuple[int, int]:
+    """A parser's type for one of several equal parts of the work: I/N, I from 0, as (I, N)."""
+    first, slash, last = text.partition("/")
+    if not (slash and first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+        raise argparse.ArgumentTypeError(f"I/N with I from 0 to N - 1 is needed, as 0/4, got {text}")
+    return int(first), int(last)
+
+
 def progress(items: Iterable[_T], total: int, what: str = "") -> Iterable[_T]:
     """The items, with a bar on a terminal and nothing elsewhere."""
     from tqdm import tqdm
@@ -63,19 +71,23 @@ def progress(items: Iterable[_T], total: int, what: str = "") -> Iterable[_T]:
 
 
 @contextmanager
-def in_the_making(folder: Path) -> Iterator[Path]:
-    """A folder for what this process alone has in the making; what is in it is kept if the block fails."""
+def in_the_making(folder: Path, *, shared: bool = False) -> Iterator[Path]:
+    """A folder for what is in the making, of this process alone or, `shared`, of several that each make a part.
+
+    What is in it is kept if the block fails, and where it is shared.
+    """
     from ocmlflow.errors import InputError
 
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"another process is making the same, in {folder}: wait for it, or give work=") from None
         yield folder
-        shutil.rmtree(folder)
+        if not shared:
+            shutil.rmtree(folder)
 
 
 def check_writable(output: str) -> None:
