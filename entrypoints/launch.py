@@ -108,10 +108,12 @@ def _on_databricks(args: argparse.Namespace, words: list[str], staged: Path) -> 
     workspace.check(config, args.config)
     address = tracking.check_server()
     client = workspace.connect()
-    staging.stage(ROOT, staged)
     spark = workspace.wants_spark_job(config)
     if spark:
-        _stage_spark_job(staged, [".", args.step, *map(shlex.quote, words)], address, config)
+        staging.stage(ROOT, staged / "project")
+        _stage_spark_job(staged, ["project", args.step, *map(shlex.quote, words)], address, config)
+    else:
+        staging.stage(ROOT, staged)
     with tracking.ending(lambda: tracking.project_run(staged)):
         try:
             submitted = projects.run(
@@ -126,21 +128,22 @@ def _on_databricks(args: argparse.Namespace, words: list[str], staged: Path) -> 
             )
         except MlflowException as error:
             raise InputError(f"the workspace did not take the job: {error}") from error
-        tracking.say_source(submitted.run_id, args.step)
-        number = tracking.workspace_run(submitted.run_id)
-        try:
-            failure = workspace.follow(client, number, pending_s=60 * args.pending_minutes, show=_show)
-        except BaseException:
-            log.info("cancelling run %s of the workspace", number)
-            workspace.cancel(client, number)
-            raise
-        if failure:
-            raise InputError(f"{args.step} failed on Databricks: {failure}")
+        with tracking.ending(lambda: tracking.run_of(submitted.run_id)):
+            tracking.say_source(submitted.run_id, args.step)
+            number = tracking.workspace_run(submitted.run_id)
+            try:
+                failure = workspace.follow(client, number, pending_s=60 * args.pending_minutes, show=_show)
+            except BaseException:
+                log.info("cancelling run %s of the workspace", number)
+                workspace.cancel(client, number)
+                raise
+            if failure:
+                raise InputError(f"{args.step} failed on Databricks: {failure}")
     log.info("run %s: done", submitted.run_id)
 
 
 def _stage_spark_job(staged: Path, arguments: list[str], address: str, config: dict[str, Any]) -> None:
-    """Make the staged project the kind that newer runtimes of Databricks run."""
+    """Write, around the copy, the kind of project that newer runtimes of Databricks run."""
     import yaml
 
     from ocmlflow import workspace
@@ -149,7 +152,6 @@ def _stage_spark_job(staged: Path, arguments: list[str], address: str, config: d
     if address.startswith("http"):  # MLflow sets the workspace's own server, whatever is asked for
         script = f"import os\n\nos.environ['MLFLOW_TRACKING_URI'] = {address!r}\n{script}"
     (staged / "step.py").write_text(script)
-    (staged / "conda.yaml").unlink()  # MLflow would take it for the project's environment
     project = {"name": "ocmlflow", "databricks_spark_job": workspace.spark_job(config, "step.py", arguments)}
     (staged / "MLproject").write_text(yaml.safe_dump(project))
 

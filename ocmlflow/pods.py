@@ -4,7 +4,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ POLL_S = 1.0
 PATIENCE_S = 300
 """How long an API server that does not answer is asked again before its Job is given up."""
 SECRET = re.compile(r"SECRET|PASSWORD|TOKEN|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
+STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?Z ")
 GIVEN = ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID")
 """Variables that the launcher sets, as MLflow's own backend does."""
 
@@ -194,16 +195,19 @@ def _read_log(
     last = ""
     while True:
         final = over.is_set()  # asked before, so that what came in between is read once more
-        since = math.ceil(time.time() - _seconds(last)) + 1 if last else None
+        seen, new = last, True
+        since = math.ceil(time.time() - datetime.fromisoformat(last[:19] + "+00:00").timestamp()) + 1 if last else None
         try:
             stream = kubernetes.client.CoreV1Api(client).read_namespaced_pod_log(
                 pod, namespace, follow=True, timestamps=True, since_seconds=since, _preload_content=False
             )
             for line in _lines(stream):
-                stamp, _, text = line.partition(" ")
-                if stamp > last:
-                    last = stamp
-                    show(text)
+                if found := STAMP.match(line):
+                    last = f"{found[1]}.{found[2] or '':0<9}"
+                    new = last > seen
+                    line = line[found.end() :]
+                if new:
+                    show(line)
         except (ApiException, urllib3.exceptions.HTTPError) as error:
             log.debug("log of %s: %s", pod, error)
         if final:
@@ -211,17 +215,13 @@ def _read_log(
         over.wait(POLL_S)
 
 
-def _lines(stream: Any) -> Any:
+def _lines(stream: Any) -> Iterator[str]:
     rest = b""
     for part in stream.stream(4096, decode_content=False):
         *lines, rest = (rest + part).split(b"\n")
         yield from (line.decode(errors="replace") for line in lines)
     if rest:
         yield rest.decode(errors="replace")
-
-
-def _seconds(stamp: str) -> float:
-    return datetime.fromisoformat(stamp[:19] + "+00:00").timestamp()
 
 
 def _why_pending(pods: Sequence[Any]) -> str:

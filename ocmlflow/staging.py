@@ -24,10 +24,11 @@ FILES = (
 
 
 def stage(root: Path, folder: Path) -> str:
-    """Copy what another machine needs from the checkout to an empty folder; returns 12 hex digits that name it.
+    """Copy what another machine needs from the checkout to a new or empty folder; returns 12 hex digits that name it.
 
     Equal code has equal names, committed or not, and unequal code never.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         source = root / name
         if source.is_dir():

@@ -132,6 +132,11 @@ def project_run(folder: Path) -> Run | None:
     return found[0] if found else None
 
 
+def run_of(run_id: str) -> Run:
+    """The run of that id."""
+    return mlflow.get_run(run_id)
+
+
 def workspace_run(run_id: str) -> int:
     """Number of the Databricks job run that MLflow submitted for a run."""
     return int(mlflow.get_run(run_id).data.tags["mlflow.databricks.shellJobRunID"])

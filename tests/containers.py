@@ -58,7 +58,7 @@ def process(command: list, log: Path, **how) -> Iterator[subprocess.Popen]:
 
 
 @pytest.fixture(scope="session")
-def engine(tmp_path_factory) -> Iterator[Namespace]:
+def docker_engine(tmp_path_factory) -> Iterator[Namespace]:
     """A Docker engine: the environment of its clients, and the folder for what the next session can use again."""
     missing = [name for name in ("dockerd", "docker", "docker-registry", "mmdebstrap") if not shutil.which(name)]
     if os.getuid() or missing:
@@ -83,6 +83,7 @@ def engine(tmp_path_factory) -> Iterator[Namespace]:
             wait_until(answers, alive=lambda: daemon.poll() is None, what=f"dockerd, see {kept}/dockerd.log,")
             yield Namespace(environment=environment, kept=kept)
             _docker(environment, "image", "prune", "--force")
+        subprocess.run(["umount", f"{folder}/exec/netns/default"], capture_output=True)  # which the engine leaves
 
 
 def _docker(environment: dict[str, str], *words: str) -> str:
@@ -93,13 +94,13 @@ def _docker(environment: dict[str, str], *words: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def registry(engine, tmp_path_factory) -> Iterator[str]:
+def registry(docker_engine, tmp_path_factory) -> Iterator[str]:
     """Address of an image registry."""
     port, folder = free_port(), tmp_path_factory.mktemp("registry")
     config = folder / "config.yml"
     config.write_text(
         f"version: 0.1\nlog: {{level: warn}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n"
-        f"storage: {{filesystem: {{rootdirectory: {engine.kept}/registry}}}}\n"
+        f"storage: {{filesystem: {{rootdirectory: {docker_engine.kept}/registry}}}}\n"
     )
     with process(["docker-registry", "serve", config], folder / "log") as server:
 
@@ -112,12 +113,12 @@ def registry(engine, tmp_path_factory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def base_image(engine) -> str:
+def base_image(docker_engine) -> str:
     """Name of an image of Debian with Python, made of packages: no registry is asked."""
     there = [Path(path) for path in MACHINE if Path(path).exists()]
     key = hashlib.sha256(PACKAGES.encode() + b"".join(path.read_bytes() for path in there)).hexdigest()[:12]
     name, archive = f"ocmlflow-test-base:{key}", CACHE / f"base-{key}.tar"
-    if _docker(engine.environment, "image", "ls", "--quiet", name):
+    if _docker(docker_engine.environment, "image", "ls", "--quiet", name):
         return name
     if not archive.exists():
         part = archive.with_suffix(f".{os.getpid()}.part")
@@ -130,21 +131,21 @@ def base_image(engine) -> str:
             pytest.skip("the Debian mirror is not reached")
         assert made.returncode == 0, made.stderr[-2000:]
         part.rename(archive)
-    _docker(engine.environment, "import", "--change", "ENV LANG=C.UTF-8", str(archive), name)
+    _docker(docker_engine.environment, "import", "--change", "ENV LANG=C.UTF-8", str(archive), name)
     return name
 
 
 @pytest.fixture(scope="session")
-def image(engine, base_image) -> str:
+def project_image(docker_engine, base_image) -> str:
     """Name of the project's image, built as a user builds it, for CPUs."""
     name = "localhost/ocmlflow"
     arguments = ["--network", "host", "--build-arg", f"BASE_IMAGE={base_image}", "--tag", name]
-    _docker(engine.environment, "build", *arguments, str(ROOT))
+    _docker(docker_engine.environment, "build", *arguments, str(ROOT))
     return name
 
 
 @pytest.fixture(scope="session")
-def server(_s3_server, tmp_path_factory) -> Iterator[Namespace]:
+def mlflow_server(_s3_server, tmp_path_factory) -> Iterator[Namespace]:
     """An MLflow server whose artifacts go to S3: its address, and the environment of its clients."""
     folder, port = tmp_path_factory.mktemp("server"), free_port()
     variables = {**_s3_server, "MLFLOW_S3_ENDPOINT_URL": _s3_server["AWS_ENDPOINT_URL_S3"]}
