@@ -63,9 +63,13 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _on_kubernetes(args: argparse.Namespace, words: list[str], staged: Path) -> None:
-    from ocmlflow import pods, staging, tracking
+    from ocmlflow import staging, tracking
     from ocmlflow.errors import InputError
 
+    try:
+        from ocmlflow import pods
+    except ImportError as error:
+        raise InputError('backend=kubernetes needs its client: pip install -e ".[kubernetes]"') from error
     config = _config(args.config, required=("repository-uri", "kube-job-template-path"))
     staging.check_repository(config["repository-uri"])
     template = pods.template(ROOT / config["kube-job-template-path"])

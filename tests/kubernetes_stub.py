@@ -222,11 +222,11 @@ class Cluster:
             else:
                 words += ["--volume", mount["mountPath"]]
         words += ["--workdir", container["workingDir"]] if "workingDir" in container else []
-        first, *rest = [_expanded(word, variables) for word in container.get("command", []) + container.get("args", [])]
+        first, *rest = [expanded(word, variables) for word in container.get("command", []) + container.get("args", [])]
         return [*words, "--entrypoint", first, container["image"], *rest]
 
 
-def _expanded(word: str, variables: dict[str, str]) -> str:
+def expanded(word: str, variables: dict[str, str]) -> str:
     """The word as the kubelet makes it: $(NAME) is a variable, $$ a dollar, anything else itself."""
 
     def known(found: re.Match) -> str:

@@ -53,6 +53,9 @@ ORDER = [
     "scorecard",
     "report",
     "tracking",
+    "staging",
+    "pods",
+    "workspace",
 ]
 AT_HOME = {
     "distributed": {"workers"},
@@ -62,6 +65,8 @@ AT_HOME = {
     "keras": {"dataset", "augment", "models", "losses", "training", "engine"},
     "mlflow": {"tracking"},
     "openvino": {"engine"},
+    "kubernetes": {"pods"},
+    "databricks": {"workspace"},
     "tensorflow": set(),
     "torch": set(),
     "jax": set(),
@@ -71,6 +76,7 @@ REQUIRED = {
     "compare": ["--models", "a,b"],
     "protocol": ["--name", "blocks", "--catalog", "c"],
     "predict": ["--images", "i", "--output", "o"],
+    "launch": ["--step", "train", "--backend", "kubernetes"],
 }
 VERBS = sorted(path.stem for path in ROOT.glob("entrypoints/*.py") if path.stem != "__init__")
 
