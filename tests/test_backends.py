@@ -18,6 +18,8 @@ import yaml
 from affine import Affine
 from conftest import TRANSFORM, town, write_catalog
 from databricks_stub import TOKEN, Workspace
+from kubernetes_real import add_gpu
+from kubernetes_real import cluster as real_cluster
 from kubernetes_stub import Cluster
 from mlflow import MlflowClient
 
@@ -51,20 +53,33 @@ def cluster(docker_engine, mlflow_server):
 
 
 @pytest.fixture
-def at(cluster, registry, base_image, mlflow_server, tmp_path, docker_engine):
+def at(given, cluster):
     """What the launcher is given for that cluster: its environment and configuration, and a template to change."""
+    return given(cluster.kubeconfig())
+
+
+@pytest.fixture
+def given(registry, base_image, mlflow_server, tmp_path, docker_engine):
+    return lambda kubeconfig: _given(kubeconfig, registry, base_image, mlflow_server, tmp_path, docker_engine)
+
+
+def _given(content, registry, base_image, mlflow_server, tmp_path, docker_engine):
     kubeconfig = tmp_path / "kubeconfig"
-    kubeconfig.write_text(cluster.kubeconfig())
+    kubeconfig.write_text(content)
     environment = {
         **docker_engine.environment,
         "KUBECONFIG": str(kubeconfig),
         "MLFLOW_TRACKING_URI": mlflow_server.address,
     }
 
-    def configured(template: str = "job-cpu.yaml", **changes) -> Path:
+    def configured(template: str = "job-cpu.yaml", *, memory: str | None = None, **changes) -> Path:
         job = yaml.safe_load((ROOT / "backends/kubernetes" / template).read_text())
         job["spec"]["template"]["spec"]["hostNetwork"] = True  # the engine of the tests has no other
         job["spec"] |= changes
+        if memory:  # the node of the tests is small
+            resources = job["spec"]["template"]["spec"]["containers"][0]["resources"]
+            resources["requests"] = {"memory": memory, "cpu": "100m"}
+            resources["limits"] |= {"memory": "4Gi", "ephemeral-storage": "4Gi"}
         (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
         build = ["--network", "host", "--build-arg", f"BASE_IMAGE={base_image}"]
         config = {"repository-uri": f"{registry}/ocmlflow", "kube-job-template-path": str(tmp_path / "job.yaml")}
@@ -352,6 +367,39 @@ def test_shares_of_an_indexed_job_make_the_chips_of_one_run(
     assert sets.digest(sets.load(made["work"]).index) == sets.digest(sets.load(made["alone"]).index)
     for file in (path for path in made["alone"].rglob("*") if path.is_file()):
         assert (made["work"] / file.relative_to(made["alone"])).read_bytes() == file.read_bytes(), file
+
+
+def test_a_real_cluster_does_as_its_stand_in_does(
+    docker_engine, project_image, given, client, training, mlflow_server, tmp_path
+):
+    """GPU template on a node that advertises one, failure with awkward words, Ctrl-C."""
+    with real_cluster(docker_engine, project_image, tmp_path) as real:
+        core, batch = kubernetes.client.CoreV1Api(real.client), kubernetes.client.BatchV1Api(real.client)
+        core.create_namespace(yaml.safe_load((ROOT / "backends/kubernetes/namespace.yaml").read_text()))
+        secret = {"metadata": {"name": "ocmlflow"}, "stringData": mlflow_server.variables}
+        core.create_namespaced_secret("ocmlflow", secret)
+        at = given(real.kubeconfig)
+        process = launched(at, "train", "kubernetes", at.configured("job.yaml", memory="1Gi"), **training)
+        lines_until(process, "waiting for a pod: 0/1 nodes are available")
+        add_gpu(real.client)
+        done = ended(process)
+        assert done.status == 0, done.err[-3000:]
+        check_trained(newest(client), mlflow_server.variables)
+        assert "epoch 1" in done.out
+        config = at.configured("job.yaml", memory="1Gi")
+        done = ended(launched(at, "train", "kubernetes", config, chips=AWKWARD))
+        assert done.status == 1
+        assert f"chips={AWKWARD} names no run" in done.out
+        assert newest(client).info.status == "FAILED"
+        before = len(batch.list_namespaced_job("ocmlflow").items)
+        process = launched(at, "train", "kubernetes", config, **{**training, "epochs": 500})
+        lines_until(process, "the pod runs")
+        process.send_signal(signal.SIGINT)
+        assert ended(process).status == 130
+        assert newest(client).info.status == "KILLED"
+        assert len(batch.list_namespaced_job("ocmlflow").items) == before
+        while [pod for pod in core.list_namespaced_pod("ocmlflow").items if pod.status.phase == "Running"]:
+            time.sleep(0.5)
 
 
 @pytest.fixture
