@@ -74,6 +74,7 @@ def _on_kubernetes(args: argparse.Namespace, words: list[str], staged: Path) -> 
     staging.check_repository(config["repository-uri"])
     template = pods.template(ROOT / config["kube-job-template-path"])
     address = tracking.check_server(os.environ.get("KUBE_MLFLOW_TRACKING_URI"))
+    pods.check_reaches(template, address)
     staging.check_engine()
     client = pods.connect(config.get("kube-context"))
     digest = staging.stage(ROOT, staged)

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
+from urllib.parse import urlparse
 
 import kubernetes
 import urllib3
@@ -62,6 +63,16 @@ def template(path: Path) -> Job:
         if SECRET.search(name) and variable.get("value"):
             raise InputError(f"{path} holds the value of {name} in plain text: take it from a Secret (valueFrom)")
     return dict(found)
+
+
+def check_reaches(template: Job, address: str) -> None:
+    """Raise InputError where the tracking server's address means another machine to a pod than to us."""
+    host = urlparse(address).hostname or ""
+    if (host == "localhost" or host.startswith("127.")) and not template["spec"]["template"]["spec"].get("hostNetwork"):
+        raise InputError(
+            f"to a pod {address} is the pod itself: set KUBE_MLFLOW_TRACKING_URI to the address that pods reach the "
+            "tracking server by"
+        )
 
 
 def job(template: Job, *, name: str, image: str, command: Sequence[str], environment: Mapping[str, str]) -> Job:

@@ -431,8 +431,12 @@ def _checkout() -> dict[str, str]:
     """Tags that say which code was sent, as MLflow has them for a project that runs here."""
     root = Path(ocmlflow.__file__).parent.parent
     tags = {"mlflow.source.name": root.name, **_source()}
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
-    return {**tags, "mlflow.source.git.commit": head.stdout.strip()} if head.returncode == 0 else tags
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+        tags["mlflow.source.git.commit"] = head.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        pass  # no git, or no checkout
+    return tags
 
 
 def _hint() -> str:

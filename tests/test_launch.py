@@ -220,6 +220,16 @@ def test_a_template_that_would_fail_or_tell_secrets_is_refused(tmp_path, change,
     assert "abc" not in str(refused.value)
 
 
+def test_a_tracking_server_of_this_machine_alone_is_no_server_for_a_pod():
+    template = pods.template(KUBERNETES / "job.yaml")
+    pods.check_reaches(template, "http://mlflow.mlflow.svc:5000")
+    for address in ("http://127.0.0.1:5000", "http://localhost:5000"):
+        with pytest.raises(InputError, match="set KUBE_MLFLOW_TRACKING_URI"):
+            pods.check_reaches(template, address)
+    template["spec"]["template"]["spec"]["hostNetwork"] = True
+    pods.check_reaches(template, "http://127.0.0.1:5000")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
