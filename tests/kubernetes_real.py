@@ -21,7 +21,7 @@ TOKEN = "admin-of-nobody"
 
 
 @contextmanager
-def cluster(docker_engine: Namespace, pause: str, folder: Path) -> Iterator[Namespace]:
+def cluster(docker_engine: Namespace, base_image: str, folder: Path) -> Iterator[Namespace]:
     """Its kubeconfig and an API client; all its pods are gone with the block."""
     if not (BINARIES / "kubelet").exists() or not shutil.which("etcd"):
         pytest.skip(f"no Kubernetes in {BINARIES}: .ci/kubernetes builds it, in some ten minutes of two CPUs")
@@ -35,6 +35,10 @@ def cluster(docker_engine: Namespace, pause: str, folder: Path) -> Iterator[Name
     etcd, address = f"http://127.0.0.1:{client_port}", f"https://127.0.0.1:{port}"
     config = folder / "kubeconfig"
     config.write_text(_kubeconfig(address, certificates / "apiserver.crt"))
+    pause = "ocmlflow-test-pause"  # what holds a pod together
+    words = ["docker", "build", "--quiet", "--tag", pause, "-"]
+    idle = f'FROM {base_image}\nCMD ["sleep", "infinity"]\n'
+    subprocess.run(words, input=idle, env=docker_engine.environment, text=True, check=True, capture_output=True)
     with ExitStack() as stack:
         stack.callback(_clean, docker_engine, folder)
 
@@ -165,6 +169,6 @@ def _clean(docker_engine: Namespace, folder: Path) -> None:
     left = subprocess.run(words, env=docker_engine.environment, capture_output=True, text=True).stdout.split()
     if left:
         subprocess.run(["docker", "rm", "--force", *left], env=docker_engine.environment, capture_output=True)
-    for line in Path("/proc/mounts").read_text().splitlines():
+    for line in reversed(Path("/proc/mounts").read_text().splitlines()):  # what lies in another goes first
         if line.split()[1].startswith(f"{folder}/kubelet"):
             subprocess.run(["umount", line.split()[1]], capture_output=True)

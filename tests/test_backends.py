@@ -370,10 +370,10 @@ def test_shares_of_an_indexed_job_make_the_chips_of_one_run(
 
 
 def test_a_real_cluster_does_as_its_stand_in_does(
-    docker_engine, project_image, given, client, training, mlflow_server, tmp_path
+    docker_engine, base_image, given, client, training, mlflow_server, tmp_path
 ):
     """GPU template on a node that advertises one, failure with awkward words, Ctrl-C."""
-    with real_cluster(docker_engine, project_image, tmp_path) as real:
+    with real_cluster(docker_engine, base_image, tmp_path) as real:
         core, batch = kubernetes.client.CoreV1Api(real.client), kubernetes.client.BatchV1Api(real.client)
         core.create_namespace(yaml.safe_load((ROOT / "backends/kubernetes/namespace.yaml").read_text()))
         secret = {"metadata": {"name": "ocmlflow"}, "stringData": mlflow_server.variables}
