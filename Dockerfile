@@ -1,22 +1,24 @@
-# The environment of conda.yaml with the code inside: docker build -t ocmlflow . ; docker run ocmlflow train --help
+# All that ocmlflow needs, pinned, and its code; for CPUs, or with CUDA's libraries for NVIDIA GPUs (the driver is the host's):
+#   docker build -t localhost/ocmlflow .
+#   docker build -t localhost/ocmlflow --build-arg REQUIREMENTS=requirements-gpu.txt .
+#   docker run localhost/ocmlflow python -m entrypoints.train --help
 ARG BASE_IMAGE=python:3.11-slim
 FROM ${BASE_IMAGE}
 
-# GDAL reads the system's certificates, its Python wheel has none.
-RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates python3-venv && rm -rf /var/lib/apt/lists/*
 RUN python3 -m venv /opt/venv
-ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 GIT_PYTHON_REFRESH=quiet
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 GIT_PYTHON_REFRESH=quiet
+ARG REQUIREMENTS=requirements.txt
+COPY ${REQUIREMENTS} /opt/requirements.txt
+RUN pip install --no-cache-dir -r /opt/requirements.txt
 
-WORKDIR /app
-COPY pyproject.toml ./
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
-      > /tmp/requirements.txt && pip install --no-cache-dir -r /tmp/requirements.txt && rm /tmp/requirements.txt
-COPY MLproject conda.yaml ./
-COPY ocmlflow ocmlflow
-COPY entrypoints entrypoints
+# The code is found from every working directory: that of a pod is a volume, and MLflow sets its own.
+ENV PYTHONPATH=/app
+COPY MLproject conda.yaml /app/
+COPY ocmlflow /app/ocmlflow
+COPY entrypoints /app/entrypoints
 
-# A user without rights, who owns the folder that runs and results go to.
-RUN useradd --create-home --uid 1000 user && chown user /app
-USER user
-ENTRYPOINT ["/bin/sh", "-c", "verb=\"$1\" && shift && exec python -m \"entrypoints.$verb\" \"$@\"", "ocmlflow"]
-CMD ["main"]
+# A user without rights, in a folder of its own for runs, results and files in the making.
+RUN useradd --create-home --uid 1000 user && install -d -o user -g user /work
+USER 1000
+WORKDIR /work
+CMD ["python", "-m", "entrypoints.main"]

@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from entrypoints import in_the_making, number, parser, progress, start, switch, whole
+from entrypoints import in_the_making, number, parser, progress, share, start, switch, whole
 
 if TYPE_CHECKING:  # imported where used: --help must not wait for them
     from geopandas import GeoDataFrame
@@ -70,6 +70,13 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--seed", type=whole(0), default=0, help="draws the blocks and the empty chips")
     p.add_argument("--skip_unreadable", type=switch, default=False, help="leave out scenes that cannot be read")
     p.add_argument("--dry_run", type=switch, default=False, help="say what would be done, and do nothing")
+    p.add_argument(
+        "--share",
+        type=share,
+        default=None,
+        help="I/N, I from 0: cut that part of the blocks alone, in a work folder that all parts see; a run without it, "
+        "over the same folder, then makes the chips",
+    )
     p.add_argument("--workers", type=whole(1), default=os.cpu_count(), help="processes of this machine")
     p.add_argument("--scheduler", default=None, help="tcp://HOST:8786 of a Dask cluster to work in place of them")
     p.add_argument("--work", default=".ocmlflow", help="folder for chips in the making; kept if interrupted")
@@ -123,6 +130,9 @@ def main(args: argparse.Namespace) -> None:
         with workers.executor(args.workers, args.scheduler) as executor:
             _print_plan(*_plan(_chosen(args), args, executor), args.size)
         return
+    if args.share:
+        _cut_share(args)
+        return
     with tracking.run("prepare", vars(args)):
         scenes = _chosen(args)
         with workers.executor(args.workers, args.scheduler) as executor:
@@ -135,6 +145,26 @@ def main(args: argparse.Namespace) -> None:
                 index = _cut(surveys, planned, table, folder, args, executor)
                 made, dropped = _split_and_save(index, surveys, table, folder, args)
                 _log(made, list(table.values()), dropped)
+
+
+def _cut_share(args: argparse.Namespace) -> None:
+    """Cut one share of the blocks, and leave all else to the run without `share`."""
+    from ocmlflow import cutting, storage, workers
+
+    scenes = _chosen(args)
+    with workers.executor(args.workers, args.scheduler) as executor:
+        surveys, _, planned = _plan(scenes, args, executor)
+        with in_the_making(Path(args.work) / "prepare" / _cut_key(args, scenes), shared=True) as folder:
+            if args.scheduler:
+                _check_seen(folder, args.scheduler, executor)
+            chosen = planned.drop(columns=["split", "fold"], errors="ignore")
+            how = {"share": args.share, "rules": _rules(args), "executor": executor, "progress": _bar}
+            blocks, failed = cutting.cut_share(surveys, chosen, folder, **how)
+    for scene, error in failed.items():
+        if not args.skip_unreadable:
+            raise error
+        log.warning("scene %s cannot be read: %s", scene, storage.public(str(error)))
+    log.info("share %d/%d: %d blocks cut", *args.share, blocks)
 
 
 def _chosen(args: argparse.Namespace) -> list[Scene]:
@@ -225,12 +255,8 @@ def _cut(
     from ocmlflow.errors import InputError
 
     frames = []
-
-    def bar(items: Any, total: int) -> Any:
-        return progress(items, total, "cutting")
-
     chosen = planned.drop(columns=["split", "fold"], errors="ignore")
-    for found, rows in cutting.cut(surveys, chosen, folder, rules=_rules(args), executor=executor, progress=bar):
+    for found, rows in cutting.cut(surveys, chosen, folder, rules=_rules(args), executor=executor, progress=_bar):
         scene = found.scene
         if isinstance(rows, InputError):
             if not args.skip_unreadable:
@@ -247,6 +273,10 @@ def _cut(
     index = pd.concat([rows for rows in frames if len(rows)], ignore_index=True)
     split = [name for name in ("split", "fold") if name in planned]
     return index.merge(planned[["id", *split]], on="id").sort_values(["scene", "position"], ignore_index=True)
+
+
+def _bar(items: Any, total: int) -> Any:
+    return progress(items, total, "cutting")
 
 
 def _split_and_save(

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import shutil
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -75,6 +76,8 @@ def cut(
     Writes `<scene>.zarr`, with the rows inside. What is whole already, scene or block, from a call that was
     interrupted, is not made again.
     """
+    for left in folder.glob("*.new"):  # of a process that was killed
+        shutil.rmtree(left)
     runs: list[_Run] = []
     waiting: dict[str, tuple[Survey, gpd.GeoDataFrame]] = {}
     for found in surveys:
@@ -99,35 +102,83 @@ def cut(
             yield found, failed.get(scene) or _finish(folder / f"{scene}.zarr.part", candidates)
 
 
+def cut_share(
+    surveys: Iterable[Survey],
+    chosen: gpd.GeoDataFrame,
+    folder: Path,
+    *,
+    share: tuple[int, int],
+    rules: Rules,
+    executor: Executor,
+    progress: Progress,
+) -> tuple[int, dict[str, InputError]]:
+    """Cut the blocks of share I of N, (I, N), and no more; how many those were, and the scenes that cannot be read.
+
+    Shares can be cut at the same time, by processes that see one folder; `cut` with the same arguments then finds
+    their blocks done, and cuts what is missing.
+    """
+    runs: list[_Run] = []
+    strips = 0
+    for found in surveys:
+        name = found.scene.id
+        down, across = _blocks(found, rules)
+        per_row, before = -(-across // RUN), strips
+        strips += down * per_row
+
+        def mine(number: int, across: int = across, per_row: int = per_row, before: int = before) -> bool:
+            row, col = divmod(number, across)
+            return (before + row * per_row + col // RUN) % share[1] == share[0]
+
+        if not (folder / f"{name}.zarr").exists():
+            runs += _runs(found, chosen[chosen.scene == name], _part(found, folder, rules), rules, mine)
+    failed: dict[str, InputError] = {}
+    for scene, error in progress(workers.unordered(executor, _cut_run, runs), len(runs)):
+        if error:
+            failed.setdefault(scene, error)
+    return sum(len(run.blocks) for run in runs), failed
+
+
 def _part(found: Survey, folder: Path, rules: Rules) -> Path:
     """The store in the making of a scene: that of a call that was interrupted, or a new one."""
     part = folder / f"{found.scene.id}.zarr.part"
     if not part.exists():
-        new = part.with_suffix(".new")
-        shutil.rmtree(new, ignore_errors=True)
-        down, across = (
-            -(-len(grid.reaching(side, size=rules.size, stride=rules.stride)) // BLOCK)
-            for side in (found.grid.height, found.grid.width)
-        )
+        new = folder / f"{found.scene.id}.{uuid.uuid4().hex}.new"
+        down, across = _blocks(found, rules)
         store.create(new, blocks=down * across, size=rules.size, with_parts=rules.parts)
         (new / MARKS).mkdir()
-        new.rename(part)
+        try:
+            new.rename(part)
+        except OSError:
+            if not part.exists():  # else another share was faster
+                raise
+            shutil.rmtree(new)
     return part
 
 
-def _runs(found: Survey, candidates: gpd.GeoDataFrame, part: Path, rules: Rules) -> list[_Run]:
-    """The work that is left on one scene."""
+def _blocks(found: Survey, rules: Rules) -> tuple[int, int]:
+    """How many blocks lie below and beside one another in a scene."""
+    down, across = (
+        -(-len(grid.reaching(side, size=rules.size, stride=rules.stride)) // BLOCK)
+        for side in (found.grid.height, found.grid.width)
+    )
+    return down, across
+
+
+def _runs(
+    found: Survey, candidates: gpd.GeoDataFrame, part: Path, rules: Rules, mine: Callable[[int], bool] = lambda _: True
+) -> list[_Run]:
+    """The work that is left on one scene, on the blocks whose numbers are `mine`."""
     if (part / ROWS).exists():
         return []
     done = {int(mark.stem) for mark in (part / MARKS).glob("*.json")}
     side = BLOCK * rules.stride
-    across = -(-len(grid.reaching(found.grid.width, size=rules.size, stride=rules.stride)) // BLOCK)
+    _, across = _blocks(found, rules)
     tree = shapely.STRtree(found.footprints.polygons)
     overview = found.overview if found.overview.black.any() else None
     blocks: dict[int, list[_Block]] = {}
     for (down, right), rows in candidates.groupby([candidates.row // side, candidates.col // side]):
         number = int(down * across + right)
-        if number not in done:
+        if number not in done and mine(number):
             near = tree.query(shapely.box(*_bounds(found.grid, rows, rules.size)))
             drawn = found.footprints.polygons[np.sort(near)]
             blocks.setdefault(down, []).append(_Block(number, _places(rows, rules), drawn))

@@ -22,6 +22,7 @@ import pytest
 import rasterio
 import shapely
 from affine import Affine
+from containers import base_image, docker_engine, mlflow_server, project_image, registry  # noqa: F401
 from hypothesis import settings
 from rasterio.errors import NotGeoreferencedWarning
 

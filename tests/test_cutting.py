@@ -66,6 +66,66 @@ def test_one_two_or_many_workers_write_the_same_bytes(towns, tmp_path):
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
+def share_of(scenes, folder: Path, share: tuple[int, int], *, rules=SMALL) -> int:
+    """Cut one share of what `cut_all` cuts; returns how many blocks that were."""
+    folder.mkdir(parents=True, exist_ok=True)
+    surveys = [survey.survey(scene, gsd=rules.gsd, black_m2=0, bbox=None) for scene in scenes]
+    planned = pd.concat([chips.candidates(found, rules=rules) for found in surveys], ignore_index=True)
+    with ThreadPoolExecutor(1) as doing:
+        blocks, failed = cutting.cut_share(
+            surveys,
+            planned.assign(keep_empty=True),
+            folder,
+            share=share,
+            rules=rules,
+            executor=doing,
+            progress=items,
+        )
+    assert not failed
+    return blocks
+
+
+@pytest.mark.parametrize(("shares", "run"), [(1, 8), (2, 8), (5, 1), (30, 1)])
+def test_shares_are_disjoint_cover_every_block_and_leave_nothing_to_cut(towns, tmp_path, monkeypatch, shares, run):
+    monkeypatch.setattr(cutting, "RUN", run)
+    parts = [share_of(towns, tmp_path / "shared", (number, shares)) for number in range(shares)]
+    assert sum(parts) == 12  # a block cut twice would count twice
+    assert max(parts) - min(parts) <= run
+    assert share_of(towns, tmp_path / "shared", (0, 1)) == 0
+    monkeypatch.setattr(cutting, "_cut_block", None)
+    cut_all(towns, tmp_path / "shared")
+    monkeypatch.undo()
+    cut_all(towns, tmp_path / "alone")
+    assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
+
+
+SHARE = """
+import sys
+from pathlib import Path
+from tests.test_cutting import share_of
+from ocmlflow import catalog, cutting
+cutting.RUN = 1
+share_of(catalog.scenes(sys.argv[1]), Path(sys.argv[2]), (int(sys.argv[3]), 3))
+"""
+
+
+def test_shares_cut_at_the_same_time_and_one_killed_end_with_the_same_bytes(towns, tmp_path):
+    command = [sys.executable, "-c", SHARE, towns[0].catalog, tmp_path / "shared"]
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    shares = [subprocess.Popen([*command, str(number)], env=environment) for number in range(3)]
+    while not written(tmp_path / "shared") and any(share.poll() is None for share in shares):
+        time.sleep(0.01)
+    shares[0].kill()
+    shares[0].wait(60)
+    assert [share.wait(60) for share in shares[1:]] == [0, 0]
+    (tmp_path / "shared" / "aaa.left.new").mkdir()  # as a share leaves it that is killed while it makes a store
+    cut_all(towns, tmp_path / "shared")
+    cut_all(towns, tmp_path / "alone")
+    assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
+    assert sorted(path.name for path in (tmp_path / "shared").iterdir()) == ["aaa.zarr", "kkk.zarr"]
+
+
 SCRIPT = """
 import sys
 from pathlib import Path

@@ -54,6 +54,9 @@ ORDER = [
     "scorecard",
     "report",
     "tracking",
+    "staging",
+    "pods",
+    "workspace",
 ]
 AT_HOME = {
     "distributed": {"workers"},
@@ -63,6 +66,8 @@ AT_HOME = {
     "keras": {"dataset", "augment", "models", "losses", "training", "engine"},
     "mlflow": {"tracking"},
     "openvino": {"engine"},
+    "kubernetes": {"pods"},
+    "databricks": {"workspace"},
     "tensorflow": set(),
     "torch": set(),
     "jax": set(),
@@ -72,6 +77,7 @@ REQUIRED = {
     "compare": ["--models", "a,b"],
     "protocol": ["--name", "blocks", "--catalog", "c"],
     "predict": ["--images", "i", "--output", "o"],
+    "launch": ["--step", "train", "--backend", "kubernetes"],
 }
 VERBS = sorted(path.stem for path in ROOT.glob("entrypoints/*.py") if path.stem != "__init__")
 

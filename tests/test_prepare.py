@@ -1,6 +1,7 @@
 """The verb `prepare`, called in this process on small scenes."""
 
 import json
+import re
 from pathlib import Path
 
 import distributed
@@ -233,6 +234,41 @@ def test_a_cluster_must_see_the_folder_of_the_chips(tmp_path, run):
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         _, spread = run(catalog=catalog, validation="kam", scheduler=cluster.scheduler_address)
     assert chips.digest(spread.index) == chips.digest(alone.index)
+
+
+def test_shares_and_the_run_after_them_make_the_chips_of_one_run(tmp_path, run, caplog):
+    catalog = places(tmp_path / "data")
+    rules = {"catalog": catalog, "validation": "kam", "size": 64, "stride": 8}  # several blocks a scene
+    _, alone = run(**rules)
+    before = len(MlflowClient().search_runs([mlflow.get_experiment_by_name("prepare").experiment_id]))
+    caplog.set_level("INFO")
+    for number in range(2):
+        words = [word for name, value in rules.items() for word in (f"--{name}", str(value))]
+        words += ["--share", f"{number}/2", "--workers", "1", "--work", str(tmp_path / "shared")]
+        prepare.main(prepare.parse(words))
+    after = len(MlflowClient().search_runs([mlflow.get_experiment_by_name("prepare").experiment_id]))
+    assert after == before
+    blocks = [int(n) for n in re.findall(r"share \d/2: (\d+) blocks cut", caplog.text)]
+    assert len(blocks) == 2
+    assert min(blocks) > 0
+    made, together = run(**rules, work=tmp_path / "shared")
+    assert chips.digest(together.index) == chips.digest(alone.index)
+    for file in sorted(path for path in alone.folder.rglob("*") if path.is_file()):
+        assert (together.folder / file.relative_to(alone.folder)).read_bytes() == file.read_bytes(), file
+    assert {path.name for path in (tmp_path / "shared/prepare").iterdir() if path.is_dir()} == set()  # all handed on
+    assert made.info.status == "FINISHED"
+
+
+def test_a_share_that_is_still_cutting_keeps_the_run_after_it_waiting(tmp_path, run):
+    work = tmp_path / "work"
+    with (
+        prepare.in_the_making(work, shared=True),
+        prepare.in_the_making(work, shared=True),
+        pytest.raises(InputError, match="another process is making the same"),
+        prepare.in_the_making(work),
+    ):
+        pytest.fail("both at once")
+    assert (tmp_path / "work").is_dir()
 
 
 def test_training_ignores_the_ring_and_scores_do_not(tmp_path, run):

@@ -12,6 +12,8 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 VERBS = ("prepare", "train", "evaluate", "compare", "protocol", "predict", "main")
+TOOLS = ("launch",)
+"""Of the command line alone: they have no run of their own."""
 VALUES = {"name": "blocks"}
 """Of parameters that do not take any word."""
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
@@ -25,7 +27,7 @@ def test_conda_environment_is_that_of_the_package():
 
 def test_every_verb_is_an_entry_point():
     assert set(PROJECT["entry_points"]) == set(VERBS)
-    assert {path.stem for path in (ROOT / "entrypoints").glob("[a-z]*.py")} == set(VERBS)
+    assert {path.stem for path in (ROOT / "entrypoints").glob("[a-z]*.py")} == {*VERBS, *TOOLS}
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -51,6 +53,7 @@ def test_mlproject_declares_what_cannot_be_left_out(verb, capsys):
         ("prepare", "--catalog x --min_valid 2", "--min_valid: must be 0 to 1, got 2"),
         ("prepare", "--catalog x --skip_unreadable yes", "--skip_unreadable: true or false is needed, got yes"),
         ("prepare", "--catalog x --folds 3 --test kam", "--folds: each fold is held out in turn, leave out test"),
+        ("prepare", "--catalog x --share 2/2", "--share: I/N with I from 0 to N - 1 is needed, as 0/4, got 2/2"),
         ("train", "--epochs 0", "--epochs: must be at least 1, got 0"),
         ("train", "--epochs many", "--epochs: a whole number is needed, got many"),
         ("train", "--crop 100", "--crop: must be a multiple of 32, got 100"),

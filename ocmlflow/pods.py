@@ -1,0 +1,275 @@
+"""A step and a template, to a Kubernetes Job: checked before, followed to its end, deleted when it is unwanted."""
+
+import logging
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from datetime import datetime
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+from urllib.parse import urlparse
+
+import kubernetes
+import urllib3
+import yaml
+from kubernetes.client.exceptions import ApiException
+
+from ocmlflow.errors import InputError
+
+log = logging.getLogger(__name__)
+
+POLL_S = 1.0
+PATIENCE_S = 300
+"""How long an API server that does not answer is asked again before its Job is given up."""
+SECRET = re.compile(r"SECRET|PASSWORD|TOKEN|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
+STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?Z ")
+GIVEN = ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID")
+"""Variables that the launcher sets, as MLflow's own backend does."""
+
+Job = dict[str, Any]
+
+
+def template(path: Path) -> Job:
+    """The Job template in that file; InputError where a run of it would fail, never end, or show what is secret."""
+    try:
+        found = yaml.safe_load(path.read_text())
+        pod = found["spec"]["template"]["spec"]
+        (container, *_) = pod["containers"]
+        kind, namespace = (found["apiVersion"], found["kind"]), found["metadata"]["namespace"]
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read the Job template {path}: {error}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is no Job with a namespace and a container: {error} is missing") from error
+    wrong = {
+        "is a Job of batch/v1": kind == ("batch/v1", "Job"),
+        "names its namespace": bool(namespace),
+        "restartPolicy: Never": pod.get("restartPolicy") == "Never",
+        "backoffLimit: 0, as a second pod would go on in the run of the first": found["spec"].get("backoffLimit") == 0,
+        "activeDeadlineSeconds, or a pod that never fits is waited for without end": bool(
+            found["spec"].get("activeDeadlineSeconds")
+        ),
+        "leaves command and args of the container to the launcher": "args" not in container,
+    }
+    for rule, holds in wrong.items():
+        if not holds:
+            raise InputError(f"{path}: what is needed is a template that has {rule}")
+    for variable in container.get("env", []):
+        name = variable.get("name", "")
+        if name in GIVEN:
+            raise InputError(f"{path} sets {name}, which the launcher sets: leave it out")
+        if SECRET.search(name) and variable.get("value"):
+            raise InputError(f"{path} holds the value of {name} in plain text: take it from a Secret (valueFrom)")
+    return dict(found)
+
+
+def check_reaches(template: Job, address: str) -> None:
+    """Raise InputError where the tracking server's address means another machine to a pod than to us."""
+    host = urlparse(address).hostname or ""
+    if (host == "localhost" or host.startswith("127.")) and not template["spec"]["template"]["spec"].get("hostNetwork"):
+        raise InputError(
+            f"to a pod {address} is the pod itself: set KUBE_MLFLOW_TRACKING_URI to the address that pods reach the "
+            "tracking server by"
+        )
+
+
+def job(template: Job, *, name: str, image: str, command: Sequence[str], environment: Mapping[str, str]) -> Job:
+    """The template with name, image, command and variables filled in; the words of the command arrive as they are."""
+    made = deepcopy(template)
+    made["metadata"]["name"] = name
+    container = made["spec"]["template"]["spec"]["containers"][0]
+    # No shell reads the command, and Kubernetes replaces $(NAME) alone, unless its dollar is doubled.
+    words = [word.replace("$(", "$$(") for word in command]
+    container |= {"name": "step", "image": image, "command": words}
+    container["env"] = [*container.get("env", []), *({"name": k, "value": v} for k, v in environment.items())]
+    return made
+
+
+def connect(context: str | None) -> kubernetes.client.ApiClient:
+    """A client of the cluster of that context of the kubeconfig, of the current one, or of the cluster around."""
+    try:
+        return kubernetes.config.new_client_from_config(context=context)
+    except (OSError, kubernetes.config.ConfigException) as error:
+        if context:
+            raise InputError(f"the kubeconfig has no usable context {context}: {error}") from error
+        inside = kubernetes.client.Configuration()
+        try:
+            kubernetes.config.load_incluster_config(client_configuration=inside)
+        except kubernetes.config.ConfigException:
+            raise InputError(f"no cluster: {error}. Set KUBECONFIG, or kube-context in the configuration") from error
+        return kubernetes.client.ApiClient(inside)
+
+
+def check(client: kubernetes.client.ApiClient, job: Job) -> None:
+    """Raise InputError unless the cluster would take the Job, and has the Secrets that it names."""
+    namespace = job["metadata"]["namespace"]
+    try:
+        kubernetes.client.BatchV1Api(client).create_namespaced_job(namespace, job, dry_run="All")
+    except ApiException as error:
+        raise InputError(f"the cluster refuses the Job in namespace {namespace}: {_message(error)}") from error
+    except urllib3.exceptions.HTTPError as error:
+        raise InputError(f"the cluster does not answer at {client.configuration.host}: {error}") from error
+    for secret, keys in _secrets(job).items():
+        try:
+            found = kubernetes.client.CoreV1Api(client).read_namespaced_secret(secret, namespace).data or {}
+        except ApiException as error:
+            if error.status == 403:
+                log.warning("Secret %s cannot be looked at from here: whether it is there is not checked", secret)
+                continue
+            raise InputError(f"Secret {secret} in namespace {namespace}: {_message(error)}") from error
+        if missing := keys - found.keys():
+            raise InputError(f"Secret {secret} in namespace {namespace} lacks {', '.join(sorted(missing))}")
+
+
+def submit(client: kubernetes.client.ApiClient, job: Job) -> None:
+    """Create the Job."""
+    try:
+        kubernetes.client.BatchV1Api(client).create_namespaced_job(job["metadata"]["namespace"], job)
+    except (ApiException, urllib3.exceptions.HTTPError) as error:
+        raise InputError(f"the cluster did not take the Job: {_message(error)}") from error
+
+
+def delete(client: kubernetes.client.ApiClient, job: Job) -> None:
+    """Delete the Job with its pods, if it is there."""
+    try:
+        # Without the policy the pods of a deleted Job go on.
+        kubernetes.client.BatchV1Api(client).delete_namespaced_job(
+            job["metadata"]["name"], job["metadata"]["namespace"], propagation_policy="Background"
+        )
+    except ApiException as error:
+        if error.status != 404:
+            raise
+
+
+def follow(
+    client: kubernetes.client.ApiClient, job: Job, *, pending_s: float, show: Callable[[str], None]
+) -> str | None:
+    """Wait for the Job, showing its log line by line; None when it is complete, else why it is not.
+
+    Says why a pod does not start, and gives it up after `pending_s` seconds.
+    """
+    name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
+    begun, told, reader, over = time.monotonic(), "", None, Event()
+    answered = begun
+    try:
+        while True:
+            try:
+                status = kubernetes.client.BatchV1Api(client).read_namespaced_job_status(name, namespace).status
+                pods = kubernetes.client.CoreV1Api(client).list_namespaced_pod(
+                    namespace, label_selector=f"job-name={name}"
+                )
+                answered = time.monotonic()
+            except (ApiException, urllib3.exceptions.HTTPError) as error:
+                if isinstance(error, ApiException) and error.status == 404:
+                    return f"Job {name} was deleted"
+                if time.monotonic() - answered > PATIENCE_S:
+                    return f"the cluster has not answered for {PATIENCE_S} s: {_message(error)}"
+                over.wait(POLL_S)
+                continue
+            started = [pod for pod in pods.items if pod.status.phase != "Pending"]
+            if started and not reader:
+                reader = Thread(
+                    target=_read_log, args=(client, started[0].metadata.name, namespace, over, show), daemon=True
+                )
+                reader.start()
+            waiting = "" if started else _why_pending(pods.items)
+            if waiting != told:
+                told = waiting
+                log.info("%s", f"waiting for a pod: {waiting}" if waiting else "the pod runs")
+            ended = {condition.type: condition for condition in status.conditions or [] if condition.status == "True"}
+            if "Complete" in ended or "Failed" in ended:
+                over.set()
+                if reader:
+                    reader.join(60)
+                if "Complete" in ended:
+                    return None
+                reasons = [
+                    str(ended["Failed"].message),
+                    *_ends(pods.items),
+                    waiting and f"the pod waited for: {waiting}",
+                ]
+                return "; ".join(filter(None, reasons))
+            if waiting and time.monotonic() - begun > pending_s:
+                delete(client, job)
+                return f"no pod has started in {pending_s / 60:g} minutes: {waiting}"
+            time.sleep(POLL_S)
+    finally:
+        over.set()
+
+
+def _read_log(
+    client: kubernetes.client.ApiClient, pod: str, namespace: str, over: Event, show: Callable[[str], None]
+) -> None:
+    """Show the pod's log until it ends; a connection that breaks is made again where it was."""
+    last = ""
+    while True:
+        final = over.is_set()  # asked before, so that what came in between is read once more
+        seen, new = last, True
+        since = math.ceil(time.time() - datetime.fromisoformat(last[:19] + "+00:00").timestamp()) + 1 if last else None
+        try:
+            stream = kubernetes.client.CoreV1Api(client).read_namespaced_pod_log(
+                pod, namespace, follow=True, timestamps=True, since_seconds=since, _preload_content=False
+            )
+            for line in _lines(stream):
+                if found := STAMP.match(line):
+                    last = f"{found[1]}.{found[2] or '':0<9}"
+                    new = last > seen
+                    line = line[found.end() :]
+                if new:
+                    show(line)
+        except (ApiException, urllib3.exceptions.HTTPError) as error:
+            log.debug("log of %s: %s", pod, error)
+        if final:
+            return
+        over.wait(POLL_S)
+
+
+def _lines(stream: Any) -> Iterator[str]:
+    rest = b""
+    for part in stream.stream(4096, decode_content=False):
+        *lines, rest = (rest + part).split(b"\n")
+        yield from (line.decode(errors="replace") for line in lines)
+    if rest:
+        yield rest.decode(errors="replace")
+
+
+def _why_pending(pods: Sequence[Any]) -> str:
+    """Why no pod has started, in the scheduler's or the kubelet's words."""
+    for pod in pods:
+        for status in pod.status.container_statuses or []:
+            if status.state.waiting:
+                return f"{status.state.waiting.reason} {status.state.waiting.message or ''}".strip()
+        for condition in pod.status.conditions or []:
+            if condition.type == "PodScheduled" and condition.status == "False":
+                return str(condition.message or condition.reason)
+    return "it is being made" if not pods else "it is being started"
+
+
+def _ends(pods: Sequence[Any]) -> list[str]:
+    """How the containers ended: reason and exit status."""
+    states = [status.state.terminated for pod in pods for status in pod.status.container_statuses or []]
+    return [f"the container ended with status {state.exit_code} ({state.reason})" for state in states if state]
+
+
+def _secrets(job: Job) -> dict[str, set[str]]:
+    """The Secrets that the Job's containers name, with the keys that they take."""
+    found: dict[str, set[str]] = {}
+    for container in job["spec"]["template"]["spec"]["containers"]:
+        for variable in container.get("env", []):
+            key = (variable.get("valueFrom") or {}).get("secretKeyRef")
+            if key and not key.get("optional"):
+                found.setdefault(key["name"], set()).add(key["key"])
+        for source in container.get("envFrom", []):
+            if "secretRef" in source and not source["secretRef"].get("optional"):
+                found.setdefault(source["secretRef"]["name"], set())
+    return found
+
+
+def _message(error: Exception) -> str:
+    """What an API server says, without the headers around it."""
+    if not isinstance(error, ApiException):
+        return str(error)
+    found = re.search(r'"message"\s*:\s*"((?:[^"\\]|\\.)*)"', str(error.body or ""))
+    return found[1].replace('\\"', '"') if found else f"{error.status} {error.reason}"
