@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 _T = TypeVar("_T")
 
+log = logging.getLogger(__name__)
+
 MODEL_NAME = "open-cities-buildings"
 
 
@@ -91,7 +93,9 @@ def check_writable(output: str) -> None:
 
 def start(main: Callable[[Any], None], arguments: Any) -> None:
     """Run a verb; a mistake of the user's ends it with one line that says what would do, and exit status 1."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    shown = logging.StreamHandler()
+    shown.setFormatter(_Public("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[shown])
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # greetings and hints; what goes wrong reaches Python
     if not sys.stderr.isatty():
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -105,3 +109,15 @@ def start(main: Callable[[Any], None], arguments: Any) -> None:
         from ocmlflow import storage
 
         sys.exit(f"error: {storage.public(str(error))}")
+    except Exception:
+        log.exception("a mistake of the program's, or a fault of what it stands on")
+        sys.exit(1)
+
+
+class _Public(logging.Formatter):
+    """Shows no secret, in a traceback either."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        from ocmlflow import storage
+
+        return storage.public(super().format(record))

@@ -97,7 +97,7 @@ def main(args: argparse.Namespace) -> None:
         state = tracking.state_of(before, Path(scratch)) if before else None
         model, best_epoch, best = _fit(made, args, start_from, state)
         # As a file too: that of the model logged, where the steps above end with the last epoch's.
-        mlflow.log_image(_picture(model.predict_on_batch, made, made.select("validation")), "validation.jpg")
+        tracking.log_image(_picture(model.predict_on_batch, made, made.select("validation")), "validation.jpg")
         facts = {
             "gsd": made.rules["gsd"],
             "chips": chips_run,
@@ -115,14 +115,14 @@ def main(args: argparse.Namespace) -> None:
             facts |= {name: start_from.facts[name] for name in ("architecture", "encoder", "multiple")}
             facts["init"] = str(start_from)
             facts["trained_on"] += start_from.facts["trained_on"]
-        made_version = tracking.log_model(model, facts, name=args.name)
+        tracking.log_model(model, facts, name=args.name)
         tracking.drop_state()
-        mlflow.log_metrics({"best_epoch": best_epoch, "validation/best_iou": best})
+        tracking.log_metrics({"best_epoch": best_epoch, "validation/best_iou": best})
         tracking.describe(
-            f"`{facts['architecture']}` on `{facts['encoder']}`, registered as **{args.name}** version {made_version}: "
+            f"`{facts['architecture']}` on `{facts['encoder']}`, registered as **{args.name}**: "
             f"pooled validation IoU {best:.3f} after epoch {best_epoch} of {args.epochs}, on `{facts['validation']}`"
         )
-        log.info("%s version %s: validation IoU %.3f (epoch %d)", args.name, made_version, best, best_epoch)
+        log.info("%s: validation IoU %.3f (epoch %d)", args.name, best, best_epoch)
 
 
 def _check(made: Chips, args: argparse.Namespace) -> None:
@@ -191,10 +191,10 @@ def _fit(made: Chips, args: argparse.Namespace, start_from: Model | None, state:
     mlflow.log_params({"network_parameters": network.count_params(), "keras_backend": keras.backend.backend()})
 
     def show(epoch: int) -> None:
-        mlflow.log_image(_picture(model.predict_on_batch, made, rows), key="validation chips", step=epoch)
+        tracking.log_image(_picture(model.predict_on_batch, made, rows), "validation chips", step=epoch)
 
     def report(epoch: int, figures: dict[str, float]) -> None:
-        mlflow.log_metrics({_metric(name): value for name, value in figures.items()}, step=epoch)
+        tracking.log_metrics({_metric(name): value for name, value in figures.items()}, step=epoch)
         if epoch == args.epochs or epoch % args.picture_epochs == 0:
             show(epoch)
 

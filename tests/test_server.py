@@ -1,0 +1,324 @@
+"""The whole line, and its faults, against real servers as `entrypoints.server` starts them."""
+
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import threading
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlparse
+
+import boto3
+import geopandas as gpd
+import keras
+import mlflow
+import pytest
+from mlflow import MlflowClient
+from mlflow.store.artifact.s3_artifact_repo import _cached_get_s3_client
+from rio_cogeo import cog_validate
+
+from entrypoints import evaluate, predict, prepare, send, train
+from ocmlflow import catalog, chips, models, outbox, sample, storage, tracking
+from ocmlflow.errors import InputError
+
+# In this process MLflow's libraries warn of one another; the verbs' own warnings are errors in the other tests.
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request, team_servers):
+    if request.param not in team_servers[0]:
+        pytest.skip("PostgreSQL is not installed")
+    return request.param
+
+
+@pytest.fixture
+def team(team_servers, monkeypatch, tmp_path):
+    """Makes one of the servers, or a line to it, the one in use, with a new experiment; returns the experiment's id."""
+    before = mlflow.get_tracking_uri()
+    monkeypatch.setattr(tracking, "CACHE", tmp_path / "cache")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    # Tries follow one another at once where MLflow would wait for minutes.
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    monkeypatch.setattr(outbox, "AGAIN_S", 0.5)
+
+    def use(database: str, *, direct: bool = False, url: str = "", s3_url: str = "") -> str:
+        settings = team_servers[0][database]
+        for name, value in settings["s3"].items():
+            monkeypatch.setenv(name, value)
+        forget_credentials()
+        if s3_url:
+            monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_url)
+        mlflow.set_tracking_uri(url or settings["url"])
+        name = f"test-{uuid.uuid4().hex}"
+        place = f"s3://data/{name}" if direct else None
+        experiment = MlflowClient(settings["url"]).create_experiment(name, artifact_location=place)
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment)
+        monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", experiment)
+        return experiment
+
+    yield use
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture(scope="module")
+def small_chips(made, tmp_path_factory):
+    """The chips of 32 pixels, as `prepare` would have left them."""
+    folder = shutil.copytree(made.folder, tmp_path_factory.mktemp("small") / "chips")
+    rules = json.loads((folder / "chips.json").read_text()) | {"catalog": "towns", "validation": "kam"}
+    (folder / "chips.json").write_text(json.dumps(rules))
+    return folder
+
+
+def prepared(folder: Path) -> str:
+    """Run id of a `prepare` run that left these chips."""
+    with tracking.run("prepare", {}) as run:
+        mlflow.log_artifacts(str(folder), "chips")
+        mlflow.set_tag(tracking.DIGEST, chips.digest(chips.load(folder).index))
+    return run.info.run_id
+
+
+def forget_credentials() -> None:
+    """As a new process would."""
+    boto3.setup_default_session()
+    _cached_get_s3_client.cache_clear()
+
+
+def port_of(url: str) -> int:
+    return int(urlparse(url).port or 0)
+
+
+def wait_until(holds, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+class After(logging.Handler):
+    """Does something right after the training has said that an epoch is over, before MLflow hears of it."""
+
+    def __init__(self, **acts) -> None:
+        super().__init__()
+        self.acts = acts
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if found := re.match(r"epoch (\d+):", record.getMessage()):
+            self.acts.get(f"epoch_{found[1]}", lambda: None)()
+
+
+@pytest.fixture
+def after():
+    """Attaches an `After` to the training."""
+    log = logging.getLogger("ocmlflow.training")
+    handlers: list[After] = []
+
+    def attach(**acts) -> None:
+        handlers.append(After(**acts))
+        log.addHandler(handlers[-1])
+        log.setLevel(logging.INFO)
+
+    yield attach
+    for handler in handlers:
+        log.removeHandler(handler)
+
+
+SMALL = ["--encoder", "tiny", "--weights", "none", "--crop", "32", "--batch_size", "4", "--picture_epochs", "2"]
+
+
+@pytest.fixture
+def _tiny(monkeypatch):
+    """An encoder that compiles in a second."""
+
+    def tiny(image):
+        stages = [keras.layers.Rescaling(1 / 255)(image)]
+        for _ in range(5):
+            stages.append(keras.layers.Conv2D(4, 3, strides=2, padding="same")(stages[-1]))
+        return stages[1:]
+
+    monkeypatch.setitem(models.ENCODERS, "tiny", tiny)
+
+
+@pytest.mark.usefixtures("_tiny")
+def test_a_training_loses_nothing_when_the_server_is_away_in_the_middle_and_at_the_end(
+    team, team_servers, line_to, small_chips, after
+):
+    settings = team_servers[0]["sqlite"]
+    line = line_to(port_of(settings["url"]))
+    experiment = team("sqlite", url=f"http://{line.address}")
+    chips_run, direct = prepared(small_chips), MlflowClient(settings["url"])
+
+    def run():
+        return direct.search_runs([experiment], "tags.`ocmlflow.verb` = 'train'")[0]
+
+    def steps(name: str) -> list[int]:
+        return [point.step for point in direct.get_metric_history(run().info.run_id, name)]
+
+    def back_and_away_again() -> None:
+        assert steps("validation/iou") == [1]  # epochs 2 to 4 went on without it
+        line.become("open")
+        wait_until(lambda: steps("validation/iou") == [1, 2, 3])
+        line.become("away")
+
+    def known() -> None:
+        wait_until(lambda: steps("validation/iou") == [1])
+        line.become("away")
+
+    after(epoch_2=known, epoch_4=back_and_away_again)
+    name = f"away-{uuid.uuid4().hex[:8]}"
+    with pytest.raises(outbox.UndeliveredError, match=r"`python -m entrypoints\.send` sends them"):
+        train.main(train.parse([*SMALL, "--chips", chips_run, "--epochs", "5", "--name", name]))
+    assert run().info.status == "RUNNING"
+    with pytest.raises(InputError, match="entries are not sent, they are kept in"):
+        send.main(send.parse([]))
+    line.become("open")
+    send.main(send.parse(["--run", run().info.run_id]))
+    assert run().info.status == "FINISHED"
+    for figure in ("train/loss", "validation/iou", "validation/recall"):
+        assert steps(figure) == [1, 2, 3, 4, 5]
+    times = [point.timestamp for point in direct.get_metric_history(run().info.run_id, "train/loss")]
+    assert times == sorted(times)
+    assert times[-1] <= run().info.end_time  # as they were, not as they came
+    version = direct.get_model_version_by_alias(name, "candidate")
+    assert version.run_id == run().info.run_id
+    assert tracking.load_model(f"models:/{name}@candidate").facts["chips"] == chips_run
+    names = {file.path for file in direct.list_artifacts(run().info.run_id)}
+    assert {"validation.jpg", "environment.txt"} <= names
+    assert not direct.list_artifacts(run().info.run_id, "state")
+    assert not outbox.left(tracking.unsent_folder())
+    with pytest.raises(InputError, match="all that it had to tell is sent"):
+        send.main(send.parse(["--run", run().info.run_id]))
+
+
+@pytest.fixture(scope="module")
+def sample_place(tmp_path_factory):
+    """The collection of one place of the built-in sample, of two scenes."""
+    folder = tmp_path_factory.mktemp("line") / "sample"
+    sample.write(folder, seed=0)
+    return folder / "train_tier_1"
+
+
+@pytest.mark.usefixtures("_tiny")
+def test_the_line_runs_on_the_servers_with_all_data_in_s3(team, database, sample_place, tmp_path, monkeypatch):
+    """Proxied artifacts on SQLite, direct ones on PostgreSQL; catalogue, images and results in the same S3 server."""
+    direct = database == "postgresql"
+    experiment, client = team(database, direct=direct), MlflowClient()
+    base, name = f"s3://data/{uuid.uuid4().hex}", f"line-{uuid.uuid4().hex[:8]}"
+    storage.put(Path(shutil.copy(sample_place / "catalog.json", tmp_path)), f"{base}/catalog.json")
+    storage.mirror(str(sample_place / "hil"), f"{base}/hil")
+    scenes = catalog.scenes(f"{base}/hil/collection.json")
+    words = ["--catalog", f"{base}/hil/collection.json", "--validation", scenes[0].id, "--workers", "1"]
+    prepare.main(prepare.parse([*words, "--work", str(tmp_path / "work")]))
+    train.main(train.parse([*SMALL, "--epochs", "1", "--name", name]))
+    evaluate.main(evaluate.parse(["--model", f"models:/{name}@candidate"]))
+    words = ["--model", f"models:/{name}@champion", "--images", scenes[0].image, "--output", f"{base}/out"]
+    predict.main(predict.parse([*words, "--size", "512", "--engine", "keras", "--work", str(tmp_path / "work")]))
+
+    runs = {run.data.tags[tracking.VERB]: run for run in client.search_runs([experiment])}
+    assert {verb: run.info.status for verb, run in runs.items()} == dict.fromkeys(
+        ("prepare", "train", "evaluate", "predict"), "FINISHED"
+    )
+    assert {urlparse(run.info.artifact_uri).scheme for run in runs.values()} == {"s3" if direct else "mlflow-artifacts"}
+    assert client.get_model_version_by_alias(name, "champion").run_id == runs["train"].info.run_id
+    report = mlflow.artifacts.load_text(f"runs:/{runs['evaluate'].info.run_id}/report.html")
+    assert f"{runs['evaluate'].data.metrics['iou']:.3f}" in report
+    (tmp_path / "mask.tif").write_bytes(storage.read(f"{base}/out/masks/{scenes[0].id}.tif"))
+    assert cog_validate(tmp_path / "mask.tif", strict=True)[0]
+    footprints = gpd.read_parquet(io.BytesIO(storage.read(f"{base}/out/footprints/{scenes[0].id}.parquet")))
+    assert set(footprints.scene) <= {scenes[0].id}
+    made = chips.load(tracking.chips_folder(runs["prepare"].info.run_id))
+    assert made.folder.is_relative_to(tmp_path / "cache")  # read from S3 once, and kept
+    assert chips.digest(made.index) == runs["prepare"].data.tags[tracking.DIGEST]
+
+
+def test_a_server_that_is_away_at_the_start_ends_it_at_once_or_is_waited_for(team, team_servers, line_to, monkeypatch):
+    line = line_to(port_of(team_servers[0]["sqlite"]["url"]))
+    team("sqlite", url=f"http://{line.address}")
+    line.become("away")
+    with (
+        pytest.raises(InputError, match=rf"no run can be started at http://{line.address}: .*doctor` says"),
+        tracking.run("train", {}),
+    ):
+        pytest.fail("the work began")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+    threading.Timer(1, line.become, ["open"]).start()
+    with tracking.run("train", {}) as run:
+        pass
+    assert MlflowClient().get_run(run.info.run_id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("fault", ["busy", "slow", "refused"])
+def test_artifacts_outlast_the_faults_of_s3(fault, team, team_servers, line_to, monkeypatch, tmp_path):
+    line = line_to(port_of(team_servers[0]["sqlite"]["s3"]["AWS_ENDPOINT_URL_S3"]))
+    experiment = team("sqlite", direct=True, s3_url=f"http://{line.address}")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    state, secret = tmp_path / "state.npz", os.environ["AWS_SECRET_ACCESS_KEY"]
+
+    def credentials(value: str) -> None:
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", value)
+        forget_credentials()
+
+    def work() -> str:
+        with tracking.run("train", {}) as run:
+            if fault == "refused":
+                credentials("expired-secret")
+            else:
+                line.become(fault)
+            state.write_bytes(b"state")
+            tracking.keep_state(state)
+            tracking.log_metrics({"loss": 1.0}, step=1)
+        return run.info.run_id
+
+    if fault == "slow":
+        work()
+    else:
+        with pytest.raises(outbox.UndeliveredError) as caught:
+            work()
+        assert "secret" not in str(caught.value)
+        credentials(secret)
+        line.become("open")
+        send.main(send.parse([]))
+    (run,) = MlflowClient().search_runs([experiment])
+    assert (line.busy_answers > 0) == (fault == "busy")
+    assert run.info.status == "FINISHED"
+    assert storage.read(f"{run.info.artifact_uri}/state/state.npz") == b"state"
+    assert run.data.metrics["loss"] == 1
+
+
+def test_credentials_that_s3_refuses_end_a_run_before_its_work(team, monkeypatch):
+    team("sqlite", direct=True)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
+    forget_credentials()
+    with pytest.raises(InputError, match=r"no run can be started.*SignatureDoesNotMatch"), tracking.run("train", {}):
+        pytest.fail("the work began")
+    assert mlflow.active_run() is None
+
+
+def test_two_trainings_register_at_once(team, database):
+    team(database)
+    image = keras.Input((None, None, 3), dtype="uint8")
+    network = keras.Model(image, keras.layers.Conv2D(1, 1)(keras.layers.Rescaling(1 / 255)(image)))
+    name, client = f"race-{uuid.uuid4().hex[:8]}", MlflowClient()
+    runs = [client.create_run(os.environ["MLFLOW_EXPERIMENT_ID"]).info.run_id for _ in range(4)]
+
+    def register(run_id: str) -> None:
+        box = outbox.Outbox(tracking.unsent_folder() / run_id, partial(tracking._deliver, run_id))
+        network.save(box.folder / "model.keras")
+        told = {"do": "model", "name": name, "facts": {"gsd": 0.1, "run": run_id}}
+        box.put(told, box.folder / "model.keras")
+        box.close()
+
+    with ThreadPoolExecutor(4) as executor:
+        list(executor.map(register, runs))
+    versions = client.search_model_versions(f"name = '{name}'")
+    assert sorted(int(version.version) for version in versions) == [1, 2, 3, 4]
+    assert {version.run_id for version in versions} == set(runs)
+    assert all(version.tags["run"] == version.run_id for version in versions)
+    assert client.get_model_version_by_alias(name, "candidate").run_id in runs
