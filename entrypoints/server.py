@@ -242,7 +242,9 @@ def _settings(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     key, secret = secrets.token_hex(10), secrets.token_urlsafe(30)
     s3 = {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret, "AWS_DEFAULT_REGION": "us-east-1"}
     s3["AWS_ENDPOINT_URL_S3"] = f"http://127.0.0.1:{args.s3_port}"
-    owner = {"credentials": [{"accessKey": key, "secretKey": secret}], "name": "team", "actions": ["Admin", *_RIGHTS]}
+    # Rights in these buckets alone: whoever may do everything has missing ones made for him, misspelt ones too.
+    rights = [f"{right}:{bucket}" for bucket in BUCKETS for right in ("Admin", "Read", "Write", "List", "Tagging")]
+    owner = {"credentials": [{"accessKey": key, "secretKey": secret}], "name": "team", "actions": rights}
     _write_secret(folder / "s3.json", json.dumps({"identities": [owner]}))
     settings: dict[str, Any] = {"ports": ports, "url": f"http://127.0.0.1:{args.port}", "s3": s3}
     settings |= {"workers": args.workers, "allowed_hosts": args.allowed_hosts, "password": secrets.token_urlsafe(30)}
@@ -257,9 +259,6 @@ def _settings(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     _write_secret(folder / "client.env", "".join(f"{name}={value}\n" for name, value in client.items()))
     _write_secret(kept, json.dumps(settings))
     return settings
-
-
-_RIGHTS = ("Read", "Write", "List", "Tagging")
 
 
 def _init_postgres(folder: Path, password: str) -> None:

@@ -121,8 +121,9 @@ def _begun(verb: str, parameters: Mapping[str, Any], resume: Run | None) -> Iter
 def _end(run_id: str, status: str) -> None:
     """End the active run when all that it had to tell is sent, or raise UndeliveredError if nothing else went wrong."""
     box = _outboxes[run_id]
-    box.put({"do": "end", "status": status, "time": _now()})
     try:
+        with suppress(OSError):  # on a full disk
+            box.put({"do": "end", "status": status, "time": _now()})
         box.close()
     except outbox.UndeliveredError as error:
         _end_quietly(status)
@@ -168,22 +169,25 @@ def interrupted(verb: str, run_id: str) -> Run:
 
 def keep_state(path: Path) -> None:
     """Store the state of a training in the active run, in place of the one before."""
-    _tell({"do": "file", "folder": STATE}, path, slot=STATE)
+    with _as_far_as_disks_allow():
+        _tell({"do": "file", "folder": STATE}, path, slot=STATE)
 
 
 def drop_state() -> None:
     """Delete the state of the training in the active run."""
-    _tell({"do": "drop", "folder": STATE}, slot=STATE)
+    with _as_far_as_disks_allow():
+        _tell({"do": "drop", "folder": STATE}, slot=STATE)
 
 
 def log_metrics(values: Mapping[str, float], *, step: int = 0) -> None:
     """Log metrics to the active run."""
-    _tell({"do": "metrics", "values": dict(values), "step": step, "time": _now()})
+    with _as_far_as_disks_allow():
+        _tell({"do": "metrics", "values": dict(values), "step": step, "time": _now()})
 
 
 def log_image(image: np.ndarray, name: str, *, step: int | None = None) -> None:
     """Log an image to the active run: as the file `name`, or as one step of the series `name`."""
-    with tempfile.TemporaryDirectory() as folder:
+    with _as_far_as_disks_allow(), tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / ("image.png" if step is not None else name)
         Image.fromarray(image).save(file)
         if step is None:
@@ -215,7 +219,13 @@ def active() -> Run:
 
 def describe(text: str) -> None:
     """Set the active run's description (Markdown), which MLflow shows above everything."""
-    _tell({"do": "tags", "values": {"mlflow.note.content": storage.public(text)}})
+    set_tags({"mlflow.note.content": text})
+
+
+def set_tags(values: Mapping[str, str]) -> None:
+    """Set tags of the active run."""
+    with _as_far_as_disks_allow():
+        _tell({"do": "tags", "values": {name: storage.public(value) for name, value in values.items()}})
 
 
 def newest(verb: str, *, key: str | None = None) -> Run | None:
@@ -339,13 +349,15 @@ def log_model(model: Any, facts: Mapping[str, Any], *, name: str) -> None:
 
     The version gets the alias `candidate`. `facts` become its metadata and tags.
     """
-    box = _outboxes.get(active().info.run_id)
-    if box:
-        box.drop(STATE)  # the training is at its end; on a full disk this is room for the model
-    with tempfile.TemporaryDirectory(dir=box.folder if box else None) as folder:
-        file = Path(folder) / "model.keras"
-        model.save(file)
-        _tell({"do": "model", "name": name, "facts": dict(facts)}, file)
+    run_id = active().info.run_id
+    box = _outboxes.get(run_id)
+    try:
+        with tempfile.TemporaryDirectory(dir=box.folder if box else None) as folder:
+            file = Path(folder) / "model.keras"
+            model.save(file)
+            _tell({"do": "model", "name": name, "facts": dict(facts)}, file)
+    except AWAY as error:
+        raise InputError(f"the model cannot be kept: {error}. Make room, then go on with resume={run_id}") from error
 
 
 def load_model(uri: str) -> Model:
@@ -368,6 +380,10 @@ def load_model(uri: str) -> Model:
         return Model(uri, keras_model, facts, name, version, threshold, temperature, evaluated_on)
     except (MlflowException, OSError) as error:
         raise InputError(f"no model {uri}{_hint()}. MLflow says: {error}") from error
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"model {uri} is refused, it is not of Keras' own layers alone: {error}") from error
 
 
 def champion(name: str) -> Model | None:
@@ -461,6 +477,15 @@ def _tell(told: dict[str, Any], *files: Path, slot: str = "") -> None:
         except OSError as error:
             log.warning("cannot be kept in %s, it is sent without: %s", box.folder, error)
     _deliver(run_id, told, files[0].parent if files else Path())
+
+
+@contextmanager
+def _as_far_as_disks_allow() -> Iterator[None]:
+    """On a full disk, and a server that is away at the same time, work goes on without what is told here."""
+    try:
+        yield
+    except AWAY as error:
+        log.warning("not kept: %s", error)
 
 
 def _deliver(run_id: str, told: Mapping[str, Any], folder: Path) -> None:

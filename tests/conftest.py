@@ -301,6 +301,13 @@ def _free_ports(count: int) -> list[int]:
     return found
 
 
+def free_block(count: int) -> list[int]:
+    """So many free ports in a row."""
+    while (found := _free_ports(count))[-1] != found[0] + count - 1:
+        continue
+    return found
+
+
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) != 0
@@ -427,8 +434,7 @@ def team_servers():
     top.chmod(0o755)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "AWS_"))}
     root = Path(__file__).parents[1]
-    while (ports := _free_ports(16))[-1] != ports[0] + 15:
-        continue
+    ports = free_block(16)
 
     def call(database: str, action: str, *words: str) -> subprocess.Popen:
         command = [sys.executable, "-m", "entrypoints.server", action, "--folder", top / database, *words]

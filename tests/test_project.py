@@ -12,6 +12,8 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 VERBS = ("prepare", "train", "evaluate", "compare", "protocol", "predict", "main")
+TOOLS = ("doctor", "send", "server")
+"""What is run without `mlflow run`, which needs a tracking server first."""
 VALUES = {"name": "blocks"}
 """Of parameters that do not take any word."""
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
@@ -25,7 +27,7 @@ def test_conda_environment_is_that_of_the_package():
 
 def test_every_verb_is_an_entry_point():
     assert set(PROJECT["entry_points"]) == set(VERBS)
-    assert {path.stem for path in (ROOT / "entrypoints").glob("[a-z]*.py")} == set(VERBS)
+    assert {path.stem for path in (ROOT / "entrypoints").glob("[a-z]*.py")} == {*VERBS, *TOOLS}
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -5,7 +5,11 @@ import json
 import logging
 import os
 import re
+import resource
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -19,13 +23,16 @@ import geopandas as gpd
 import keras
 import mlflow
 import pytest
+from conftest import free_block
 from mlflow import MlflowClient
 from mlflow.store.artifact.s3_artifact_repo import _cached_get_s3_client
 from rio_cogeo import cog_validate
 
-from entrypoints import evaluate, predict, prepare, send, train
+from entrypoints import doctor, evaluate, predict, prepare, send, server, train
 from ocmlflow import catalog, chips, models, outbox, sample, storage, tracking
 from ocmlflow.errors import InputError
+
+ROOT = Path(__file__).parents[1]
 
 # In this process MLflow's libraries warn of one another; the verbs' own warnings are errors in the other tests.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -322,3 +329,167 @@ def test_two_trainings_register_at_once(team, database):
     assert {version.run_id for version in versions} == set(runs)
     assert all(version.tags["run"] == version.run_id for version in versions)
     assert client.get_model_version_by_alias(name, "candidate").run_id in runs
+
+
+@pytest.mark.usefixtures("_tiny")
+def test_a_training_on_a_full_disk_goes_on_and_is_resumed(team, small_chips, after):
+    """Files of more than 100 kB do not fit from epoch 2 on: neither states nor the model."""
+    experiment, before = team("sqlite"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    chips_run, name = prepared(small_chips), f"full-{uuid.uuid4().hex[:8]}"
+
+    def fill() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+
+    after(epoch_2=fill)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails, as on a full disk
+    try:
+        with pytest.raises(InputError, match=r"the model cannot be kept: .*Make room, then go on with resume="):
+            train.main(train.parse([*SMALL, "--chips", chips_run, "--epochs", "2", "--name", name]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    client = MlflowClient()
+    run = client.search_runs([experiment], "tags.`ocmlflow.verb` = 'train'")[0]
+    assert run.info.status == "FAILED"
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")] == [1, 2]
+    logging.getLogger("ocmlflow.training").handlers.clear()
+    train.main(train.parse(["--resume", run.info.run_id]))
+    assert client.get_run(run.info.run_id).info.status == "FINISHED"
+    assert client.get_model_version_by_alias(name, "candidate").run_id == run.info.run_id
+
+
+def test_no_secret_is_written_anywhere(team, team_servers, tmp_path):
+    """Not in what is shown, in parameters, tags, artifacts or what is kept to be sent later."""
+    experiment, settings = team("sqlite"), team_servers[0]["sqlite"]
+    catalog = "http://user:planted-1@127.0.0.1:9/catalog.json?X-Amz-Signature=planted-2"
+    address = settings["url"].replace("http://", "http://team:planted-3@")
+    planted = {"AWS_SECRET_ACCESS_KEY": "planted-4-key", "AWS_SESSION_TOKEN": "planted-5-token"}
+    code = (
+        "import entrypoints, os\n"
+        "from ocmlflow import tracking\n"
+        "def main(_):\n"
+        f"    with tracking.run('prepare', {{'catalog': {catalog!r}}}):\n"
+        "        tracking.log_metrics({'a': 1.0})\n"
+        f"        raise RuntimeError({catalog!r} + os.environ['AWS_SECRET_ACCESS_KEY'])\n"
+        "entrypoints.start(main, None)"
+    )
+    shown = ""
+    for words in (["-m", "entrypoints.prepare", "--catalog", catalog], ["-c", code]):
+        done = subprocess.run(
+            [sys.executable, *words],
+            cwd=ROOT,
+            env={**os.environ, **planted, "MLFLOW_TRACKING_URI": address, "MLFLOW_EXPERIMENT_ID": experiment},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1, done.stderr
+        shown += done.stdout + done.stderr
+    runs = MlflowClient().search_runs([experiment])
+    assert len(runs) == 2
+    for run in runs:
+        shown += json.dumps(run.to_dictionary())
+        folder = mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path="")
+        shown += "".join(path.read_text() for path in Path(folder).rglob("*") if path.is_file())
+    for path in (tmp_path / "state").rglob("*.json"):
+        shown += path.read_text()
+    assert "127.0.0.1:9/catalog.json" in shown
+    assert re.findall(r".{0,60}planted.{0,20}", shown) == []
+
+
+def test_models_that_could_run_code_are_refused(team):
+    team("sqlite")
+    image = keras.Input((None, None, 3), dtype="uint8")
+    evil = keras.Model(image, keras.layers.Lambda(lambda x: x / 255)(image))
+
+    class Python(mlflow.pyfunc.PythonModel):
+        def predict(self, context, model_input: list[str]) -> list[str]:
+            return model_input
+
+    with mlflow.start_run(log_system_metrics=False):
+        facts = {"gsd": 0.1, "trained_on": []}
+        kept = {"pip_requirements": ["keras"], "metadata": facts}
+        lambdas = mlflow.keras.log_model(evil, name="lambda", **kept).model_uri
+        pickled = mlflow.pyfunc.log_model(name="pickle", python_model=Python(), **kept).model_uri
+    with pytest.raises(InputError, match="is refused, it is not of Keras' own layers alone"):
+        tracking.load_model(lambdas)
+    with pytest.raises(InputError, match="is no Keras file but python_function"):
+        tracking.load_model(pickled)
+
+
+def test_status_tells_what_runs_and_down_forgets_nothing(team_servers, capsys):
+    settings, top = team_servers
+    for database in settings:
+        server.main(server.parse(["status", "--folder", str(top / database)]))
+    said = capsys.readouterr().out
+    assert said.count("answers, process") == sum(len(one["parts"]) for one in settings.values())
+    assert oct((top / "sqlite" / "settings.json").stat().st_mode)[-3:] == "600"
+    with pytest.raises(InputError, match="holds no server: `python -m"):
+        server.main(server.parse(["status", "--folder", str(top / "none")]))
+
+
+def test_a_backup_brings_runs_and_artifacts_back(team, team_servers, database, tmp_path):
+    team(database)
+    settings, top = team_servers
+    with tracking.run("prepare", {"catalog": "towns"}) as run:
+        tracking.log_metrics({"chips": 7.0})
+    with mlflow.start_run(run_id=run.info.run_id, log_system_metrics=False):
+        mlflow.log_text("some text", "note.txt")
+    server.main(server.parse(["backup", "--folder", str(top / database), "--backup", str(tmp_path / "kept")]))
+    with pytest.raises(InputError, match="stop MLflow first"):
+        server.main(server.parse(["restore", "--folder", str(top / database), "--backup", str(tmp_path / "kept")]))
+    # A second server of the same kind, with nothing in it, that is never started but for what holds the data.
+    ports = free_block(8)
+    words = ["--folder", str(top / f"{database}-2"), "--database", database, "--s3_port", str(ports[0])]
+    args = server.parse(["restore", *words, "--database_port", str(ports[6]), "--backup", str(tmp_path / "kept")])
+    try:
+        second = server._settings(Path(args.folder), args)
+        server.main(args)
+        mlflow.set_tracking_uri(second["store"])
+        assert mlflow.get_run(run.info.run_id).data.metrics["chips"] == 7
+        with server._as_owner(second):
+            (note,) = [
+                name for name in storage._tree("s3://mlflow") if name.endswith(f"{run.info.run_id}/artifacts/note.txt")
+            ]
+            assert storage.read(f"s3://mlflow/{note}") == b"some text"
+    finally:
+        mlflow.set_tracking_uri(settings[database]["url"])
+        server.down(Path(args.folder))
+
+
+def test_the_doctor_says_what_is_wrong_and_how_to_mend_it(team, team_servers, line_to, monkeypatch, capsys, tmp_path):
+    settings = team_servers[0]["sqlite"]
+    experiment = team("sqlite", direct=True)
+
+    def consult(*words: str) -> str:
+        forget_credentials()
+        try:
+            doctor.main(doctor.parse(["--work", str(tmp_path), "--free_gb", "0.01", *words]))
+        except InputError as error:
+            return f"{capsys.readouterr().out} {error}"
+        return capsys.readouterr().out
+
+    said = consult()
+    assert "FAULT" not in said
+    assert re.search(r"ok     tracking server: http://127\.0\.0\.1:\d+ answers in \d+ ms, MLflow 3\.", said)
+    assert re.search(r"ok     S3: s3://data/.* gives ranges, to boto3 and to GDAL", said)
+    assert "ok     Keras: 3." in said
+    assert not MlflowClient().search_runs([experiment])
+    assert not storage._tree(MlflowClient().get_experiment(experiment).artifact_location)
+    assert "FAULT  disk: " in consult("--free_gb", "1e9")
+    secret = os.environ["AWS_SECRET_ACCESS_KEY"]
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
+    said = consult()
+    assert "FAULT  artifacts: nothing can be written or read: the secret is not that of the access key" in said
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    assert "FAULT  S3: s3://nobucket: these credentials have no right to that bucket" in consult(
+        "--s3", "s3://nobucket"
+    )
+    outbox.Outbox(tracking.unsent_folder() / "aaa", lambda told, folder: 1 / 0).put({"do": "tags", "values": {}})
+    assert "1 runs left something: `python -m entrypoints.send` sends it" in consult()
+    line = line_to(port_of(settings["url"]))
+    line.become("away")
+    mlflow.set_tracking_uri(f"http://{line.address}")
+    said = consult()
+    assert f"FAULT  tracking server: http://{line.address} does not answer: is it up" in said
+    assert "-      artifacts: to be checked when the tracking server answers" in said
+    mlflow.set_tracking_uri(settings["url"])
