@@ -27,13 +27,14 @@ log = logging.getLogger(__name__)
 START_S = 120
 """MLflow takes 10 s to start, and 35 or more where the machine is busy or the tables are to be made."""
 BUCKETS = ("mlflow", "data")
+ACTIONS = ("up", "down", "status", "backup", "restore", "clean", "upgrade")
 PARTS = ("s3", "postgresql", "mlflow")
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     """The verb's parameters and their defaults."""
     p = parser("server", "An MLflow server with a database and an S3 server, on this machine, without containers.")
-    p.add_argument("action", choices=("up", "down", "status", "backup", "restore"), help="what to do with it")
+    p.add_argument("action", choices=ACTIONS, help="what to do with it")
     p.add_argument("--folder", default=".server", help="where data, settings and logs are kept")
     p.add_argument("--database", choices=("postgresql", "sqlite"), default="postgresql", help="at the first `up`")
     p.add_argument("--port", type=whole(1024, 65535), default=5000, help="of MLflow, at the first `up`")
@@ -46,21 +47,27 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         help="names, with their ports and separated by commas, under which others reach MLflow; at the first `up`",
     )
     p.add_argument("--backup", default="backup", help="folder that `backup` makes and `restore` reads")
+    p.add_argument("--older_than", default="30d", help="since when runs that `clean` removes are deleted")
     return p.parse_args(words)
 
 
 def main(args: argparse.Namespace) -> None:
     folder = Path(args.folder).resolve()
-    if args.action == "up":
-        up(folder, args)
-    elif args.action == "down":
-        down(folder)
-    elif args.action == "status":
-        status(folder)
-    elif args.action == "backup":
-        backup(folder, Path(args.backup).resolve())
-    else:
-        restore(folder, Path(args.backup).resolve())
+    match args.action:
+        case "up":
+            up(folder, args)
+        case "down":
+            down(folder)
+        case "status":
+            status(folder)
+        case "backup":
+            backup(folder, Path(args.backup).resolve())
+        case "restore":
+            restore(folder, Path(args.backup).resolve())
+        case "clean":
+            clean(folder, args.older_than)
+        case "upgrade":
+            upgrade(folder)
 
 
 def up(folder: Path, args: argparse.Namespace) -> None:
@@ -141,10 +148,7 @@ def restore(folder: Path, source: Path) -> None:
     dump = source / ("database.dump" if "postgresql" in settings["parts"] else "mlflow.db")
     if not dump.exists():
         raise InputError(f"{source} holds no backup of this server: {dump.name} is not there")
-    if _process(folder, "mlflow"):
-        raise InputError("stop MLflow first: `python -m entrypoints.server down`, then restore, then `up`")
-    for name in settings["parts"][:-1]:
-        _run(folder, settings, name)
+    _run_all_but_mlflow(folder, settings)
     if dump.suffix == ".db":
         shutil.copyfile(dump, folder / "mlflow.db")
     else:
@@ -153,6 +157,40 @@ def restore(folder: Path, source: Path) -> None:
         for bucket in BUCKETS:
             storage.mirror(str(source / bucket), f"s3://{bucket}")
     log.info("restored; `python -m entrypoints.server up` starts MLflow on it")
+
+
+def clean(folder: Path, older_than: str) -> None:
+    """Remove the rows and artifacts of runs that were deleted so long ago."""
+    _mlflow(_read(folder), "gc", "--older-than", older_than, "--backend-store-uri")
+
+
+def upgrade(folder: Path) -> None:
+    """Bring the tables to what the MLflow installed here wants."""
+    settings = _read(folder)
+    _run_all_but_mlflow(folder, settings)
+    _mlflow(settings, "db", "upgrade")
+
+
+def _mlflow(settings: dict[str, Any], *words: str) -> None:
+    """Run a command of MLflow's that ends with the database's address, whose password stays off the command line."""
+    from ocmlflow.errors import InputError
+
+    code = "import os, sys; from mlflow.cli import cli; cli([*sys.argv[1:], os.environ['STORE']])"
+    known = {"STORE": settings["store"], "MLFLOW_TRACKING_URI": settings["url"], **settings["s3"]}
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, env={**os.environ, **known}, capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(f"MLflow fails: {done.stderr.strip().replace(settings['password'], '***')}")
+    log.info(done.stdout.strip() or "done")
+
+
+def _run_all_but_mlflow(folder: Path, settings: dict[str, Any]) -> None:
+    from ocmlflow.errors import InputError
+
+    if _process(folder, "mlflow"):
+        raise InputError("stop MLflow first: `python -m entrypoints.server down`, and `up` afterwards")
+    for name in settings["parts"][:-1]:
+        _run(folder, settings, name)
 
 
 def _run(folder: Path, settings: dict[str, Any], name: str) -> None:

@@ -222,6 +222,18 @@ def describe(text: str) -> None:
     set_tags({"mlflow.note.content": text})
 
 
+def name_run(what: str) -> None:
+    """Add to the active run's name what tells it from others of its verb; a name that a user gave stays as it is."""
+    name, verb = active().info.run_name, _verbs.get(active().info.run_id, "")
+    if name == verb or name.startswith(f"{verb} "):
+        set_tags({"mlflow.runName": f"{name} {what}"})
+
+
+def picture(file: str) -> str:
+    """Markdown, for a description, that shows a picture among the active run's artifacts on MLflow's page."""
+    return f"![{file}](get-artifact?path={file}&run_uuid={active().info.run_id})"
+
+
 def set_tags(values: Mapping[str, str]) -> None:
     """Set tags of the active run."""
     with _as_far_as_disks_allow():

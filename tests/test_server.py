@@ -444,6 +444,7 @@ def test_a_backup_brings_runs_and_artifacts_back(team, team_servers, database, t
     try:
         second = server._settings(Path(args.folder), args)
         server.main(args)
+        server.main(server.parse(["upgrade", *words]))  # nothing to do, and that it does
         mlflow.set_tracking_uri(second["store"])
         assert mlflow.get_run(run.info.run_id).data.metrics["chips"] == 7
         with server._as_owner(second):
@@ -454,6 +455,26 @@ def test_a_backup_brings_runs_and_artifacts_back(team, team_servers, database, t
     finally:
         mlflow.set_tracking_uri(settings[database]["url"])
         server.down(Path(args.folder))
+
+
+def test_clean_removes_deleted_runs_and_their_artifacts_alone(team, team_servers, database):
+    team(database)
+    (kept, gone), client = ([prepared_note() for _ in range(2)], MlflowClient())
+    client.delete_run(gone.info.run_id)
+    settings, top = team_servers
+    server.main(server.parse(["clean", "--folder", str(top / database), "--older_than", "0d"]))
+    with pytest.raises(mlflow.MlflowException, match="not found"):
+        client.get_run(gone.info.run_id)
+    with server._as_owner(settings[database]):
+        names = storage._tree("s3://mlflow")
+    assert any(kept.info.run_id in name for name in names)
+    assert not any(gone.info.run_id in name for name in names)
+
+
+def prepared_note():
+    with tracking.run("prepare", {}) as run:
+        pass
+    return run
 
 
 def test_the_doctor_says_what_is_wrong_and_how_to_mend_it(team, team_servers, line_to, monkeypatch, capsys, tmp_path):
