@@ -121,7 +121,10 @@ def main(args: argparse.Namespace) -> None:
         tracking.describe(
             f"`{facts['architecture']}` on `{facts['encoder']}`, registered as **{args.name}**: "
             f"pooled validation IoU {best:.3f} after epoch {best_epoch} of {args.epochs}, on `{facts['validation']}`"
+            f"\n\n{tracking.picture('validation.jpg')}"
         )
+        tracking.name_run("train", f"{facts['validation']} {facts['encoder']} IoU {best:.3f}")
+        tracking.set_tags({f"ocmlflow.{name}": str(facts[name]) for name in ("validation", "architecture", "encoder")})
         log.info("%s: validation IoU %.3f (epoch %d)", args.name, best, best_epoch)
 
 

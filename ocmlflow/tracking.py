@@ -42,6 +42,8 @@ TEMPERATURE = "ocmlflow.temperature"
 """Tag of a version: a calibrated probability is sigmoid(logit(probability) / temperature)."""
 EVALUATED_ON = "evaluated_on"
 """Tag of a version: run id of the chips that its threshold and temperature were chosen on."""
+_NAMELESS = re.compile(r"[a-z]+-[a-z]+-\d+")
+"""A name that MLflow made up, which says nothing."""
 CANDIDATE, CHAMPION = "candidate", "champion"
 AWAY = (MlflowException, OSError, *storage.S3_ERRORS)
 """What MLflow raises where the tracking server or the artifact store does not do: of its own, of requests, of boto3."""
@@ -99,7 +101,7 @@ def _begun(verb: str, parameters: Mapping[str, Any], resume: Run | None) -> Iter
             _hand_over(resume)
         active = mlflow.start_run(run_id=resume.info.run_id if resume else None, log_system_metrics=True)
         try:
-            if re.fullmatch(r"[a-z]+-[a-z]+-\d+", active.info.run_name or ""):  # MLflow's own, which says nothing
+            if _NAMELESS.fullmatch(active.info.run_name or ""):
                 mlflow.set_tag("mlflow.runName", verb)
             logged = active.data.params
             mlflow.log_params(
@@ -222,11 +224,11 @@ def describe(text: str) -> None:
     set_tags({"mlflow.note.content": text})
 
 
-def name_run(what: str) -> None:
+def name_run(verb: str, what: str) -> None:
     """Add to the active run's name what tells it from others of its verb; a name that a user gave stays as it is."""
-    name, verb = active().info.run_name, _verbs.get(active().info.run_id, "")
-    if name == verb or name.startswith(f"{verb} "):
-        set_tags({"mlflow.runName": f"{name} {what}"})
+    given = active().info.run_name or ""
+    if given == verb or _NAMELESS.fullmatch(given):
+        set_tags({"mlflow.runName": f"{verb} {what}"})
 
 
 def picture(file: str) -> str:
