@@ -12,8 +12,11 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote, urlparse
 
 _T = TypeVar("_T")
+
+log = logging.getLogger(__name__)
 
 MODEL_NAME = "open-cities-buildings"
 
@@ -112,7 +115,10 @@ def check_seen(folder: Path, scheduler: str | None, executor: Executor) -> None:
 
 def start(main: Callable[[Any], None], arguments: Any) -> None:
     """Run a verb; a mistake of the user's ends it with one line that says what would do, and exit status 1."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    shown = logging.StreamHandler()
+    shown.setFormatter(_Public("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[shown])
+    _take_credentials_out_of_the_address()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # greetings and hints; what goes wrong reaches Python
     if not sys.stderr.isatty():
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -126,3 +132,26 @@ def start(main: Callable[[Any], None], arguments: Any) -> None:
         from ocmlflow import storage
 
         sys.exit(f"error: {storage.public(str(error))}")
+    except Exception:
+        log.exception("a mistake of the program's, or a fault of what it stands on")
+        sys.exit(1)
+
+
+def _take_credentials_out_of_the_address() -> None:
+    """Give MLflow a user and password in the variables it has for them: it prints the address of every run."""
+    address = urlparse(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    who, separator, host = address.netloc.rpartition("@")
+    if address.scheme in ("http", "https") and separator:
+        user, _, password = who.partition(":")
+        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(user)
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(password)
+        os.environ["MLFLOW_TRACKING_URI"] = address._replace(netloc=host).geturl()
+
+
+class _Public(logging.Formatter):
+    """Shows no secret, in a traceback either."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        from ocmlflow import storage
+
+        return storage.public(super().format(record))

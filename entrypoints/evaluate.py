@@ -189,6 +189,7 @@ def log_card(card: Scorecard, *, verdict: str, facts: str, args: argparse.Namesp
 
     summary = scorecard.summary(card)
     log_figures(summary["scores"])
+    shown = _pictures(card)
     mlflow.log_dict({**summary, "verdict": verdict, "facts": facts}, "report.json")
     for by in evaluation.GROUPS:
         mlflow.log_table(card.table(by), f"scores_by_{by}.json")
@@ -206,11 +207,14 @@ def log_card(card: Scorecard, *, verdict: str, facts: str, args: argparse.Namesp
             sweep=report.sweep_figure(card),
             reliability=report.reliability_figure(card),
             map=report.error_map(card),
-            shown=_pictures(card),
+            shown=shown,
         ),
         "report.html",
     )
-    tracking.describe(f"**{card.name}**. {headline(card)} {verdict}")
+    pictured = [f"pictures/median-{chip['id']}.jpg" for chip in shown["Median chips"][:1]]
+    tracking.describe("\n\n".join([f"**{card.name}**. {headline(card)} {verdict}", *map(tracking.picture, pictured)]))
+    places = " ".join(sorted(set(card.found.rows.place)))
+    tracking.name_run("evaluate", f"{places} IoU {card.counts.iou:.3f}")
 
 
 def _pictures(card: Scorecard) -> dict[str, list[dict[str, Any]]]:

@@ -330,7 +330,11 @@ def _log(made: Chips, rows: list[dict[str, Any]], dropped: int) -> None:
     for scene, chosen in made.index.groupby("scene"):
         mlflow.log_image(pictures.preview(made.folder, chosen, count=4), f"previews/{scene}.jpg")
     mlflow.set_tag(tracking.DIGEST, chips.digest(made.index))
-    tracking.describe(f"{len(made.index)} chips of {made.index.scene.nunique()} scenes of `{made.rules['catalog']}`")
+    tracking.describe(
+        f"{len(made.index)} chips of {made.index.scene.nunique()} scenes of `{made.rules['catalog']}`"
+        f"\n\n{tracking.picture('split.png')}"
+    )
+    tracking.name_run("prepare", " ".join(sorted(set(made.index.place))))
     mlflow.log_artifacts(str(made.folder), "chips")
 
 

@@ -117,7 +117,7 @@ def main(args: argparse.Namespace) -> None:
         state = tracking.state_of(before, Path(scratch)) if before else None
         model, best_epoch, best = _fit(made, args, weights, start_from, state)
         # As a file too: that of the model logged, where the steps above end with the last epoch's.
-        mlflow.log_image(_picture(model, made, made.select("validation"), args.devices), "validation.jpg")
+        tracking.log_image(_picture(model, made, made.select("validation"), args.devices), "validation.jpg")
         facts = {
             "gsd": made.rules["gsd"],
             "chips": chips_run,
@@ -135,14 +135,17 @@ def main(args: argparse.Namespace) -> None:
             facts |= {name: start_from.facts[name] for name in ("architecture", "encoder", "multiple")}
             facts["init"] = str(start_from)
             facts["trained_on"] += start_from.facts["trained_on"]
-        made_version = tracking.log_model(model, facts, name=args.name)
+        tracking.log_model(model, facts, name=args.name)
         tracking.drop_state()
-        mlflow.log_metrics({"best_epoch": best_epoch, "validation/best_iou": best})
+        tracking.log_metrics({"best_epoch": best_epoch, "validation/best_iou": best})
         tracking.describe(
-            f"`{facts['architecture']}` on `{facts['encoder']}`, registered as **{args.name}** version {made_version}: "
+            f"`{facts['architecture']}` on `{facts['encoder']}`, registered as **{args.name}**: "
             f"pooled validation IoU {best:.3f} after epoch {best_epoch} of {args.epochs}, on `{facts['validation']}`"
+            f"\n\n{tracking.picture('validation.jpg')}"
         )
-        log.info("%s version %s: validation IoU %.3f (epoch %d)", args.name, made_version, best, best_epoch)
+        tracking.name_run("train", f"{facts['validation']} {facts['encoder']} IoU {best:.3f}")
+        tracking.set_tags({f"ocmlflow.{name}": str(facts[name]) for name in ("validation", "architecture", "encoder")})
+        log.info("%s: validation IoU %.3f (epoch %d)", args.name, best, best_epoch)
 
 
 def _check(made: Chips, args: argparse.Namespace) -> None:
@@ -243,17 +246,17 @@ def _fit(
     mlflow.log_params({"network_parameters": network.count_params(), "keras_backend": keras.backend.backend()})
 
     def show(epoch: int) -> None:
-        mlflow.log_image(_picture(model, made, rows, args.devices), key="validation chips", step=epoch)
+        tracking.log_image(_picture(model, made, rows, args.devices), "validation chips", step=epoch)
 
     def report(epoch: int, figures: dict[str, float]) -> None:
-        mlflow.log_metrics({_metric(name): value for name, value in figures.items()}, step=epoch)
+        tracking.log_metrics({_metric(name): value for name, value in figures.items()}, step=epoch)
         if epoch == args.epochs or epoch % args.picture_epochs == 0:
             show(epoch)
 
     recipe = training.Recipe(**{field.name: getattr(args, field.name) for field in fields(training.Recipe)})
     if not state:
         show(0)  # MLflow's page shows this step first
-        mlflow.log_image(_augmented(crops, recipe), "augmented.jpg")
+        tracking.log_image(_augmented(crops, recipe), "augmented.jpg")
     best_epoch, best = training.fit(
         network,
         crops,

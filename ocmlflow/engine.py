@@ -141,9 +141,7 @@ def _exported(file: Path, folder: Path, multiple: int) -> float:
 
 def export(file: str, folder: str, multiple: int) -> float:
     """Write a Keras model's file for OpenVINO; returns the largest difference of probabilities on some noise."""
-    import keras
-
-    model = keras.saving.load_model(file, compile=False)
+    model = _loaded(Path(file))
     target = Path(folder) / "model.xml"
     model.export(str(target), format="openvino", verbose=False)
     side = multiple * -(-256 // multiple)
@@ -154,9 +152,17 @@ def export(file: str, folder: str, multiple: int) -> float:
 
 
 def _keras(file: Path) -> inference.Predict:
+    return _loaded(file).predict_on_batch
+
+
+def _loaded(file: Path) -> Any:
+    """The keras.Model of a file; InputError where that is of more than Keras' own layers, which could run any code."""
     import keras
 
-    return keras.saving.load_model(file, compile=False).predict_on_batch
+    try:
+        return keras.saving.load_model(file, compile=False, safe_mode=True)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the model in {file} is refused, it is not of Keras' own layers alone: {error}") from error
 
 
 def _openvino(file: Path, threads: int) -> inference.Predict:

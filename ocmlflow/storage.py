@@ -26,6 +26,17 @@ RETRIES = 4
 PASSING = (429, 500, 502, 503, 504)
 """Answers of a server that may be another a second later."""
 
+S3_ERRORS = (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError, boto3.exceptions.Boto3Error)
+"""What boto3 raises where a server refuses, fails or is not there."""
+SECRETS = (
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "DATABRICKS_TOKEN",
+)
+"""Environment variables whose values are shown nowhere."""
+
 
 def is_remote(href: str) -> bool:
     """Whether `href` is an address, not a path of this machine."""
@@ -54,6 +65,11 @@ def read(href: str) -> bytes:
     if is_remote(href):
         return _https("GET", href).content
     return path(href).read_bytes()
+
+
+def read_span(href: str, first: int, last: int) -> bytes:
+    """The bytes of an s3 address from the first to the last, as far as the server keeps to that."""
+    return bytes(_s3_call("get_object", href, Range=f"bytes={first}-{last}")["Body"].read())
 
 
 def listing(folder: str) -> list[str]:
@@ -109,6 +125,32 @@ def put(source: Path, href: str) -> None:
     part.replace(target)
 
 
+def mirror(source: str, target: str) -> int:
+    """Make the files below `target` those below `source`, folders or s3 addresses; returns how many there are."""
+    names = _tree(source)
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "file"
+            if source.startswith("s3://"):
+                s3_client().download_file(*_bucket_and_key(join(source, name)), str(file))
+            else:
+                shutil.copyfile(join(source, name), file)
+            put(file, join(target, name))
+    for name in _tree(target) - names:
+        delete(join(target, name))
+    return len(names)
+
+
+def _tree(folder: str) -> set[str]:
+    """Names, relative to it, of all files below a folder or an s3 address."""
+    if not folder.startswith("s3://"):
+        return {str(file.relative_to(folder)) for file in Path(folder).rglob("*") if file.is_file()}
+    bucket, prefix = _bucket_and_key(folder)
+    prefix = f"{prefix.rstrip('/')}/".lstrip("/")
+    pages = s3_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    return {entry["Key"].removeprefix(prefix) for page in pages for entry in page.get("Contents", [])}
+
+
 def check_writable(folder: str) -> None:
     """Raise OSError, naming `folder`, unless files can be written there; an empty folder is made."""
     if is_remote(folder) and not folder.startswith("s3://"):
@@ -133,9 +175,9 @@ def delete(href: str) -> None:
 
 
 def s3_endpoint() -> str | None:
-    """Address of the S3 server where it is not Amazon's: the AWS setting, else the one MLflow users have."""
-    settings = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL")
-    return next((os.environ[name] for name in settings if os.environ.get(name)), None)
+    """Address of the S3 server where it is not Amazon's, for those who do not ask boto3."""
+    address = str(s3_client().meta.endpoint_url)
+    return None if _is_amazon(address) else address
 
 
 def s3_session() -> tuple[boto3.Session, bool]:
@@ -149,7 +191,11 @@ def s3_session() -> tuple[boto3.Session, bool]:
 
 
 def s3_client() -> Any:
-    """A boto3 client of the server that `s3_endpoint` names, the same one while the settings are the same."""
+    """A boto3 client, the same one while the settings are the same. Its settings are the only ones of S3 here.
+
+    They are boto3's own, of the environment (AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL_S3 ...) or of the profile; the
+    address may also be that of MLflow's users, MLFLOW_S3_ENDPOINT_URL. MLflow asks boto3 itself; GDAL is told.
+    """
     return _s3_client(tuple((k, v) for k, v in os.environ.items() if k.startswith(("AWS_", "MLFLOW_S3_"))))
 
 
@@ -157,11 +203,22 @@ def s3_client() -> Any:
 def _s3_client(settings: tuple[tuple[str, str], ...]) -> Any:
     session, unsigned = s3_session()
     config = Config(signature_version=UNSIGNED) if unsigned else None
-    return session.client("s3", endpoint_url=s3_endpoint(), config=config)
+    client = session.client("s3", config=config)
+    mlflows = os.environ.get("MLFLOW_S3_ENDPOINT_URL")
+    if mlflows and _is_amazon(client.meta.endpoint_url):
+        return session.client("s3", endpoint_url=mlflows, config=config)
+    return client
+
+
+def _is_amazon(address: str) -> bool:
+    return bool(re.search(r"\.amazonaws\.com(\.cn)?$", urlparse(address).hostname or ""))
 
 
 def public(text: str) -> str:
-    """The text without the secrets of the addresses in it: user and password, and signatures, behind the `?`."""
+    """The text without secrets: user, password and signature (behind the `?`) of addresses, and those of SECRETS."""
+    for value in (os.environ.get(name) for name in SECRETS):
+        if value and len(value) >= 8:  # shorter ones are words
+            text = text.replace(value, "***")
     return re.sub(r"((?:https?|s3)://)(?:[^/\s@]+@)?([^\s?]*)(?:\?\S*)?", r"\1\2", text)
 
 
@@ -191,10 +248,10 @@ def _session(process: int) -> requests.Session:
     return session
 
 
-def _s3_call(operation: str, href: str) -> Any:
+def _s3_call(operation: str, href: str, **more: str) -> Any:
     bucket, key = _bucket_and_key(href)
     try:
-        return getattr(s3_client(), operation)(Bucket=bucket, Key=key)
+        return getattr(s3_client(), operation)(Bucket=bucket, Key=key, **more)
     except botocore.exceptions.ClientError as error:
         code = error.response["Error"]["Code"]
         raise FileNotFoundError(f"{href}: the S3 server answers {code}") from error

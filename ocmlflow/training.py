@@ -166,8 +166,11 @@ class Keeper(keras.callbacks.Callback):
         state: dict[str, Any] = {f"now-{n}": variable.numpy() for n, variable in enumerate(self._variables())}
         state |= {f"kept-{n}": weights for n, weights in enumerate(self.reporter.weights)}
         state |= {"epoch": epoch, "best": self.reporter.best, "best_epoch": self.reporter.best_epoch}
-        np.savez(self.path, **state)
-        self.save(self.path)
+        try:
+            np.savez(self.path, **state)
+            self.save(self.path)
+        except OSError as error:  # a full disk: the training goes on, and can be resumed from the state before
+            log.warning("the state after epoch %d is not kept: %s", epoch, error)
 
     def load(self, path: Path) -> None:
         """Bring the training to where the file was written; InputError where it is that of another one."""

@@ -1,9 +1,13 @@
 """Scenes of a few dozen pixels, catalogues of them in the challenge's layout, and an S3 server on this machine."""
 
+import contextlib
 import json
+import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 import warnings
@@ -50,8 +54,9 @@ def how(request) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _no_credentials(monkeypatch):
-    """A test that forgets the S3 server must fail, not reach for somebody's account."""
+def _no_credentials(monkeypatch, tmp_path_factory):
+    """A test that forgets the S3 server must fail, not reach for somebody's account or leave traces in his home."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / "state"))
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL", "AWS_S3_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
@@ -302,6 +307,13 @@ def _free_ports(count: int) -> list[int]:
     return found
 
 
+def free_block(count: int) -> list[int]:
+    """So many free ports in a row."""
+    while (found := _free_ports(count))[-1] != found[0] + count - 1:
+        continue
+    return found
+
+
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) != 0
@@ -354,3 +366,97 @@ def web(tmp_path):
         Thread(target=server.serve_forever, daemon=True).start()
         yield tmp_path, f"http://127.0.0.1:{server.server_port}", answers
         server.shutdown()
+
+
+class Line:
+    """A line to a server of this machine: `open`, `away`, `slow`, or `busy`, which answers 503."""
+
+    def __init__(self, port: int) -> None:
+        self.port, self.mode, self.busy_answers = port, "open", 0
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self.listener.getsockname()[1]}"
+        self.connections: set[socket.socket] = set()
+        Thread(target=self._accept, daemon=True).start()
+
+    def become(self, mode: str) -> None:
+        """Change, for connections that are open too."""
+        self.mode = mode
+        for connection in list(self.connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                Thread(target=self._serve, args=self.listener.accept()[:1], daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, contextlib.suppress(OSError):
+            if self.mode == "away":
+                return
+            if self.mode == "busy":
+                client.recv(65536)
+                self.busy_answers += 1
+                client.sendall(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                return
+            if self.mode == "slow":
+                time.sleep(1)
+            with socket.create_connection(("127.0.0.1", self.port)) as server:
+                self.connections |= {client, server}
+                back = Thread(target=self._copy, args=(server, client), daemon=True)
+                back.start()
+                self._copy(client, server)
+                back.join()
+                self.connections -= {client, server}
+
+    @staticmethod
+    def _copy(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while some := source.recv(65536):
+                target.sendall(some)
+            target.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def line_to():
+    """Makes a `Line` to a port."""
+    lines: list[Line] = []
+
+    def make(port: int) -> Line:
+        lines.append(Line(port))
+        return lines[-1]
+
+    yield make
+    for line in lines:
+        line.become("away")
+        line.listener.close()
+
+
+@pytest.fixture(scope="session")
+def team_servers():
+    """The settings of two tracking servers as `entrypoints.server` makes them: `sqlite`, `postgresql` where it is."""
+    databases = ["sqlite", *(["postgresql"] if list(Path("/usr/lib/postgresql").glob("*/bin/initdb")) else [])]
+    top = Path(tempfile.mkdtemp(prefix="ocmlflow-"))  # not pytest's folder, which the user postgres cannot reach
+    top.chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "AWS_"))}
+    root = Path(__file__).parents[1]
+    ports = free_block(16)
+
+    def call(database: str, action: str, *words: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "entrypoints.server", action, "--folder", top / database, *words]
+        return subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    try:
+        started = {}
+        for database, first in zip(databases, ports[::8], strict=False):
+            words = ["--s3_port", str(first), "--port", str(first + 5), "--database_port", str(first + 6)]
+            started[database] = call(database, "up", *words, "--database", database, "--workers", "2")
+        for process in started.values():
+            said = process.communicate(timeout=300)[0].decode()
+            assert process.returncode == 0, said
+        yield {database: json.loads((top / database / "settings.json").read_text()) for database in databases}, top
+    finally:
+        for process in [call(database, "down") for database in databases]:
+            process.communicate(timeout=120)
+        assert not list(top.glob("*/*.pid"))
+        shutil.rmtree(top)

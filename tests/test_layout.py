@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     "errors",
     "workers",
+    "outbox",
     "storage",
     "catalog",
     "grid",
@@ -73,6 +74,7 @@ AT_HOME = {
     "jax": set(),
 }
 REQUIRED = {
+    "server": ["status"],
     "prepare": ["--catalog", "c"],
     "compare": ["--models", "a,b"],
     "protocol": ["--name", "blocks", "--catalog", "c"],

@@ -1,17 +1,12 @@
 """The whole line through `mlflow run`, on the built-in sample and on real scenes, and what stops each step."""
 
 import contextlib
-import io
 import json
 import os
 import re
-import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tarfile
-import time
 from argparse import Namespace
 from pathlib import Path
 
@@ -24,14 +19,13 @@ import pystac
 import pytest
 import rasterio
 import rasterio.warp
-import requests
 from mlflow import MlflowClient
 from PIL import Image
 from rasterio.windows import Window
 from rio_cogeo import cog_validate
 
 from entrypoints import evaluate, in_the_making, predict, prepare, train
-from ocmlflow import catalog, chips, engine, grid, inference, maps, raster, resample, storage, tracking
+from ocmlflow import engine, grid, inference, maps, raster, resample, tracking
 from ocmlflow.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -508,76 +502,3 @@ def test_what_cannot_be_opened_and_what_lies_elsewhere_is_listed(sample_line, hi
     aoi.write_text(json.dumps({"type": "Polygon", "coordinates": [[[0, 0], [1, 0], [1, 1], [0, 0]]]}))
     with pytest.raises(InputError, match=f"no scene can be predicted: {hil[0].stem} is outside aoi"):
         predict.main(predict.parse([*words, "--skip_unreadable", "true"]))
-
-
-@pytest.mark.usefixtures("empty")
-def test_the_line_reads_and_writes_s3(sample_line, s3, tmp_path):
-    (top,) = sample_line.work.glob("sample-*/train_tier_1/catalog.json")
-    storage.put(Path(shutil.copy(top, tmp_path)), f"{s3}/catalog.json")
-    (hil,) = sample_line.work.glob("sample-*/train_tier_1/hil")
-    for file in hil.rglob("*.*"):
-        copy = Path(shutil.copy(file, tmp_path))
-        storage.put(copy, f"{s3}/hil/{file.relative_to(hil)}")
-    scenes = catalog.scenes(f"{s3}/hil/collection.json")
-    words = ["--catalog", f"{s3}/hil/collection.json", "--validation", scenes[0].id, "--workers", "1"]
-    prepare.main(prepare.parse(words))
-    finished = "status = 'FINISHED' and tags.`ocmlflow.verb` = 'prepare'"
-    (made,) = MlflowClient().search_runs([mlflow.get_experiment_by_name("empty").experiment_id], finished)
-    local = sample_line.steps["prepare"].data.metrics["validation/chips"]
-    assert made.data.metrics["train/chips"] + made.data.metrics["validation/chips"] == local  # hil was held out there
-    predict.main(
-        predict.parse(
-            ["--images", scenes[0].image, "--output", f"{s3}/out", "--size", "512", "--work", str(sample_line.work)]
-        )
-    )
-    (tmp_path / "mask.tif").write_bytes(storage.read(f"{s3}/out/masks/{scenes[0].id}.tif"))
-    assert cog_validate(tmp_path / "mask.tif", strict=True)[0]
-    footprints = gpd.read_parquet(io.BytesIO(storage.read(f"{s3}/out/footprints/{scenes[0].id}.parquet")))
-    assert set(footprints.scene) == {scenes[0].id}
-
-
-@pytest.fixture
-def server(tmp_path, s3):
-    """A real MLflow server whose artifacts go, through it, to a real S3 server."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    words = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--artifacts-destination", f"{s3}/artifacts"]
-    command = [sys.executable, "-m", "mlflow", "server", *words, "--backend-store-uri", f"sqlite:///{tmp_path}/s.db"]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    kept |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_S3_ENDPOINT_URL": os.environ["AWS_ENDPOINT_URL_S3"]}
-    with (tmp_path / "server.log").open("w") as log:
-        process = subprocess.Popen(command, env=kept, stdout=log, stderr=log, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            with contextlib.suppress(requests.ConnectionError):
-                if requests.get(f"http://127.0.0.1:{port}/health", timeout=5).ok:
-                    break
-            if process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail((tmp_path / "server.log").read_text()[-2000:])
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
-
-
-def test_chips_come_from_a_server_with_artifacts_in_s3(made, server, tmp_path, monkeypatch):
-    before = mlflow.get_tracking_uri()
-    monkeypatch.setattr(tracking, "CACHE", tmp_path / "cache")
-    mlflow.set_tracking_uri(server)
-    try:
-        use_experiment("Default", monkeypatch)
-        with tracking.run("prepare", {}) as active:
-            mlflow.log_artifacts(str(made.folder), "chips")
-        run_id = tracking.chips_run(active.info.run_id)
-        found = chips.load(tracking.chips_folder(run_id))
-        assert found.folder.is_relative_to(tmp_path / "cache")
-        assert chips.digest(found.index) == chips.digest(made.index)
-        for row in found.index.itertuples():
-            np.testing.assert_array_equal(chips.read(found.folder, row), chips.read(made.folder, row))
-        assert tracking.chips_folder(run_id) == found.folder  # from the cache, the second time
-    finally:
-        mlflow.set_tracking_uri(before)

@@ -12,8 +12,8 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 VERBS = ("prepare", "train", "evaluate", "compare", "protocol", "predict", "main")
-TOOLS = ("launch",)
-"""Of the command line alone: they have no run of their own."""
+TOOLS = ("doctor", "launch", "send", "server")
+"""What is run without `mlflow run`, which needs a tracking server first, and has no run of its own."""
 VALUES = {"name": "blocks"}
 """Of parameters that do not take any word."""
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
@@ -118,3 +118,25 @@ def _environment(folder):
     # What other tests told MLflow in this process, it keeps in the environment.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     return {**kept, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+
+
+def test_compose_starts_the_three_on_loopback_with_secrets_from_outside():
+    text = (ROOT / "compose.yaml").read_text()
+    services = yaml.safe_load(text)["services"]
+    assert set(services) == {"mlflow", "postgresql", "s3"}
+    for service in services.values():
+        assert service["healthcheck"]["test"][0] == "CMD"
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+    assert set(yaml.safe_load(text)["volumes"]) == {"postgresql", "s3"}
+    for name, value in re.findall(r"^ +(\w*(?:PASSWORD|KEY)\w*): (.*)$", text, re.MULTILINE):
+        assert re.fullmatch(r"\$\{\w+:\?see docs/server\.md\}", value), name
+    # What is tested without containers is what the containers run.
+    script = (ROOT / "entrypoints" / "server.py").read_text()
+    for words in (services["s3"]["command"], services["mlflow"]["command"]):
+        flags = {word.partition("=")[0] for word in words.split() if word.startswith("-")}
+        assert all(flag in script for flag in flags - {"-bucket", "-dir"}), flags
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    server = [*dependencies["dependencies"], *dependencies["optional-dependencies"]["server"]]
+    image = re.findall(r'"([^" ]+[<>=][^" ]*)"', (ROOT / "backends" / "server" / "Dockerfile").read_text())
+    assert len(image) == 4
+    assert set(image) <= set(server)

@@ -1,7 +1,12 @@
 import os
 import threading
+from pathlib import Path
 
+import boto3
+import numpy as np
 import pytest
+from conftest import noise, pixels, write_image
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from ocmlflow import storage
 
@@ -178,3 +183,40 @@ def test_the_files_of_a_folder_are_listed_and_those_below_are_not(base, tmp_path
         put(tmp_path, storage.join(base, *name.split("/")), b"x")
     assert storage.listing(base) == [storage.join(base, "a.tif"), storage.join(base, "b.tif")]
     assert storage.size(storage.join(base, "a.tif")) == 1
+
+
+def test_a_profile_is_enough_for_boto3_mlflow_and_gdal(s3, tmp_path, monkeypatch):
+    image = noise(40, 50)
+    storage.put(Path(write_image(tmp_path / "a.tif", image)), f"{s3}/a.tif")
+    known = {name: os.environ[f"AWS_{name}"] for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "ENDPOINT_URL_S3")}
+    (tmp_path / "config").write_text(
+        f"[profile team]\nregion = us-east-1\nendpoint_url = {known['ENDPOINT_URL_S3']}\n"
+        f"aws_access_key_id = {known['ACCESS_KEY_ID']}\naws_secret_access_key = {known['SECRET_ACCESS_KEY']}\n"
+    )
+    for name in (*known, "DEFAULT_REGION"):
+        monkeypatch.delenv(f"AWS_{name}")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "team")
+    boto3.setup_default_session()
+    try:
+        assert storage.s3_endpoint() == known["ENDPOINT_URL_S3"]
+        assert storage.size(f"{s3}/a.tif") > 1000
+        np.testing.assert_array_equal(pixels(f"{s3}/a.tif").image, image)
+        assert [file.path for file in get_artifact_repository(s3).list_artifacts()] == ["a.tif"]
+    finally:
+        monkeypatch.undo()
+        boto3.setup_default_session()
+
+
+def test_mlflows_setting_of_the_address_is_understood(s3, monkeypatch):
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", os.environ["AWS_ENDPOINT_URL_S3"])
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
+    assert storage.s3_endpoint() == os.environ["MLFLOW_S3_ENDPOINT_URL"]
+    assert storage.listing(s3) == []
+    monkeypatch.delenv("MLFLOW_S3_ENDPOINT_URL")
+    assert storage.s3_endpoint() is None
+
+
+def test_secrets_of_the_environment_are_not_shown(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "open-sesame")
+    assert storage.public("refused: open-sesame") == "refused: ***"

@@ -1,0 +1,516 @@
+"""The whole line, and its faults, against real servers as `entrypoints.server` starts them."""
+
+import io
+import json
+import logging
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlparse
+
+import boto3
+import geopandas as gpd
+import keras
+import mlflow
+import pytest
+from conftest import free_block
+from mlflow import MlflowClient
+from mlflow.store.artifact.s3_artifact_repo import _cached_get_s3_client
+from rio_cogeo import cog_validate
+
+from entrypoints import doctor, evaluate, predict, prepare, send, server, train
+from ocmlflow import catalog, chips, models, outbox, sample, storage, tracking
+from ocmlflow.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+
+# In this process MLflow's libraries warn of one another; the verbs' own warnings are errors in the other tests.
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request, team_servers):
+    if request.param not in team_servers[0]:
+        pytest.skip("PostgreSQL is not installed")
+    return request.param
+
+
+@pytest.fixture
+def team(team_servers, monkeypatch, tmp_path):
+    """Makes one of the servers, or a line to it, the one in use, with a new experiment; returns the experiment's id."""
+    before = mlflow.get_tracking_uri()
+    monkeypatch.setattr(tracking, "CACHE", tmp_path / "cache")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    # Tries follow one another at once where MLflow would wait for minutes.
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    monkeypatch.setattr(outbox, "AGAIN_S", 0.5)
+
+    def use(database: str, *, direct: bool = False, url: str = "", s3_url: str = "") -> str:
+        settings = team_servers[0][database]
+        for name, value in settings["s3"].items():
+            monkeypatch.setenv(name, value)
+        forget_credentials()
+        if s3_url:
+            monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_url)
+        mlflow.set_tracking_uri(url or settings["url"])
+        name = f"test-{uuid.uuid4().hex}"
+        place = f"s3://data/{name}" if direct else None
+        experiment = MlflowClient(settings["url"]).create_experiment(name, artifact_location=place)
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment)
+        monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", experiment)
+        return experiment
+
+    yield use
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture(scope="module")
+def small_chips(made, tmp_path_factory):
+    """The chips of 32 pixels, as `prepare` would have left them."""
+    folder = shutil.copytree(made.folder, tmp_path_factory.mktemp("small") / "chips")
+    rules = json.loads((folder / "chips.json").read_text()) | {"catalog": "towns", "validation": "kam"}
+    (folder / "chips.json").write_text(json.dumps(rules))
+    return folder
+
+
+def prepared(folder: Path) -> str:
+    """Run id of a `prepare` run that left these chips."""
+    with tracking.run("prepare", {}) as run:
+        mlflow.log_artifacts(str(folder), "chips")
+        mlflow.set_tag(tracking.DIGEST, chips.digest(chips.load(folder).index))
+    return run.info.run_id
+
+
+def forget_credentials() -> None:
+    """As a new process would."""
+    boto3.setup_default_session()
+    _cached_get_s3_client.cache_clear()
+
+
+def port_of(url: str) -> int:
+    return int(urlparse(url).port or 0)
+
+
+def wait_until(holds, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+class After(logging.Handler):
+    """Does something right after the training has said that an epoch is over, before MLflow hears of it."""
+
+    def __init__(self, **acts) -> None:
+        super().__init__()
+        self.acts = acts
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if found := re.match(r"epoch (\d+):", record.getMessage()):
+            self.acts.get(f"epoch_{found[1]}", lambda: None)()
+
+
+@pytest.fixture
+def after():
+    """Attaches an `After` to the training."""
+    log = logging.getLogger("ocmlflow.training")
+    handlers: list[After] = []
+
+    def attach(**acts) -> None:
+        handlers.append(After(**acts))
+        log.addHandler(handlers[-1])
+        log.setLevel(logging.INFO)
+
+    yield attach
+    for handler in handlers:
+        log.removeHandler(handler)
+
+
+SMALL = ["--encoder", "tiny", "--weights", "none", "--crop", "32", "--batch_size", "4", "--picture_epochs", "2"]
+
+
+@pytest.fixture
+def _tiny(monkeypatch):
+    """An encoder that compiles in a second."""
+
+    def tiny(image):
+        stages = [keras.layers.Rescaling(1 / 255)(image)]
+        for _ in range(5):
+            stages.append(keras.layers.Conv2D(4, 3, strides=2, padding="same")(stages[-1]))
+        return stages[1:]
+
+    monkeypatch.setitem(models.ENCODERS, "tiny", tiny)
+
+
+@pytest.mark.usefixtures("_tiny")
+def test_a_training_loses_nothing_when_the_server_is_away_in_the_middle_and_at_the_end(
+    team, team_servers, line_to, small_chips, after
+):
+    settings = team_servers[0]["sqlite"]
+    line = line_to(port_of(settings["url"]))
+    experiment = team("sqlite", url=f"http://{line.address}")
+    chips_run, direct = prepared(small_chips), MlflowClient(settings["url"])
+
+    def run():
+        return direct.search_runs([experiment], "tags.`ocmlflow.verb` = 'train'")[0]
+
+    def steps(name: str) -> list[int]:
+        return [point.step for point in direct.get_metric_history(run().info.run_id, name)]
+
+    def back_and_away_again() -> None:
+        assert steps("validation/iou") == [1]  # epochs 2 to 4 went on without it
+        line.become("open")
+        wait_until(lambda: steps("validation/iou") == [1, 2, 3])
+        line.become("away")
+
+    def known() -> None:
+        wait_until(lambda: steps("validation/iou") == [1])
+        line.become("away")
+
+    after(epoch_2=known, epoch_4=back_and_away_again)
+    name = f"away-{uuid.uuid4().hex[:8]}"
+    with pytest.raises(outbox.UndeliveredError, match=r"`python -m entrypoints\.send` sends them"):
+        train.main(train.parse([*SMALL, "--chips", chips_run, "--epochs", "5", "--name", name]))
+    assert run().info.status == "RUNNING"
+    with pytest.raises(InputError, match="entries are not sent, they are kept in"):
+        send.main(send.parse([]))
+    line.become("open")
+    send.main(send.parse(["--run", run().info.run_id]))
+    assert run().info.status == "FINISHED"
+    for figure in ("train/loss", "validation/iou", "validation/recall"):
+        assert steps(figure) == [1, 2, 3, 4, 5]
+    times = [point.timestamp for point in direct.get_metric_history(run().info.run_id, "train/loss")]
+    assert times == sorted(times)
+    assert times[-1] <= run().info.end_time  # as they were, not as they came
+    version = direct.get_model_version_by_alias(name, "candidate")
+    assert version.run_id == run().info.run_id
+    assert tracking.load_model(f"models:/{name}@candidate").facts["chips"] == chips_run
+    names = {file.path for file in direct.list_artifacts(run().info.run_id)}
+    assert {"validation.jpg", "environment.txt"} <= names
+    assert not direct.list_artifacts(run().info.run_id, "state")
+    assert not outbox.left(tracking.unsent_folder())
+    with pytest.raises(InputError, match="all that it had to tell is sent"):
+        send.main(send.parse(["--run", run().info.run_id]))
+
+
+@pytest.fixture(scope="module")
+def sample_place(tmp_path_factory):
+    """The collection of one place of the built-in sample, of two scenes."""
+    folder = tmp_path_factory.mktemp("line") / "sample"
+    sample.write(folder, seed=0)
+    return folder / "train_tier_1"
+
+
+@pytest.mark.usefixtures("_tiny")
+def test_the_line_runs_on_the_servers_with_all_data_in_s3(team, database, sample_place, tmp_path, monkeypatch):
+    """Proxied artifacts on SQLite, direct ones on PostgreSQL; catalogue, images and results in the same S3 server."""
+    direct = database == "postgresql"
+    experiment, client = team(database, direct=direct), MlflowClient()
+    base, name = f"s3://data/{uuid.uuid4().hex}", f"line-{uuid.uuid4().hex[:8]}"
+    storage.put(Path(shutil.copy(sample_place / "catalog.json", tmp_path)), f"{base}/catalog.json")
+    storage.mirror(str(sample_place / "hil"), f"{base}/hil")
+    scenes = catalog.scenes(f"{base}/hil/collection.json")
+    words = ["--catalog", f"{base}/hil/collection.json", "--validation", scenes[0].id, "--workers", "1"]
+    prepare.main(prepare.parse([*words, "--work", str(tmp_path / "work")]))
+    train.main(train.parse([*SMALL, "--epochs", "1", "--name", name]))
+    evaluate.main(evaluate.parse(["--model", f"models:/{name}@candidate"]))
+    words = ["--model", f"models:/{name}@champion", "--images", scenes[0].image, "--output", f"{base}/out"]
+    predict.main(predict.parse([*words, "--size", "512", "--engine", "keras", "--work", str(tmp_path / "work")]))
+
+    runs = {run.data.tags[tracking.VERB]: run for run in client.search_runs([experiment])}
+    assert {verb: run.info.status for verb, run in runs.items()} == dict.fromkeys(
+        ("prepare", "train", "evaluate", "predict"), "FINISHED"
+    )
+    assert {urlparse(run.info.artifact_uri).scheme for run in runs.values()} == {"s3" if direct else "mlflow-artifacts"}
+    assert client.get_model_version_by_alias(name, "champion").run_id == runs["train"].info.run_id
+    report = mlflow.artifacts.load_text(f"runs:/{runs['evaluate'].info.run_id}/report.html")
+    assert f"{runs['evaluate'].data.metrics['iou']:.3f}" in report
+    (tmp_path / "mask.tif").write_bytes(storage.read(f"{base}/out/masks/{scenes[0].id}.tif"))
+    assert cog_validate(tmp_path / "mask.tif", strict=True)[0]
+    footprints = gpd.read_parquet(io.BytesIO(storage.read(f"{base}/out/footprints/{scenes[0].id}.parquet")))
+    assert set(footprints.scene) <= {scenes[0].id}
+    made = chips.load(tracking.chips_folder(runs["prepare"].info.run_id))
+    assert made.folder.is_relative_to(tmp_path / "cache")  # read from S3 once, and kept
+    assert chips.digest(made.index) == runs["prepare"].data.tags[tracking.DIGEST]
+
+
+def test_a_server_that_is_away_at_the_start_ends_it_at_once_or_is_waited_for(team, team_servers, line_to, monkeypatch):
+    line = line_to(port_of(team_servers[0]["sqlite"]["url"]))
+    team("sqlite", url=f"http://{line.address}")
+    line.become("away")
+    with (
+        pytest.raises(InputError, match=rf"no run can be started at http://{line.address}: .*doctor` says"),
+        tracking.run("train", {}),
+    ):
+        pytest.fail("the work began")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+    threading.Timer(1, line.become, ["open"]).start()
+    with tracking.run("train", {}) as run:
+        pass
+    assert MlflowClient().get_run(run.info.run_id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("fault", ["busy", "slow", "refused"])
+def test_artifacts_outlast_the_faults_of_s3(fault, team, team_servers, line_to, monkeypatch, tmp_path):
+    line = line_to(port_of(team_servers[0]["sqlite"]["s3"]["AWS_ENDPOINT_URL_S3"]))
+    experiment = team("sqlite", direct=True, s3_url=f"http://{line.address}")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    state, secret = tmp_path / "state.npz", os.environ["AWS_SECRET_ACCESS_KEY"]
+
+    def credentials(value: str) -> None:
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", value)
+        forget_credentials()
+
+    def work() -> str:
+        with tracking.run("train", {}) as run:
+            if fault == "refused":
+                credentials("expired-secret")
+            else:
+                line.become(fault)
+            state.write_bytes(b"state")
+            tracking.keep_state(state)
+            tracking.log_metrics({"loss": 1.0}, step=1)
+        return run.info.run_id
+
+    if fault == "slow":
+        work()
+    else:
+        with pytest.raises(outbox.UndeliveredError) as caught:
+            work()
+        assert "secret" not in str(caught.value)
+        credentials(secret)
+        line.become("open")
+        send.main(send.parse([]))
+    (run,) = MlflowClient().search_runs([experiment])
+    assert (line.busy_answers > 0) == (fault == "busy")
+    assert run.info.status == "FINISHED"
+    assert storage.read(f"{run.info.artifact_uri}/state/state.npz") == b"state"
+    assert run.data.metrics["loss"] == 1
+
+
+def test_credentials_that_s3_refuses_end_a_run_before_its_work(team, monkeypatch):
+    team("sqlite", direct=True)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
+    forget_credentials()
+    with pytest.raises(InputError, match=r"no run can be started.*SignatureDoesNotMatch"), tracking.run("train", {}):
+        pytest.fail("the work began")
+    assert mlflow.active_run() is None
+
+
+def test_two_trainings_register_at_once(team, database):
+    team(database)
+    image = keras.Input((None, None, 3), dtype="uint8")
+    network = keras.Model(image, keras.layers.Conv2D(1, 1)(keras.layers.Rescaling(1 / 255)(image)))
+    name, client = f"race-{uuid.uuid4().hex[:8]}", MlflowClient()
+    runs = [client.create_run(os.environ["MLFLOW_EXPERIMENT_ID"]).info.run_id for _ in range(4)]
+
+    def register(run_id: str) -> None:
+        box = outbox.Outbox(tracking.unsent_folder() / run_id, partial(tracking._deliver, run_id))
+        network.save(box.folder / "model.keras")
+        told = {"do": "model", "name": name, "facts": {"gsd": 0.1, "run": run_id}}
+        box.put(told, box.folder / "model.keras")
+        box.close()
+
+    with ThreadPoolExecutor(4) as executor:
+        list(executor.map(register, runs))
+    versions = client.search_model_versions(f"name = '{name}'")
+    assert sorted(int(version.version) for version in versions) == [1, 2, 3, 4]
+    assert {version.run_id for version in versions} == set(runs)
+    assert all(version.tags["run"] == version.run_id for version in versions)
+    assert client.get_model_version_by_alias(name, "candidate").run_id in runs
+
+
+@pytest.mark.usefixtures("_tiny")
+def test_a_training_on_a_full_disk_goes_on_and_is_resumed(team, small_chips, after):
+    """Files of more than 100 kB do not fit from epoch 2 on: neither states nor the model."""
+    experiment, before = team("sqlite"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    chips_run, name = prepared(small_chips), f"full-{uuid.uuid4().hex[:8]}"
+
+    def fill() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+
+    after(epoch_2=fill)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails, as on a full disk
+    try:
+        with pytest.raises(InputError, match=r"the model cannot be kept: .*Make room, then go on with resume="):
+            train.main(train.parse([*SMALL, "--chips", chips_run, "--epochs", "2", "--name", name]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    client = MlflowClient()
+    run = client.search_runs([experiment], "tags.`ocmlflow.verb` = 'train'")[0]
+    assert run.info.status == "FAILED"
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")] == [1, 2]
+    logging.getLogger("ocmlflow.training").handlers.clear()
+    train.main(train.parse(["--resume", run.info.run_id]))
+    assert client.get_run(run.info.run_id).info.status == "FINISHED"
+    assert client.get_model_version_by_alias(name, "candidate").run_id == run.info.run_id
+
+
+def test_no_secret_is_written_anywhere(team, team_servers, tmp_path):
+    """Not in what is shown, in parameters, tags, artifacts or what is kept to be sent later."""
+    experiment, settings = team("sqlite"), team_servers[0]["sqlite"]
+    catalog = "http://user:planted-1@127.0.0.1:9/catalog.json?X-Amz-Signature=planted-2"
+    address = settings["url"].replace("http://", "http://team:planted-3@")
+    planted = {"AWS_SECRET_ACCESS_KEY": "planted-4-key", "AWS_SESSION_TOKEN": "planted-5-token"}
+    code = (
+        "import entrypoints, os\n"
+        "from ocmlflow import tracking\n"
+        "def main(_):\n"
+        f"    with tracking.run('prepare', {{'catalog': {catalog!r}}}):\n"
+        "        tracking.log_metrics({'a': 1.0})\n"
+        f"        raise RuntimeError({catalog!r} + os.environ['AWS_SECRET_ACCESS_KEY'])\n"
+        "entrypoints.start(main, None)"
+    )
+    shown = ""
+    for words in (["-m", "entrypoints.prepare", "--catalog", catalog], ["-c", code]):
+        done = subprocess.run(
+            [sys.executable, *words],
+            cwd=ROOT,
+            env={**os.environ, **planted, "MLFLOW_TRACKING_URI": address, "MLFLOW_EXPERIMENT_ID": experiment},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1, done.stderr
+        shown += done.stdout + done.stderr
+    runs = MlflowClient().search_runs([experiment])
+    assert len(runs) == 2
+    for run in runs:
+        shown += json.dumps(run.to_dictionary())
+        folder = mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path="")
+        shown += "".join(path.read_text() for path in Path(folder).rglob("*") if path.is_file())
+    for path in (tmp_path / "state").rglob("*.json"):
+        shown += path.read_text()
+    assert "127.0.0.1:9/catalog.json" in shown
+    assert re.findall(r".{0,60}planted.{0,20}", shown) == []
+
+
+def test_models_that_could_run_code_are_refused(team):
+    team("sqlite")
+    image = keras.Input((None, None, 3), dtype="uint8")
+    evil = keras.Model(image, keras.layers.Lambda(lambda x: x / 255)(image))
+
+    class Python(mlflow.pyfunc.PythonModel):
+        def predict(self, context, model_input: list[str]) -> list[str]:
+            return model_input
+
+    with mlflow.start_run(log_system_metrics=False):
+        facts = {"gsd": 0.1, "trained_on": []}
+        kept = {"pip_requirements": ["keras"], "metadata": facts}
+        lambdas = mlflow.keras.log_model(evil, name="lambda", **kept).model_uri
+        pickled = mlflow.pyfunc.log_model(name="pickle", python_model=Python(), **kept).model_uri
+    with pytest.raises(InputError, match="is refused, it is not of Keras' own layers alone"):
+        _ = tracking.load_model(lambdas).keras
+    with pytest.raises(InputError, match="is no Keras file but python_function"):
+        tracking.load_model(pickled)
+
+
+def test_status_tells_what_runs_and_down_forgets_nothing(team_servers, capsys):
+    settings, top = team_servers
+    for database in settings:
+        server.main(server.parse(["status", "--folder", str(top / database)]))
+    said = capsys.readouterr().out
+    assert said.count("answers, process") == sum(len(one["parts"]) for one in settings.values())
+    assert oct((top / "sqlite" / "settings.json").stat().st_mode)[-3:] == "600"
+    with pytest.raises(InputError, match="holds no server: `python -m"):
+        server.main(server.parse(["status", "--folder", str(top / "none")]))
+
+
+def test_a_backup_brings_runs_and_artifacts_back(team, team_servers, database, tmp_path):
+    team(database)
+    settings, top = team_servers
+    with tracking.run("prepare", {"catalog": "towns"}) as run:
+        tracking.log_metrics({"chips": 7.0})
+    with mlflow.start_run(run_id=run.info.run_id, log_system_metrics=False):
+        mlflow.log_text("some text", "note.txt")
+    server.main(server.parse(["backup", "--folder", str(top / database), "--backup", str(tmp_path / "kept")]))
+    with pytest.raises(InputError, match="stop MLflow first"):
+        server.main(server.parse(["restore", "--folder", str(top / database), "--backup", str(tmp_path / "kept")]))
+    # A second server of the same kind, with nothing in it, that is never started but for what holds the data.
+    ports = free_block(8)
+    words = ["--folder", str(top / f"{database}-2"), "--database", database, "--s3_port", str(ports[0])]
+    args = server.parse(["restore", *words, "--database_port", str(ports[6]), "--backup", str(tmp_path / "kept")])
+    try:
+        second = server._settings(Path(args.folder), args)
+        server.main(args)
+        server.main(server.parse(["upgrade", *words]))  # nothing to do, and that it does
+        mlflow.set_tracking_uri(second["store"])
+        assert mlflow.get_run(run.info.run_id).data.metrics["chips"] == 7
+        with server._as_owner(second):
+            (note,) = [
+                name for name in storage._tree("s3://mlflow") if name.endswith(f"{run.info.run_id}/artifacts/note.txt")
+            ]
+            assert storage.read(f"s3://mlflow/{note}") == b"some text"
+    finally:
+        mlflow.set_tracking_uri(settings[database]["url"])
+        server.down(Path(args.folder))
+
+
+def test_clean_removes_deleted_runs_and_their_artifacts_alone(team, team_servers, database):
+    team(database)
+    (kept, gone), client = ([prepared_note() for _ in range(2)], MlflowClient())
+    client.delete_run(gone.info.run_id)
+    settings, top = team_servers
+    server.main(server.parse(["clean", "--folder", str(top / database), "--older_than", "0d"]))
+    with pytest.raises(mlflow.MlflowException, match="not found"):
+        client.get_run(gone.info.run_id)
+    with server._as_owner(settings[database]):
+        names = storage._tree("s3://mlflow")
+    assert any(kept.info.run_id in name for name in names)
+    assert not any(gone.info.run_id in name for name in names)
+
+
+def prepared_note():
+    with tracking.run("prepare", {}) as run:
+        pass
+    return run
+
+
+def test_the_doctor_says_what_is_wrong_and_how_to_mend_it(team, team_servers, line_to, monkeypatch, capsys, tmp_path):
+    settings = team_servers[0]["sqlite"]
+    experiment = team("sqlite", direct=True)
+
+    def consult(*words: str) -> str:
+        forget_credentials()
+        try:
+            doctor.main(doctor.parse(["--work", str(tmp_path), "--free_gb", "0.01", *words]))
+        except InputError as error:
+            return f"{capsys.readouterr().out} {error}"
+        return capsys.readouterr().out
+
+    said = consult()
+    assert "FAULT" not in said
+    assert re.search(r"ok     tracking server: http://127\.0\.0\.1:\d+ answers in \d+ ms, MLflow 3\.", said)
+    assert re.search(r"ok     S3: s3://data/.* gives ranges, to boto3 and to GDAL", said)
+    assert "ok     Keras: 3." in said
+    assert not MlflowClient().search_runs([experiment])
+    assert not storage._tree(MlflowClient().get_experiment(experiment).artifact_location)
+    assert "FAULT  disk: " in consult("--free_gb", "1e9")
+    secret = os.environ["AWS_SECRET_ACCESS_KEY"]
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
+    said = consult()
+    assert "FAULT  artifacts: nothing can be written or read: the secret is not that of the access key" in said
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    assert "FAULT  S3: s3://nobucket: these credentials have no right to that bucket" in consult(
+        "--s3", "s3://nobucket"
+    )
+    outbox.Outbox(tracking.unsent_folder() / "aaa", lambda told, folder: 1 / 0).put({"do": "tags", "values": {}})
+    assert "1 runs left something: `python -m entrypoints.send` sends it" in consult()
+    line = line_to(port_of(settings["url"]))
+    line.become("away")
+    mlflow.set_tracking_uri(f"http://{line.address}")
+    said = consult()
+    assert f"FAULT  tracking server: http://{line.address} does not answer: is it up" in said
+    assert "-      artifacts: to be checked when the tracking server answers" in said
+    mlflow.set_tracking_uri(settings["url"])
