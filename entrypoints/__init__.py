@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
@@ -119,6 +120,8 @@ def start(main: Callable[[Any], None], arguments: Any) -> None:
     shown.setFormatter(_Public("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[shown])
     _take_credentials_out_of_the_address()
+    # A scheduler that takes its machine back asks first: the run is ended, and what it had to tell is sent.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # greetings and hints; what goes wrong reaches Python
     if not sys.stderr.isatty():
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

@@ -91,7 +91,8 @@ class Model:
 def run(verb: str, parameters: Mapping[str, Any], *, resume: Run | None = None) -> Iterator[Run]:
     """The run that `mlflow run` made for this process, or a new one in MLflow's current experiment, or `resume`.
 
-    Logs the parameters that MLflow has not logged itself; a failure ends the run as FAILED and says why on its page.
+    Logs the parameters that MLflow has not logged itself; a failure ends the run as FAILED and says why on its page,
+    an interruption as KILLED.
     """
     with _begun(verb, parameters, resume) as active:
         run_id, status = active.info.run_id, "FAILED"
@@ -101,6 +102,10 @@ def run(verb: str, parameters: Mapping[str, Any], *, resume: Run | None = None) 
             status = "FINISHED"
         except Exception as error:
             describe(f"**Failed**: {type(error).__name__}: {error}")
+            raise
+        except (KeyboardInterrupt, SystemExit):
+            status = "KILLED"
+            describe("**Interrupted**: started again in the same way, or a training with `resume`, it goes on")
             raise
         finally:
             _end(run_id, status)

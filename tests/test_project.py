@@ -1,6 +1,7 @@
 """The project's files agree with one another."""
 
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from mlflow import MlflowClient
 
 ROOT = Path(__file__).parent.parent
 VERBS = ("prepare", "train", "evaluate", "compare", "protocol", "predict", "main")
@@ -97,6 +99,32 @@ def test_a_users_mistake_ends_in_one_line_and_status_1(tmp_path):
     assert verb.returncode == 1
     assert verb.stderr.strip().splitlines()[-1].startswith("error: no STAC catalogue at nowhere/catalog.json")
     assert "Traceback" not in verb.stderr
+
+
+ENDED = """
+import os, signal, threading
+import mlflow
+from entrypoints import start
+from ocmlflow import tracking
+
+def main(arguments):
+    with tracking.run("train", {}) as run:
+        print(run.info.run_id, flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait(60)
+
+start(main, None)
+"""
+
+
+@pytest.mark.filterwarnings("default")  # MLflow's libraries warn of one another
+def test_a_verb_that_is_asked_to_end_ends_its_run(tmp_path):
+    environment = {**_environment(tmp_path), "PYTHONPATH": str(ROOT)}
+    verb = subprocess.run([sys.executable, "-c", ENDED], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert verb.returncode == 128 + signal.SIGTERM, verb.stderr
+    run = MlflowClient(environment["MLFLOW_TRACKING_URI"]).get_run(verb.stdout.split()[0])
+    assert run.info.status == "KILLED"
+    assert run.data.tags["mlflow.note.content"].startswith("**Interrupted**")
 
 
 def test_readme_and_ci_run_the_same_test_command():
