@@ -76,13 +76,17 @@ def docker_engine(tmp_path_factory) -> Iterator[Namespace]:
         command += ["--ip-forward=false", "--ip-masq=false", "--oom-score-adjust=0", "--log-level=warn"]
         command += [f"--add-runtime=able={_runtime(Path(folder))}", "--default-runtime=able"]
         environment = {**os.environ, "DOCKER_HOST": host, "DOCKER_BUILDKIT": "0"}
-        with process(command, kept / "dockerd.log") as daemon:
+        # The engine holds the lock too: it may outlive a session that is killed.
+        with process(command, kept / "dockerd.log", pass_fds=[lock.fileno()]) as daemon:
 
             def answers() -> bool:
                 return not subprocess.run(["docker", "version"], env=environment, capture_output=True).returncode
 
             wait_until(answers, alive=lambda: daemon.poll() is None, what=f"dockerd, see {kept}/dockerd.log,")
             yield Namespace(environment=environment, kept=kept)
+            listed = _docker(environment, "image", "ls", "--format", "{{.Repository}}:{{.Tag}}").split()
+            if pushed := [name for name in listed if name.startswith("127.0.0.1:") and not name.endswith("<none>")]:
+                _docker(environment, "rmi", "--force", *pushed)
             _docker(environment, "image", "prune", "--force")
         subprocess.run(["umount", f"{folder}/exec/netns/default"], capture_output=True)  # which the engine leaves
 
