@@ -19,7 +19,7 @@ from ocmlflow.polygons import Footprint
 from ocmlflow.raster import Grid
 
 DRIVERS = {".fgb": "FlatGeobuf", ".geojson": "GeoJSON"}
-BATCH = 10_000
+BATCH = 2_000
 """Rows that are held at a time."""
 LEAST_IOU = 0.7
 """Of a squared outline with the outline it was made from."""

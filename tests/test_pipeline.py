@@ -425,8 +425,8 @@ def cluster():
 
 @pytest.mark.usefixtures("empty")
 def test_workers_a_cluster_and_shares_give_the_same_files(sample_line, hil, cluster, tmp_path, monkeypatch):
-    """Scenes of many windows and chips of one; what two shares have predicted is not predicted again."""
-    images = [*hil, *sorted(sample_line.work.glob("sample-*/test/*/*.tif"))[:3]]
+    """A scene of many windows and chips of one; what two shares have predicted is not predicted again."""
+    images = [hil[0], *sorted(sample_line.work.glob("sample-*/test/*/*.tif"))[:2]]
     words = ["--images", ",".join(map(str, images)), "--work", str(sample_line.work), "--size", "256"]
     words += ["--margin", "32"]
     whole = predict.main(predict.parse([*words, "--output", str(tmp_path / "whole")]))
