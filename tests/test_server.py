@@ -143,7 +143,7 @@ SMALL = ["--encoder", "tiny", "--weights", "none", "--crop", "32", "--batch_size
 def _tiny(monkeypatch):
     """An encoder that compiles in a second."""
 
-    def tiny(image):
+    def tiny(image, pretrained):
         stages = [keras.layers.Rescaling(1 / 255)(image)]
         for _ in range(5):
             stages.append(keras.layers.Conv2D(4, 3, strides=2, padding="same")(stages[-1]))
