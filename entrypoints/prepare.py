@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from entrypoints import in_the_making, number, parser, progress, share, start, switch, whole
+from entrypoints import check_seen, in_the_making, number, parser, progress, share, start, switch, whole
 
 if TYPE_CHECKING:  # imported where used: --help must not wait for them
     from geopandas import GeoDataFrame
@@ -140,8 +140,7 @@ def main(args: argparse.Namespace) -> None:
             cut = _cut_key(args, scenes)
             mlflow.set_tag(tracking.KEY, _key(args, cut))
             with in_the_making(Path(args.work) / "prepare" / cut) as folder:
-                if args.scheduler:
-                    _check_seen(folder, args.scheduler, executor)
+                check_seen(folder, args.scheduler, executor)
                 index = _cut(surveys, planned, table, folder, args, executor)
                 made, dropped = _split_and_save(index, surveys, table, folder, args)
                 _log(made, list(table.values()), dropped)
@@ -155,8 +154,7 @@ def _cut_share(args: argparse.Namespace) -> None:
     with workers.executor(args.workers, args.scheduler) as executor:
         surveys, _, planned = _plan(scenes, args, executor)
         with in_the_making(Path(args.work) / "prepare" / _cut_key(args, scenes), shared=True) as folder:
-            if args.scheduler:
-                _check_seen(folder, args.scheduler, executor)
+            check_seen(folder, args.scheduler, executor)
             chosen = planned.drop(columns=["split", "fold"], errors="ignore")
             how = {"share": args.share, "rules": _rules(args), "executor": executor, "progress": _bar}
             blocks, failed = cutting.cut_share(surveys, chosen, folder, **how)
@@ -365,13 +363,6 @@ def _rules(args: argparse.Namespace) -> Rules:
     from ocmlflow import chips
 
     return chips.Rules(args.gsd, args.size, args.stride, args.min_valid, args.buffer_m, args.label == "boundary")
-
-
-def _check_seen(folder: Path, scheduler: str, executor: Executor) -> None:
-    from ocmlflow.errors import InputError
-
-    if not executor.submit(os.path.isdir, folder).result():
-        raise InputError(f"the workers of {scheduler} do not see the folder {folder}: give work= on a shared disk")
 
 
 def _fingerprint(href: str) -> str:
