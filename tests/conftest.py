@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -40,6 +41,9 @@ TRANSFORM = Affine(GSD, 0, 500_000, 0, -GSD, 620_000)
 ELSEWHERE = Affine(GSD, 0, 501_000, 0, -GSD, 620_000)
 NODATA = 7
 DATA = Path(__file__).parents[2] / "shared" / "data"
+
+# Shells start what runs in the background deaf to Ctrl-C, which processes hand on: tests send it to theirs.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A loaded machine is slow, and that is no mistake.
 settings.register_profile("tests", deadline=None, max_examples=25)
