@@ -23,6 +23,7 @@ from mlflow import MlflowClient
 from PIL import Image
 from rasterio.windows import Window
 from rio_cogeo import cog_validate
+from skimage import measure
 
 from entrypoints import evaluate, in_the_making, predict, prepare, train
 from ocmlflow import engine, grid, inference, maps, raster, resample, tracking
@@ -242,7 +243,8 @@ def test_real_scene_becomes_cogs_and_footprints(real_line, store):
     in_degrees = gpd.read_file(output / "footprints" / "kam01.geojson")
     assert len(footprints) == len(in_degrees) > 50
     assert in_degrees.crs.to_epsg() == 4326
-    assert footprints.area_m2.sum() == pytest.approx((building == 1).sum() * pixel_m2, rel=0.05)
+    found_m2 = np.bincount(measure.label(building == 1, connectivity=1).ravel())[1:] * pixel_m2
+    assert footprints.area_m2.sum() == pytest.approx(found_m2[found_m2 >= 2].sum(), rel=0.03)  # specks: mask alone
 
 
 def test_a_real_scene_shows_no_seam(real_line):
