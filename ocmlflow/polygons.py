@@ -12,6 +12,9 @@ from shapely.affinity import affine_transform
 from shapely.geometry.base import BaseGeometry
 from skimage.measure import label as connected
 
+HOLES = 2000
+"""With more, an outline is noise, no building, and stays as it was traced: straightening takes time by the square."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -86,10 +89,13 @@ def trace(blocks: Iterable[Block], *, width: int) -> Iterator[Footprint]:
 def to_ground(footprints: Iterable[Footprint], transform: Affine, *, tolerance: float) -> list[Footprint]:
     """Footprints in the transform's CRS, their staircases straightened by about `tolerance` of its units."""
     matrix = (transform.a, transform.b, transform.d, transform.e, transform.c, transform.f)
-    return [
-        Footprint(affine_transform(f.outline, matrix).simplify(tolerance, preserve_topology=True), f.probability)
-        for f in footprints
-    ]
+
+    def straightened(outline: BaseGeometry) -> BaseGeometry:
+        if shapely.get_num_interior_rings(outline) > HOLES:
+            return outline
+        return outline.simplify(tolerance, preserve_topology=True)
+
+    return [Footprint(straightened(affine_transform(f.outline, matrix)), f.probability) for f in footprints]
 
 
 def _parts(numbered: np.ndarray, block: Block) -> Iterator[tuple[int, _Part]]:

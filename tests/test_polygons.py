@@ -92,3 +92,14 @@ def test_a_building_is_handed_out_once_nothing_can_be_added_to_it():
     for number, footprint in enumerate(polygons.trace(counted(), width=16)):
         assert footprint.outline.bounds == (5, 8 * number + 2, 12, 8 * number + 4)
         assert seen[-1] <= 8 * (number + 1)
+
+
+@pytest.mark.parametrize(("side", "stays"), [(81, False), (101, True)])
+def test_an_outline_with_thousands_of_holes_stays_as_it_was_traced(side, stays):
+    building = np.ones((side, side), bool)
+    building[1::2, 1::2] = False
+    building[0, : side // 2] = False  # a corner that straightening takes away
+    (found,) = [f for f in trace(building, np.zeros_like(building, np.uint8), size=32) if f.outline.area > 1]
+    assert (shapely.get_num_interior_rings(found.outline) > polygons.HOLES) == stays
+    (ground,) = polygons.to_ground([found], Affine.identity(), tolerance=1.5)
+    assert shapely.equals_exact(ground.outline, found.outline) == stays
