@@ -1,6 +1,7 @@
 """Scenes of a few dozen pixels, catalogues of them in the challenge's layout, and an S3 server on this machine."""
 
 import contextlib
+import gc
 import json
 import os
 import random
@@ -50,6 +51,13 @@ settings.register_profile("tests", deadline=None, max_examples=25)
 settings.load_profile("tests")
 
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="the real scenes are not on this machine")
+
+
+@pytest.fixture(scope="module")
+def _garbage():
+    """What libraries leave unclosed in a module that puts up with their warnings is collected, and told, there."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(params=["alpha", "nodata", "mask"])

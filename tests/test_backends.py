@@ -32,7 +32,7 @@ NAME = "main.maps.launched"
 AWKWARD = "two words; $(HOME) $HOME 'quoted' *"
 
 # In this process MLflow's libraries warn of one another.
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("_garbage")]
 
 
 @pytest.fixture(scope="module")

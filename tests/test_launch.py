@@ -25,7 +25,7 @@ from ocmlflow.errors import InputError
 ROOT = Path(__file__).parent.parent
 KUBERNETES, DATABRICKS = ROOT / "backends/kubernetes", ROOT / "backends/databricks"
 # In this process MLflow's libraries warn of one another.
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("_garbage")]
 
 DEPENDENCIES = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
 

@@ -35,7 +35,7 @@ from ocmlflow.errors import InputError
 ROOT = Path(__file__).parents[1]
 
 # In this process MLflow's libraries warn of one another; the verbs' own warnings are errors in the other tests.
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("_garbage")]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
