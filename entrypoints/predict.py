@@ -306,7 +306,10 @@ def _draw(task: _Task, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         new = marks[scene.id].with_suffix(".new")
         new.write_text(json.dumps({"row": row, "item": item}))
         new.replace(marks[scene.id])
-        log.info("scene %s: %.2f Mpx, %d buildings, %.1f s", scene.id, row["megapixels"], made.buildings, seconds)
+        found = f"{row['building_megapixels']:.2f} Mpx building"
+        if made.footprints is not None:
+            found = f"{made.buildings} buildings"
+        log.info("scene %s: %.2f Mpx, %s, %.1f s", scene.id, row["megapixels"], found, seconds)
     return {name: json.loads(mark.read_text())["row"] for name, mark in marks.items()}
 
 
