@@ -78,14 +78,11 @@ def member(
         part = exported.with_name(f"{exported.name}.{uuid.uuid4().hex}.part")
         part.mkdir(parents=True)
         try:
-            difference = _exported(fetch(), part, multiple)
-            if difference > LIMIT:
-                found = f"OpenVINO differs from Keras by {difference:.1e} in the probability of this model"
+            if unfit := _unfit(fetch(), part, multiple):
                 if engine == "openvino":
-                    raise InputError(f"{found}, more than {LIMIT:.0e}: engine=keras would do")
-                log.warning("%s: Keras is used", found)
+                    raise InputError(f"{unfit}: engine=keras would do")
+                log.warning("%s: Keras is used", unfit)
                 return _kept(plain, fetch)
-            log.info("OpenVINO gives this model's probabilities to %.1e", difference)
             part.rename(exported)
         except OSError:
             if not exported.exists():  # else another process was faster
@@ -129,14 +126,23 @@ def _running(network: Network) -> inference.Predict:
     return one_at_a_time
 
 
-def _exported(file: Path, folder: Path, multiple: int) -> float:
-    """`export` in a process of its own: what TensorFlow takes of the memory it never gives back."""
+def _unfit(file: Path, folder: Path, multiple: int) -> str:
+    """Export a Keras model's file into the folder; why the export will not do, or nothing.
+
+    In a process of its own: what TensorFlow takes of the memory it never gives back.
+    """
     code = "import sys; from ocmlflow import engine; print(engine.export(sys.argv[1], sys.argv[2], int(sys.argv[3])))"
     command = [sys.executable, "-c", code, str(file.resolve()), str(folder.resolve()), str(multiple)]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"the export of {file} for OpenVINO failed: {done.stderr[-2000:]}")
-    return float(done.stdout.split()[-1])
+        return f"the model cannot be exported to OpenVINO ({(done.stderr.strip().splitlines() or ['no reason'])[-1]})"
+    difference = float(done.stdout.split()[-1])
+    if difference > LIMIT:
+        return (
+            f"OpenVINO differs from Keras by {difference:.1e} in the probability of this model, more than {LIMIT:.0e}"
+        )
+    log.info("OpenVINO gives this model's probabilities to %.1e", difference)
+    return ""
 
 
 def export(file: str, folder: str, multiple: int) -> float:

@@ -88,11 +88,18 @@ def test_members_are_calibrated_and_averaged(file, folder):
     np.testing.assert_allclose(network(cold, hot)()(images), (one + other) / 2, atol=1e-6)
 
 
-def test_what_differs_is_refused_or_left(file, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(engine, "_exported", lambda *_: 0.5)
-    with pytest.raises(InputError, match=r"OpenVINO differs from Keras by 5\.0e-01"):
+def test_what_differs_is_refused_or_left(file, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "LIMIT", -1.0)  # nothing is near enough
+    with pytest.raises(InputError, match=r"OpenVINO differs from Keras by \d\.\de-\d+ .* engine=keras would do"):
         member(file, tmp_path, "openvino")
-    assert member(file, tmp_path, "auto").engine == "keras"
+    assert not list((tmp_path / "openvino").iterdir())
+
+
+def test_what_cannot_be_exported_is_refused_or_left(tmp_path, caplog):
+    (tmp_path / "model.keras").write_bytes(b"no model")
+    with pytest.raises(InputError, match=r"the model cannot be exported to OpenVINO \(.+\): engine=keras would do"):
+        member(tmp_path / "model.keras", tmp_path, "openvino")
+    assert member(tmp_path / "model.keras", tmp_path, "auto").engine == "keras"
     assert "Keras is used" in caplog.text
     assert not list((tmp_path / "openvino").iterdir())
 
