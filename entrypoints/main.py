@@ -64,13 +64,13 @@ def main(args: argparse.Namespace) -> None:
 
 def learn(cutting: Mapping[str, object], learning: Mapping[str, object], *, title: str = "") -> tuple[str, str, str]:
     """Run ids of `prepare` and `train` with these parameters, and the address of the version that they made."""
-    from ocmlflow import tracking
+    from ocmlflow import chipsets, registry
 
     chips = step("prepare", cutting, key=prepare.key(prepare.parse(words(cutting))), title=title)
     learning = {"chips": chips, **learning}
-    key = train.key(train.parse(words(learning)), tracking.chips_digest(chips))
+    key = train.key(train.parse(words(learning)), chipsets.digest(chips))
     trained, name = step("train", learning, key=key, title=title), str(learning["name"])
-    return chips, trained, f"models:/{name}/{tracking.version_of(trained, name)}"
+    return chips, trained, f"models:/{name}/{registry.version_of(trained, name)}"
 
 
 def step(verb: str, parameters: Mapping[str, object], *, key: str | None = None, title: str = "") -> str:

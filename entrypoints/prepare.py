@@ -107,14 +107,14 @@ def _key(args: argparse.Namespace, cut: str) -> str:
 
 def _cut_key(args: argparse.Namespace, scenes: list[Scene]) -> str:
     """Names what the chips hold, however they are split."""
-    from ocmlflow import storage, tracking
+    from ocmlflow import provenance, storage
 
     hrefs = [href for scene in scenes for href in (scene.image, *scene.labels)]
     rules = [args.bbox, args.gsd, args.size, args.stride, args.min_valid, args.empty_share, args.label]
     rules += [args.buffer_m, args.black_m2, args.skip_unreadable]
     if args.empty_share < 1:  # which empty chips are written depends on the ground held out
         rules += _split(args)
-    return storage.digest(tracking.code_digest(), repr(rules), *map(_fingerprint, hrefs))
+    return storage.digest(provenance.code_digest(), repr(rules), *map(_fingerprint, hrefs))
 
 
 def _split(args: argparse.Namespace) -> list[Any]:
@@ -310,7 +310,7 @@ def _log(made: Chips, rows: list[dict[str, Any]], dropped: int) -> None:
     import mlflow
     import pandas as pd
 
-    from ocmlflow import chips, ground, pictures, tracking
+    from ocmlflow import chips, chipsets, ground, pictures, tracking
 
     for split in ground.SPLITS:
         part = made.select(split)
@@ -327,7 +327,7 @@ def _log(made: Chips, rows: list[dict[str, Any]], dropped: int) -> None:
     mlflow.log_figure(pictures.split_map(made.index), "split.png")
     for scene, chosen in made.index.groupby("scene"):
         mlflow.log_image(pictures.preview(made.folder, chosen, count=4), f"previews/{scene}.jpg")
-    mlflow.set_tag(tracking.DIGEST, chips.digest(made.index))
+    mlflow.set_tag(chipsets.DIGEST, chips.digest(made.index))
     tracking.describe(
         f"{len(made.index)} chips of {made.index.scene.nunique()} scenes of `{made.rules['catalog']}`"
         f"\n\n{tracking.picture('split.png')}"

@@ -29,7 +29,7 @@ from mlflow.store.artifact.s3_artifact_repo import _cached_get_s3_client
 from rio_cogeo import cog_validate
 
 from entrypoints import doctor, evaluate, predict, prepare, send, server, train
-from ocmlflow import catalog, chips, models, outbox, sample, storage, tracking
+from ocmlflow import catalog, chips, chipsets, delivery, models, outbox, registry, sample, storage, tracking
 from ocmlflow.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +49,7 @@ def database(request, team_servers):
 def team(team_servers, monkeypatch, tmp_path):
     """Makes one of the servers, or a line to it, the one in use, with a new experiment; returns the experiment's id."""
     before = mlflow.get_tracking_uri()
-    monkeypatch.setattr(tracking, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(chipsets, "CACHE", tmp_path / "cache")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     # Tries follow one another at once where MLflow would wait for minutes.
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -87,7 +87,7 @@ def prepared(folder: Path) -> str:
     """Run id of a `prepare` run that left these chips."""
     with tracking.run("prepare", {}) as run:
         mlflow.log_artifacts(str(folder), "chips")
-        mlflow.set_tag(tracking.DIGEST, chips.digest(chips.load(folder).index))
+        mlflow.set_tag(chipsets.DIGEST, chips.digest(chips.load(folder).index))
     return run.info.run_id
 
 
@@ -194,11 +194,11 @@ def test_a_training_loses_nothing_when_the_server_is_away_in_the_middle_and_at_t
     assert times[-1] <= run().info.end_time  # as they were, not as they came
     version = direct.get_model_version_by_alias(name, "candidate")
     assert version.run_id == run().info.run_id
-    assert tracking.load_model(f"models:/{name}@candidate").facts["chips"] == chips_run
+    assert registry.load_model(f"models:/{name}@candidate").facts["chips"] == chips_run
     names = {file.path for file in direct.list_artifacts(run().info.run_id)}
     assert {"validation.jpg", "environment.txt"} <= names
     assert not direct.list_artifacts(run().info.run_id, "state")
-    assert not outbox.left(tracking.unsent_folder())
+    assert not outbox.left(delivery.unsent_folder())
     with pytest.raises(InputError, match="all that it had to tell is sent"):
         send.main(send.parse(["--run", run().info.run_id]))
 
@@ -239,9 +239,9 @@ def test_the_line_runs_on_the_servers_with_all_data_in_s3(team, database, sample
     assert cog_validate(tmp_path / "mask.tif", strict=True)[0]
     footprints = gpd.read_parquet(io.BytesIO(storage.read(f"{base}/out/footprints/{scenes[0].id}.parquet")))
     assert set(footprints.scene) <= {scenes[0].id}
-    made = chips.load(tracking.chips_folder(runs["prepare"].info.run_id))
+    made = chips.load(chipsets.folder(runs["prepare"].info.run_id))
     assert made.folder.is_relative_to(tmp_path / "cache")  # read from S3 once, and kept
-    assert chips.digest(made.index) == runs["prepare"].data.tags[tracking.DIGEST]
+    assert chips.digest(made.index) == runs["prepare"].data.tags[chipsets.DIGEST]
 
 
 def test_a_server_that_is_away_at_the_start_ends_it_at_once_or_is_waited_for(team, team_servers, line_to, monkeypatch):
@@ -316,7 +316,7 @@ def test_two_trainings_register_at_once(team, database):
     runs = [client.create_run(os.environ["MLFLOW_EXPERIMENT_ID"]).info.run_id for _ in range(4)]
 
     def register(run_id: str) -> None:
-        box = outbox.Outbox(tracking.unsent_folder() / run_id, partial(tracking._deliver, run_id))
+        box = outbox.Outbox(delivery.unsent_folder() / run_id, partial(delivery.deliver, run_id))
         network.save(box.folder / "model.keras")
         told = {"do": "model", "name": name, "facts": {"gsd": 0.1, "run": run_id}}
         box.put(told, box.folder / "model.keras")
@@ -411,9 +411,9 @@ def test_models_that_could_run_code_are_refused(team):
         lambdas = mlflow.keras.log_model(evil, name="lambda", **kept).model_uri
         pickled = mlflow.pyfunc.log_model(name="pickle", python_model=Python(), **kept).model_uri
     with pytest.raises(InputError, match="is refused, it is not of Keras' own layers alone"):
-        _ = tracking.load_model(lambdas).keras
+        _ = registry.load_model(lambdas).keras
     with pytest.raises(InputError, match="is no Keras file but python_function"):
-        tracking.load_model(pickled)
+        registry.load_model(pickled)
 
 
 def test_status_tells_what_runs_and_down_forgets_nothing(team_servers, capsys):
@@ -505,7 +505,7 @@ def test_the_doctor_says_what_is_wrong_and_how_to_mend_it(team, team_servers, li
     assert "FAULT  S3: s3://nobucket: these credentials have no right to that bucket" in consult(
         "--s3", "s3://nobucket"
     )
-    outbox.Outbox(tracking.unsent_folder() / "aaa", lambda told, folder: 1 / 0).put({"do": "tags", "values": {}})
+    outbox.Outbox(delivery.unsent_folder() / "aaa", lambda told, folder: 1 / 0).put({"do": "tags", "values": {}})
     assert "1 runs left something: `python -m entrypoints.send` sends it" in consult()
     line = line_to(port_of(settings["url"]))
     line.become("away")
