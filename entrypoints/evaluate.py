@@ -65,8 +65,9 @@ def main(args: argparse.Namespace) -> None:
     with tracking.run("evaluate", vars(args)), tempfile.TemporaryDirectory() as work:
         mlflow.set_tag(tracking.KEY, key(args))
         if args.predictions:
-            made = chips.load(chipsets.folder(chipsets.run_of(args.chips)))
-            log_ground(chipsets.run_of(args.chips), made)
+            chips_run = chipsets.run_of(args.chips)
+            made = chips.load(chipsets.folder(chips_run))
+            log_ground(chips_run, made)
             card = score_masks(args.predictions, made, Path(work), args, split=args.split)
             log_card(card, verdict="Masks of another tool: there is nothing to promote.", facts="", args=args)
             return

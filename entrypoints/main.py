@@ -101,7 +101,8 @@ def step(verb: str, parameters: Mapping[str, object], *, key: str | None = None,
         )
     except ExecutionException as error:
         raise InputError(f"step {verb} failed; its own message stands above") from error
-    return str(submitted.run_id)
+    made = tracking.newest(verb, key=key) if key else None  # a step may go on in a run that was broken off
+    return str(made.info.run_id if made else submitted.run_id)
 
 
 def _sample(work: Path, seed: int) -> Path:

@@ -241,7 +241,7 @@ def _fit(
     # Whole chips are larger than crops: as many pixels a batch as in training, or memory would be set by validation.
     at_once = max(1, args.batch_size * args.crop**2 // made.rules["size"] ** 2 // args.devices) * args.devices
     rows = made.select("validation")
-    whole_chips = dataset.WholeChips(made.folder, rows, batch_size=at_once, devices=args.devices)
+    whole_chips = dataset.WholeChips(made.folder, rows, batch_size=at_once, devices=args.devices, workers=args.workers)
     mlflow.log_params({"train_chips": len(crops.rows), "validation_chips": len(rows)})
     mlflow.log_params({"network_parameters": network.count_params(), "keras_backend": keras.backend.backend()})
 

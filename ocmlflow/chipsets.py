@@ -1,8 +1,12 @@
 """Sets of chips, as runs keep them: of which run, where they lie, and which of them a model has seen."""
 
+import hashlib
+import json
 import os
 import tempfile
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -12,15 +16,23 @@ import mlflow
 import pandas as pd
 from mlflow.data.pandas_dataset import from_pandas
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
 
-from ocmlflow import storage, tracking
+from ocmlflow import remote, storage, tracking
+from ocmlflow.delivery import AWAY
 from ocmlflow.errors import InputError
 from ocmlflow.registry import Model
+from ocmlflow.store import Files
 
 DIGEST = "ocmlflow.chips.digest"
 """Tag of a run: the digest of the chips that it made or used."""
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "ocmlflow"
+LIST, LAST = "files.json", "chips.json"
+"""Among the chips of a run: the hash of each file, sent before them; and the file that is sent after all others."""
+SENDERS = 2
+"""Files that are sent at the same time."""
 
 
 def run_of(chips: str | None) -> str:
@@ -51,22 +63,103 @@ def digest(run_id: str) -> str:
     return str(mlflow.get_run(run_id).data.tags[DIGEST])
 
 
-def folder(run_id: str) -> Path:
-    """Local folder with the chips of a `prepare` run: where they lie, or a copy in the user's cache."""
-    address = RunsArtifactRepository.get_underlying_uri(f"runs:/{run_id}/chips")
+def folder(run_id: str) -> Files:
+    """The folder with the chips of a `prepare` run, or what stands for it where it is far away.
+
+    Of s3:// addresses parts are read when first needed, through MLflow's server and from elsewhere whole files; both
+    are kept in the user's cache. InputError, naming the file, where something cannot be read.
+    """
+    address = _address(run_id)
     if urlparse(address).scheme in ("", "file"):
         return storage.path(address)
-    target = CACHE / "chips" / run_id
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as part:
-            mlflow.artifacts.download_artifacts(f"runs:/{run_id}/chips", dst_path=part)
-            try:
-                (Path(part) / "chips").rename(target)
-            except OSError:
-                if not target.exists():  # else another process was faster, with the same files
-                    raise
-    return target
+    cache = remote.Cache(CACHE / "chips", remote.limit(CACHE / "chips"))
+    try:
+        sizes = _sizes(address)
+    except AWAY as error:
+        raise InputError(f"the chips of run {run_id} cannot be listed: {error}") from error
+    if address.startswith("s3://"):
+        fetch = remote.ranges(address, sizes, cache, run_id)
+    else:
+        fetch = remote.whole(address, sizes, cache, run_id, partial(_download, address))
+
+    def told(name: str, first: int, count: int | None) -> bytes:
+        try:
+            return fetch(name, first, count)
+        except AWAY as error:
+            raise InputError(f"cannot read {name} of the chips of run {run_id}: {error}") from error
+
+    return told
+
+
+def send(source: Path, run_id: str) -> tuple[int, int]:
+    """Send the chips in a local folder to a run, but for files that lie there already; how many were sent, and bytes.
+
+    A file is there if it has the size, and the list that was sent before all others the hash of the one here.
+    """
+    address, names = _address(run_id), storage.tree(str(source))
+    repository = get_artifact_repository(address)
+    hashes = {name: _sha256(source / name) for name in names}
+    there = _sizes(address)
+    known = _list_of(address) if LIST in there else {}
+    same = {name for name in names if there.get(name) == names[name] and known.get(name) == hashes[name]}
+    for name in there.keys() - same - {LIST}:  # before the list says otherwise of them
+        repository.delete_artifacts(name)
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / LIST).write_text(json.dumps(hashes, indent=1, sort_keys=True))
+        repository.log_artifact(f"{scratch}/{LIST}")
+    missing = sorted(names.keys() - same, key=lambda name: (name == LAST, name))
+    with ThreadPoolExecutor(SENDERS) as executor:
+        for _ in executor.map(partial(_send_one, repository, source), missing[:-1]):
+            pass
+    for name in missing[-1:]:
+        _send_one(repository, source, name)
+    return len(missing), sum(names[name] for name in missing)
+
+
+def are_there(run_id: str) -> bool:
+    """Whether all files of the chips of a run lie where its artifacts are kept."""
+    address = _address(run_id)
+    there = _sizes(address)
+    return LAST in there and LIST in there and not _list_of(address).keys() - there.keys()
+
+
+def _address(run_id: str) -> str:
+    return str(RunsArtifactRepository.get_underlying_uri(f"runs:/{run_id}/chips"))
+
+
+def _sizes(address: str) -> dict[str, int]:
+    """Names and bytes of the files at an address, in folders too."""
+    if address.startswith("s3://"):
+        return storage.tree(address)
+    repository, found, folders = get_artifact_repository(address), {}, [""]
+    while folders:
+        for entry in repository.list_artifacts(folders.pop() or None):
+            if entry.is_dir:
+                folders.append(entry.path)
+            else:
+                found[entry.path] = int(entry.file_size or 0)
+    return found
+
+
+def _list_of(address: str) -> dict[str, str]:
+    """The list of files, with their hashes, that was sent to an address."""
+    with tempfile.TemporaryDirectory() as scratch:
+        _download(address, LIST, Path(scratch) / "list")
+        return dict(json.loads((Path(scratch) / "list").read_text()))
+
+
+def _download(address: str, name: str, target: Path) -> None:
+    # Not download_artifacts, which lists the folder before each file and draws a bar.
+    get_artifact_repository(address)._download_file(name, str(target))
+
+
+def _send_one(repository: ArtifactRepository, source: Path, name: str) -> None:
+    repository.log_artifact(str(source / name), str(Path(name).parent) if "/" in name else None)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def file(run_id: str, name: str) -> Path:

@@ -88,9 +88,20 @@ def _deliver_model(run_id: str, told: Mapping[str, Any], folder: Path) -> None:
     version = registered.read_text()
     for fact, value in facts.items():
         client.set_model_version_tag(name, version, fact, str(value))
-    client.set_registered_model_alias(name, CANDIDATE, version)
+    _make_candidate(name, version)
     client.set_tag(run_id, "ocmlflow.version_made", f"{name}/{version}")
     log.info("registered %s version %s", name, version)
+
+
+def _make_candidate(name: str, version: str) -> None:
+    """Have the alias name that version. Where another training sets it for the first time too, MLflow refuses one."""
+    for chance in range(5):
+        try:
+            mlflow.MlflowClient().set_registered_model_alias(name, CANDIDATE, version)
+            return
+        except MlflowException as error:
+            if chance == 4 or "registered_model_aliases" not in str(error):
+                raise
 
 
 def _log_keras(run_id: str, file: Path, facts: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from ocmlflow.errors import InputError
 
 log = logging.getLogger(__name__)
 
-VERB, KEY = "ocmlflow.verb", "ocmlflow.key"
+VERB, KEY, PLACE = "ocmlflow.verb", "ocmlflow.key", "ocmlflow.place"
 STATE = "state"
 _NAMELESS = re.compile(r"[a-z]+-[a-z]+-\d+")
 """A name that MLflow made up, which says nothing."""
@@ -74,11 +74,15 @@ def _begun(verb: str, parameters: Mapping[str, Any], resume: Run | None) -> Iter
             _end_quietly("FAILED")
             raise
     except AWAY as error:
-        raise InputError(
-            f"no run can be started at {storage.public(mlflow.get_tracking_uri())}: {error}. "
-            "`python -m entrypoints.doctor` says what is wrong"
-        ) from error
+        raise _no_answer(error) from error
     yield active
+
+
+def _no_answer(error: Exception) -> InputError:
+    return InputError(
+        f"no run can be started at {storage.public(mlflow.get_tracking_uri())}: {error}. "
+        "`python -m entrypoints.doctor` says what is wrong"
+    )
 
 
 def _end(run_id: str, status: str) -> None:
@@ -220,13 +224,41 @@ def set_tags(values: Mapping[str, str]) -> None:
 
 
 def newest(verb: str, *, key: str | None = None) -> Run | None:
-    """The newest finished run of a verb in the active run's experiment, with this key if one is given."""
+    """The run of a verb in the active run's experiment that finished last, with this key if one is given."""
     wanted = f"attributes.status = 'FINISHED' and tags.`{VERB}` = '{verb}'"
     if key:
         wanted += f" and tags.`{KEY}` = '{key}'"
     experiment = active().info.experiment_id
-    found = mlflow.MlflowClient().search_runs([experiment], wanted, order_by=["attributes.start_time DESC"])
+    found = mlflow.MlflowClient().search_runs([experiment], wanted, order_by=["attributes.end_time DESC"])
     return found[0] if found else None
+
+
+def earlier(verb: str, *, key: str, place: str) -> Run | None:
+    """The run of a verb and key in the current experiment that ended last, whichever way.
+
+    One that still seems to run counts if it was at work in the same place: this process has that place to itself.
+    InputError where the server does not answer.
+    """
+    wanted = f"tags.`{VERB}` = '{verb}' and tags.`{KEY}` = '{key}'"
+    experiment = str(mlflow.tracking.fluent._get_experiment_id())
+    try:
+        found = mlflow.MlflowClient().search_runs([experiment], wanted, order_by=["attributes.end_time DESC"])
+    except AWAY as error:
+        raise _no_answer(error) from error
+    ended = ("FINISHED", "FAILED", "KILLED")
+    return next((run for run in found if run.info.status in ended or run.data.tags.get(PLACE) == place), None)
+
+
+def goes_on_in(run: Run) -> None:
+    """Have the run that `mlflow run` made for this process, if it did, say in which other one the work is."""
+    new = os.environ.pop("MLFLOW_RUN_ID", None)
+    if new:
+        mlflow.MlflowClient().set_tag(new, "mlflow.note.content", f"Goes on in run {run.info.run_id}.")
+
+
+def finish_again(run: Run) -> None:
+    """Make a finished run the one that finished last."""
+    mlflow.MlflowClient().set_terminated(run.info.run_id, "FINISHED", _now())
 
 
 def metric_name(name: str) -> str:
@@ -268,6 +300,4 @@ def _now() -> int:
 def _hand_over(resume: Run) -> None:
     """Make the experiment of a run the current one, and have the run that `mlflow run` made say where it goes on."""
     mlflow.set_experiment(experiment_id=resume.info.experiment_id)
-    new = os.environ.pop("MLFLOW_RUN_ID", None)
-    if new:
-        mlflow.MlflowClient().set_tag(new, "mlflow.note.content", f"Goes on in run {resume.info.run_id}.")
+    goes_on_in(resume)

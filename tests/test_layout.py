@@ -17,6 +17,7 @@ ORDER = [
     "workers",
     "outbox",
     "storage",
+    "remote",
     "catalog",
     "grid",
     "raster",

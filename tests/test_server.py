@@ -449,7 +449,7 @@ def test_a_backup_brings_runs_and_artifacts_back(team, team_servers, database, t
         assert mlflow.get_run(run.info.run_id).data.metrics["chips"] == 7
         with server._as_owner(second):
             (note,) = [
-                name for name in storage._tree("s3://mlflow") if name.endswith(f"{run.info.run_id}/artifacts/note.txt")
+                name for name in storage.tree("s3://mlflow") if name.endswith(f"{run.info.run_id}/artifacts/note.txt")
             ]
             assert storage.read(f"s3://mlflow/{note}") == b"some text"
     finally:
@@ -466,7 +466,7 @@ def test_clean_removes_deleted_runs_and_their_artifacts_alone(team, team_servers
     with pytest.raises(mlflow.MlflowException, match="not found"):
         client.get_run(gone.info.run_id)
     with server._as_owner(settings[database]):
-        names = storage._tree("s3://mlflow")
+        names = storage.tree("s3://mlflow")
     assert any(kept.info.run_id in name for name in names)
     assert not any(gone.info.run_id in name for name in names)
 
@@ -495,7 +495,7 @@ def test_the_doctor_says_what_is_wrong_and_how_to_mend_it(team, team_servers, li
     assert re.search(r"ok     S3: s3://data/.* gives ranges, to boto3 and to GDAL", said)
     assert "ok     Keras: 3." in said
     assert not MlflowClient().search_runs([experiment])
-    assert not storage._tree(MlflowClient().get_experiment(experiment).artifact_location)
+    assert not storage.tree(MlflowClient().get_experiment(experiment).artifact_location)
     assert "FAULT  disk: " in consult("--free_gb", "1e9")
     secret = os.environ["AWS_SECRET_ACCESS_KEY"]
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
