@@ -25,7 +25,7 @@ import mlflow
 import numpy as np
 import shapely
 
-from ocmlflow import chips, chipsets, dataset, remote, storage, store
+from ocmlflow import chips, chipsets, dataset, delivery, remote, storage, store
 
 SIZE, CROP, BATCH, WORKERS = 512, 364, 8, 2
 SPAN = 700_000
@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
+    delivery.through_the_server()
     with tempfile.TemporaryDirectory() as work:
         source = make(Path(work) / "source", args.megabytes)
         chipsets.CACHE = Path(work) / "cache"

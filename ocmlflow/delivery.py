@@ -35,6 +35,16 @@ def send(folder: Path) -> None:
     outbox.deliver_left(folder, partial(deliver, folder.name))
 
 
+def through_the_server() -> None:
+    """Have MLflow's client fetch proxied artifacts from its server, unless the user has said otherwise.
+
+    On its own it asks the server for signed addresses of the S3 server behind it, which clients need not reach, and
+    gives up when they do not. On one machine, through the server took no longer.
+    """
+    for way in ("DOWNLOAD", "UPLOAD"):
+        os.environ.setdefault(f"MLFLOW_ENABLE_PROXY_MULTIPART_{way}", "false")
+
+
 _NEVER = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS")
 
 

@@ -11,7 +11,7 @@ import requests
 from mlflow.entities import Run
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from ocmlflow import storage
+from ocmlflow import delivery, storage
 
 
 def version() -> str:
@@ -31,6 +31,7 @@ def artifact_location() -> str:
 
 def round_trip(content: bytes) -> tuple[str, bytes]:
     """Where artifacts go, and what comes back of that content; leaves nothing."""
+    delivery.through_the_server()
     with _probe() as run, tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "probe").write_bytes(content)
         mlflow.MlflowClient().log_artifact(run.info.run_id, f"{folder}/probe")

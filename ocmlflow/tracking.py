@@ -57,6 +57,7 @@ def run(verb: str, parameters: Mapping[str, Any], *, resume: Run | None = None) 
 @contextmanager
 def _begun(verb: str, parameters: Mapping[str, Any], resume: Run | None) -> Iterator[Run]:
     """The run, of which server and artifact store have taken the first words; what fails here, fails early."""
+    delivery.through_the_server()
     try:
         if resume:
             _hand_over(resume)
