@@ -45,8 +45,13 @@ class Cache:
         self._making = [threading.Lock() for _ in range(1024)]  # a thread waits for what another one fetches already
         folder.mkdir(parents=True, exist_ok=True)
 
-    def open(self, name: str, size: int, make: Callable[[Path], None]) -> BinaryIO:
-        """The file of that name and size, open for reading; `make` writes it, to another name, if it is not there."""
+    def read(self, name: str, size: int, make: Callable[[Path], object], first: int, count: int) -> bytes:
+        """Bytes of the file of that name and size; `make` writes it, to another name, if it is not there."""
+        with self._open(name, size, make) as file:
+            file.seek(first)
+            return file.read(count)
+
+    def _open(self, name: str, size: int, make: Callable[[Path], object]) -> BinaryIO:
         with self._making[hash(name) % len(self._making)]:
             try:
                 file = (self.folder / name).open("rb")
@@ -60,7 +65,7 @@ class Cache:
                 os.utime(file.fileno())
             return file
 
-    def _add(self, name: str, size: int, make: Callable[[Path], None]) -> BinaryIO:
+    def _add(self, name: str, size: int, make: Callable[[Path], object]) -> BinaryIO:
         part = self.folder / PARTS / uuid.uuid4().hex
         part.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -168,9 +173,7 @@ def ranges(address: str, sizes: Mapping[str, int], cache: Cache, key: str) -> Fe
         def make(part: Path) -> None:
             part.write_bytes(_patiently(href, begin, end))
 
-        with cache.open(entry, end - begin, make) as file:
-            file.seek(first - begin)
-            return file.read(last - first)
+        return cache.read(entry, end - begin, make, first - begin, last - first)
 
     return fetch
 
@@ -189,9 +192,7 @@ def whole(
     def fetch(name: str, first: int, count: int | None) -> bytes:
         size = _size(address, sizes, name)
         first, last = _span(size, first, count)
-        with cache.open(f"{key}/{name}", size, lambda part: download(name, part)) as file:
-            file.seek(first)
-            return file.read(last - first)
+        return cache.read(f"{key}/{name}", size, lambda part: download(name, part), first, last - first)
 
     return fetch
 
