@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, TextIO, TypeAlias
+from typing import BinaryIO, TypeAlias
 
 from ocmlflow import storage
 from ocmlflow.errors import InputError
@@ -30,6 +30,8 @@ PATIENCE_S = 300
 """For how long an S3 server that is away or busy is asked again: a training lost costs more."""
 HELD, PARTS = "held", "parts"
 """In the cache: how many bytes it holds; and what is just being written."""
+WIDTH = 20
+"""Digits of that number: the file is written over, for to empty it first takes ext4 longer than all else here."""
 LEFT_S = 3600
 """Age at which a file that is being written was left by a process that was killed."""
 
@@ -92,12 +94,11 @@ class Cache:
         if size > self.limit * (1 - SLACK):
             return False
         with self._held() as count:
-            text = count.read()
-            held = int(text) if text.isdecimal() else self._emptied_to(self.limit)
+            text = os.pread(count, WIDTH, 0)
+            held = int(text) if text.isdigit() else self._emptied_to(self.limit)
             if held + size > self.limit:
                 held = self._emptied_to(round(self.limit * (1 - SLACK)) - size)
-            count.truncate(0)
-            count.write(str(held + size))
+            os.pwrite(count, b"%0*d" % (WIDTH, held + size), 0)
         return True
 
     def _shrink(self) -> None:
@@ -106,17 +107,17 @@ class Cache:
             held = self._emptied_to(self.limit)
             self.limit = held // 2
             log.warning("the disk is full: the cache %s shrinks to %.1f GB", self.folder, self.limit / 1e9)
-            held = self._emptied_to(self.limit)
-            count.truncate(0)
-            count.write(str(held))
+            os.pwrite(count, b"%0*d" % (WIDTH, self._emptied_to(self.limit)), 0)
 
     @contextmanager
-    def _held(self) -> Iterator[TextIO]:
-        """The file that says how many bytes are held, while no other thread or process has it."""
-        with (self.folder / HELD).open("a+") as count:
+    def _held(self) -> Iterator[int]:
+        """Descriptor of the file that says how many bytes are held, while no other thread or process has it."""
+        count = os.open(self.folder / HELD, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
             fcntl.flock(count, fcntl.LOCK_EX)
-            count.seek(0)
             yield count
+        finally:
+            os.close(count)
 
     def _emptied_to(self, limit: int) -> int:
         """Delete the files that were not used for longest until those left have at most so many bytes; their bytes."""

@@ -85,10 +85,10 @@ def read_span(href: str, first: int, last: int) -> bytes:
     """
     client = s3_client()
     with _told_of(href):
-        request = AWSRequest("GET", _signed(client, href, int(time.time() / SIGNED_S)))
-        request.headers["Range"] = f"bytes={first}-{last}"
+        address = _signed(client, href, int(time.time() / SIGNED_S))
+        request = AWSRequest("GET", address, {"Range": f"bytes={first}-{last}"}, stream_output=True)
         answer = client._endpoint.http_session.send(request.prepare())  # what boto3 sends with: its certificates, proxy
-        found = bytes(answer.content)
+        found = bytes(answer.raw.read())  # at one go, where `content` takes 64 kB at a time
     if answer.status_code >= 300:
         code = re.search(rb"<Code>(\w+)</Code>", found)
         said = f"{href}: the S3 server answers {code[1].decode() if code else answer.status_code}"

@@ -1,5 +1,6 @@
 """The whole line, and its faults, against real servers as `entrypoints.server` starts them."""
 
+import hashlib
 import io
 import json
 import logging
@@ -8,6 +9,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -23,13 +25,26 @@ import geopandas as gpd
 import keras
 import mlflow
 import pytest
-from conftest import free_block
+from affine import Affine
+from conftest import TRANSFORM, free_block, town, write_catalog
 from mlflow import MlflowClient
 from mlflow.store.artifact.s3_artifact_repo import _cached_get_s3_client
 from rio_cogeo import cog_validate
 
 from entrypoints import doctor, evaluate, predict, prepare, send, server, train
-from ocmlflow import catalog, chips, chipsets, delivery, models, outbox, registry, sample, storage, tracking
+from ocmlflow import (
+    chips,
+    chipsets,
+    dataset,
+    delivery,
+    models,
+    outbox,
+    registry,
+    remote,
+    storage,
+    store,
+    tracking,
+)
 from ocmlflow.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -86,7 +101,7 @@ def small_chips(made, tmp_path_factory):
 def prepared(folder: Path) -> str:
     """Run id of a `prepare` run that left these chips."""
     with tracking.run("prepare", {}) as run:
-        mlflow.log_artifacts(str(folder), "chips")
+        chipsets.send(folder, run.info.run_id)
         mlflow.set_tag(chipsets.DIGEST, chips.digest(chips.load(folder).index))
     return run.info.run_id
 
@@ -203,28 +218,24 @@ def test_a_training_loses_nothing_when_the_server_is_away_in_the_middle_and_at_t
         send.main(send.parse(["--run", run().info.run_id]))
 
 
-@pytest.fixture(scope="module")
-def sample_place(tmp_path_factory):
-    """The collection of one place of the built-in sample, of two scenes."""
-    folder = tmp_path_factory.mktemp("line") / "sample"
-    sample.write(folder, seed=0)
-    return folder / "train_tier_1"
-
-
 @pytest.mark.usefixtures("_tiny")
-def test_the_line_runs_on_the_servers_with_all_data_in_s3(team, database, sample_place, tmp_path, monkeypatch):
+def test_the_line_runs_on_the_servers_with_all_data_in_s3(team, database, tmp_path, monkeypatch):
     """Proxied artifacts on SQLite, direct ones on PostgreSQL; catalogue, images and results in the same S3 server."""
     direct = database == "postgresql"
     experiment, client = team(database, direct=direct), MlflowClient()
     base, name = f"s3://data/{uuid.uuid4().hex}", f"line-{uuid.uuid4().hex[:8]}"
-    storage.put(Path(shutil.copy(sample_place / "catalog.json", tmp_path)), f"{base}/catalog.json")
-    storage.mirror(str(sample_place / "hil"), f"{base}/hil")
-    scenes = catalog.scenes(f"{base}/hil/collection.json")
-    words = ["--catalog", f"{base}/hil/collection.json", "--validation", scenes[0].id, "--workers", "1"]
+    drawn = {}
+    for number, place in enumerate(("acc/a1", "kam/k1")):
+        at = TRANSFORM @ Affine.translation(10_000 * number, 0)
+        drawn[place] = town(tmp_path / "towns", place, transform=at, height=200, width=300, seed=number)
+    write_catalog(tmp_path / "towns", drawn)
+    storage.mirror(str(tmp_path / "towns"), f"{base}/towns")
+    image = f"{base}/towns/kam/k1/k1.tif"
+    words = ["--catalog", f"{base}/towns/catalog.json", "--validation", "kam", "--workers", "1", "--size", "64"]
     prepare.main(prepare.parse([*words, "--work", str(tmp_path / "work")]))
     train.main(train.parse([*SMALL, "--epochs", "1", "--name", name]))
     evaluate.main(evaluate.parse(["--model", f"models:/{name}@candidate"]))
-    words = ["--model", f"models:/{name}@champion", "--images", scenes[0].image, "--output", f"{base}/out"]
+    words = ["--model", f"models:/{name}@champion", "--images", image, "--output", f"{base}/out"]
     predict.main(predict.parse([*words, "--size", "512", "--engine", "keras", "--work", str(tmp_path / "work")]))
 
     runs = {run.data.tags[tracking.VERB]: run for run in client.search_runs([experiment])}
@@ -235,13 +246,91 @@ def test_the_line_runs_on_the_servers_with_all_data_in_s3(team, database, sample
     assert client.get_model_version_by_alias(name, "champion").run_id == runs["train"].info.run_id
     report = mlflow.artifacts.load_text(f"runs:/{runs['evaluate'].info.run_id}/report.html")
     assert f"{runs['evaluate'].data.metrics['iou']:.3f}" in report
-    (tmp_path / "mask.tif").write_bytes(storage.read(f"{base}/out/masks/{scenes[0].id}.tif"))
+    (tmp_path / "mask.tif").write_bytes(storage.read(f"{base}/out/masks/k1.tif"))
     assert cog_validate(tmp_path / "mask.tif", strict=True)[0]
-    footprints = gpd.read_parquet(io.BytesIO(storage.read(f"{base}/out/footprints/{scenes[0].id}.parquet")))
-    assert set(footprints.scene) <= {scenes[0].id}
+    footprints = gpd.read_parquet(io.BytesIO(storage.read(f"{base}/out/footprints/k1.parquet")))
+    assert set(footprints.scene) <= {"k1"}
     made = chips.load(chipsets.folder(runs["prepare"].info.run_id))
-    assert made.folder.is_relative_to(tmp_path / "cache")  # read from S3 once, and kept
     assert chips.digest(made.index) == runs["prepare"].data.tags[chipsets.DIGEST]
+    kept = storage.tree(str(tmp_path / "cache" / "chips" / runs["prepare"].info.run_id))  # read from S3 once
+    assert {"k1.zarr/image/c.0.0.0.0", "k1.zarr/label/c.0.0.0", "chips.json"} <= kept.keys()
+    assert not {name for name in kept if name.endswith("rows.parquet")}  # what nobody asks for
+
+
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "proxied"])
+def test_an_upload_that_broke_goes_on_where_it_was_and_all_is_whole(direct, team, team_servers, line_to, tmp_path):
+    """Files of 10 MB, which go to S3 in parts."""
+    settings = team_servers[0]["sqlite"]
+    line = line_to(port_of(settings["s3"]["AWS_ENDPOINT_URL_S3"] if direct else settings["url"]))
+    address = f"http://{line.address}"
+    experiment = team("sqlite", direct=direct, **{"s3_url" if direct else "url": address})
+    source, size = tmp_path / "chips", 10_000_000
+    (source / "a.zarr" / "image").mkdir(parents=True)
+    for number in range(4):
+        (source / "a.zarr" / "image" / f"c.{number}").write_bytes(os.urandom(size))
+    (source / "chips.json").write_text("{}")
+    run_id = MlflowClient(settings["url"]).create_run(experiment).info.run_id
+    line.left = 25_000_000
+    with pytest.raises(delivery.AWAY):
+        chipsets.send(source, run_id)
+    line.left = None
+    line.become("open")
+    forget_credentials()
+    assert not chipsets.are_there(run_id)
+    there = set(chipsets._sizes(chipsets._address(run_id))) - {chipsets.LIST}
+    assert 0 < len(there) < 4
+    assert chipsets.send(source, run_id) == (5 - len(there), (4 - len(there)) * size + 2)
+    assert chipsets.are_there(run_id)
+    assert chipsets.send(source, run_id) == (0, 0)
+    (source / "a.zarr" / "image" / "c.2").write_bytes(os.urandom(size))  # of the same size
+    (source / "a.zarr" / "image" / "c.3").unlink()
+    assert chipsets.send(source, run_id) == (1, size)
+    folder = chipsets.folder(run_id)
+    back = {name: hashlib.sha256(store.content(folder, name)).hexdigest() for name in storage.tree(str(source))}
+    assert back == {name: hashlib.sha256((source / name).read_bytes()).hexdigest() for name in back}
+    assert set(chipsets._sizes(chipsets._address(run_id))) == {*back, chipsets.LIST}
+
+
+def test_chips_that_are_gone_or_do_not_fit_the_cache_are_errors_that_say_so(
+    team, team_servers, line_to, small_chips, monkeypatch
+):
+    team("sqlite")
+    proxied = prepared(small_chips)
+    monkeypatch.setenv("OCMLFLOW_CACHE_GB", "0.00001")
+    with pytest.raises(InputError, match=r"mlflow-artifacts:/.* has 0\.0 GB, the cache in .*OCMLFLOW_CACHE_GB higher"):
+        chipsets.folder(proxied)
+    monkeypatch.delenv("OCMLFLOW_CACHE_GB")
+    monkeypatch.setattr(remote, "PATIENCE_S", 1)
+    line = line_to(port_of(team_servers[0]["sqlite"]["s3"]["AWS_ENDPOINT_URL_S3"]))
+    team("sqlite", direct=True, s3_url=f"http://{line.address}")
+    direct = prepared(small_chips)
+    made = chips.load(chipsets.folder(direct))
+    crops = dataset.Crops(made, side=32, batch_size=4, seed=0, workers=2)
+    line.become("away")
+    with pytest.raises(InputError, match=rf"cannot read aaa\.zarr/.* of the chips of run {direct}: s3://data/.*aaa"):
+        crops[0]
+    with pytest.raises(InputError, match=rf"the chips of run {direct} cannot be listed: cannot list s3://data/"):
+        chipsets.folder(direct)
+
+
+def test_clients_of_proxied_artifacts_need_not_reach_the_s3_server(team, team_servers, small_chips, monkeypatch):
+    team("sqlite")
+    for way in ("DOWNLOAD", "UPLOAD"):
+        monkeypatch.delenv(f"MLFLOW_ENABLE_PROXY_MULTIPART_{way}", raising=False)
+    closed = port_of(team_servers[0]["sqlite"]["s3"]["AWS_ENDPOINT_URL_S3"])
+    connect = socket.socket.connect
+
+    def firewall(self: socket.socket, address) -> None:
+        if address[1] == closed:
+            raise ConnectionRefusedError(f"port {closed} is closed to clients")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", firewall)
+    run_id = prepared(small_chips)
+    assert len(chips.load(chipsets.folder(run_id)).index)
+    monkeypatch.setenv("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "true")  # as MLflow has it when nothing is said
+    with pytest.raises(InputError, match="Failed to download"):
+        chipsets.folder(prepared(small_chips))("chips.json", 0, None)
 
 
 def test_a_server_that_is_away_at_the_start_ends_it_at_once_or_is_waited_for(team, team_servers, line_to, monkeypatch):
