@@ -5,7 +5,9 @@ import json
 import os
 import tempfile
 import warnings
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ DIGEST = "ocmlflow.chips.digest"
 """Tag of a run: the digest of the chips that it made or used."""
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "ocmlflow"
 LIST, LAST = "files.json", "chips.json"
-"""Among the chips of a run: the hash of each file, sent before them; and the file that is sent after all others."""
+"""Among the chips of a run: a list of files with bytes and hashes, sent first; and the file that is sent last."""
 SENDERS = 2
 """Files that are sent at the same time."""
 
@@ -73,54 +75,64 @@ def folder(run_id: str) -> Files:
     if urlparse(address).scheme in ("", "file"):
         return storage.path(address)
     cache = remote.Cache(CACHE / "chips", remote.limit(CACHE / "chips"))
-    try:
+    with _told(f"the chips of run {run_id} cannot be listed"):
         sizes = _sizes(address)
-    except AWAY as error:
-        raise InputError(f"the chips of run {run_id} cannot be listed: {error}") from error
+        key = f"{run_id}-{storage.digest(repr(_list_of(address, sizes)))[:8]}"  # other chips are not taken for these
     if address.startswith("s3://"):
-        fetch = remote.ranges(address, sizes, cache, run_id)
+        fetch = remote.ranges(address, sizes, cache, key)
     else:
-        fetch = remote.whole(address, sizes, cache, run_id, partial(_download, address))
+        fetch = remote.whole(address, sizes, cache, key, partial(_download, address))
 
-    def told(name: str, first: int, count: int | None) -> bytes:
-        try:
+    def read(name: str, first: int, count: int | None) -> bytes:
+        with _told(f"cannot read {name} of the chips of run {run_id}"):
             return fetch(name, first, count)
-        except AWAY as error:
-            raise InputError(f"cannot read {name} of the chips of run {run_id}: {error}") from error
 
-    return told
+    return read
 
 
 def send(source: Path, run_id: str) -> tuple[int, int]:
     """Send the chips in a local folder to a run, but for files that lie there already; how many were sent, and bytes.
 
-    A file is there if it has the size, and the list that was sent before all others the hash of the one here.
+    A file is there if it has the size, and the list that was sent before all others the hash, of the one here.
+    InputError where some cannot be sent: called again, it goes on.
     """
     address, names = _address(run_id), storage.tree(str(source))
     repository = get_artifact_repository(address)
-    hashes = {name: _sha256(source / name) for name in names}
-    there = _sizes(address)
-    known = _list_of(address) if LIST in there else {}
-    same = {name for name in names if there.get(name) == names[name] and known.get(name) == hashes[name]}
-    for name in there.keys() - same - {LIST}:  # before the list says otherwise of them
-        repository.delete_artifacts(name)
-    with tempfile.TemporaryDirectory() as scratch:
-        (Path(scratch) / LIST).write_text(json.dumps(hashes, indent=1, sort_keys=True))
-        repository.log_artifact(f"{scratch}/{LIST}")
-    missing = sorted(names.keys() - same, key=lambda name: (name == LAST, name))
-    with ThreadPoolExecutor(SENDERS) as executor:
-        for _ in executor.map(partial(_send_one, repository, source), missing[:-1]):
-            pass
-    for name in missing[-1:]:
-        _send_one(repository, source, name)
+    files = {name: {"bytes": size, "sha256": _sha256(source / name)} for name, size in names.items()}
+    with _told(f"the chips cannot be sent to run {run_id}; started again, `prepare` goes on where it was"):
+        there = _sizes(address)
+        known = _list_of(address, there)
+        same = {name for name in names if there.get(name) == names[name] and known.get(name) == files[name]}
+        for name in there.keys() - same - {LIST}:  # before the list says otherwise of them
+            repository.delete_artifacts(name)
+        with tempfile.TemporaryDirectory() as scratch:
+            (Path(scratch) / LIST).write_text(json.dumps(files, indent=1, sort_keys=True))
+            repository.log_artifact(f"{scratch}/{LIST}")
+        missing = sorted(names.keys() - same, key=lambda name: (name == LAST, name))
+        with ThreadPoolExecutor(SENDERS) as executor:
+            for _ in executor.map(partial(_send_one, repository, source), missing[:-1]):
+                pass
+        for name in missing[-1:]:
+            _send_one(repository, source, name)
     return len(missing), sum(names[name] for name in missing)
 
 
 def are_there(run_id: str) -> bool:
-    """Whether all files of the chips of a run lie where its artifacts are kept."""
+    """Whether all files of the chips of a run lie where its artifacts are kept, as large as they were sent."""
     address = _address(run_id)
-    there = _sizes(address)
-    return LAST in there and LIST in there and not _list_of(address).keys() - there.keys()
+    with _told(f"the chips of run {run_id} cannot be listed"):
+        there = _sizes(address)
+        known = _list_of(address, there)
+    return LAST in known and all(there.get(name) == file["bytes"] for name, file in known.items())
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Have what MLflow and S3 raise in the block become an InputError that says this first."""
+    try:
+        yield
+    except AWAY as error:
+        raise InputError(f"{what}: {error}") from error
 
 
 def _address(run_id: str) -> str:
@@ -141,11 +153,13 @@ def _sizes(address: str) -> dict[str, int]:
     return found
 
 
-def _list_of(address: str) -> dict[str, str]:
-    """The list of files, with their hashes, that was sent to an address."""
+def _list_of(address: str, there: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """The list of files, their bytes and hashes, that was sent to an address; empty if there is none."""
+    if LIST not in there:
+        return {}
     with tempfile.TemporaryDirectory() as scratch:
-        _download(address, LIST, Path(scratch) / "list")
-        return dict(json.loads((Path(scratch) / "list").read_text()))
+        _download(address, LIST, Path(scratch) / LIST)
+        return dict(json.loads((Path(scratch) / LIST).read_text()))
 
 
 def _download(address: str, name: str, target: Path) -> None:

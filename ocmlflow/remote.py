@@ -219,7 +219,8 @@ def _patiently(href: str, begin: int, end: int) -> bytes:
         except storage.AwayError as error:
             if time.monotonic() + wait > began + PATIENCE_S:
                 raise
-            log.warning("%s; it is asked again for up to %d s", storage.public(str(error)), PATIENCE_S)
+            if wait == 0.5:
+                log.warning("%s; it is asked again for up to %d s", storage.public(str(error)), PATIENCE_S)
             time.sleep(wait)
             wait = min(2 * wait, 30)
     return b""
