@@ -82,21 +82,24 @@ def down(folder: Path) -> None:
     """Stop what `up` started, MLflow first; data is kept."""
     import psutil
 
-    for name in reversed(PARTS):
-        process = _process(folder, name)
-        if process:
+    served = [name for name in PARTS if name != "mlflow"]
+    for names in (["mlflow"], served):  # what it stands on ends after it, side by side
+        at_work = {name: process for name in names if (process := _process(folder, name))}
+        for name, process in at_work.items():
             # PostgreSQL ends on SIGINT what clients have open; MLflow's workers are in the group of its process.
             with contextlib.suppress(ProcessLookupError):
                 if name == "postgresql":
                     process.send_signal(signal.SIGINT)
                 else:
                     os.killpg(process.pid, signal.SIGTERM)
+        for name, process in at_work.items():
             try:
                 process.wait(60)
             except psutil.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
             log.info("%s stopped", name)
-        (folder / f"{name}.pid").unlink(missing_ok=True)
+        for name in names:
+            (folder / f"{name}.pid").unlink(missing_ok=True)
 
 
 def status(folder: Path) -> None:
