@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from argparse import Namespace
 from pathlib import Path
 
@@ -173,9 +172,26 @@ def chips(client, mlflow_server, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def training(chips):
-    """Parameters of a training of a moment."""
-    return {"chips": chips, "epochs": 1, "name": NAME, "crop": 32, "batch_size": 4}
+def brightness(chips, mlflow_server):
+    """A registered version of one layer, which takes what is bright for building."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in mlflow_server.variables.items():
+            patch.setenv(name, value)
+        patch.setenv("MLFLOW_EXPERIMENT_ID", "")  # MLflow keeps it in a variable and in a global
+        patch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
+        mlflow.set_experiment("launched")
+        tracking.register("brightness")
+        with tracking.run("train", {}) as trained:
+            facts = {"gsd": GSD, "multiple": 1, "architecture": "none", "encoder": "none", "run": trained.info.run_id}
+            facts["trained_on"] = [{"chips": chips, "fold": None}]
+            tracking.log_model(one_layer(40, -20), facts, name="brightness")
+    return "models:/brightness/1"
+
+
+@pytest.fixture(scope="module")
+def training(chips, brightness):
+    """Parameters of a training of a moment: another network takes half a minute to compile."""
+    return {"chips": chips, "init": brightness, "epochs": 1, "name": NAME, "crop": 32, "batch_size": 4}
 
 
 def test_the_image_runs_as_nobody_holds_code_and_no_more(docker_engine, project_image):
@@ -206,7 +222,8 @@ def test_the_image_runs_as_nobody_holds_code_and_no_more(docker_engine, project_
 def test_a_training_waits_for_a_gpu_and_leaves_metrics_in_mlflow_and_the_model_in_s3(
     at, cluster, client, training, mlflow_server
 ):
-    process = launched(at, "train", "kubernetes", at.configured("job.yaml"), **training)
+    whole = {name: value for name, value in training.items() if name != "init"}  # of a network that the image holds
+    process = launched(at, "train", "kubernetes", at.configured("job.yaml"), **whole)
     waited = lines_until(process, "waiting for a pod: 0/1 nodes are available")
     cluster.add_gpu()
     done = ended(process)
@@ -391,29 +408,13 @@ def test_shares_of_an_indexed_job_make_the_chips_of_one_run(at, cluster, client,
         assert (made["work"] / file.relative_to(made["alone"])).read_bytes() == file.read_bytes(), file
 
 
-@pytest.fixture
-def brightness_version(client, mlflow_server, monkeypatch):
-    """A registered version that takes what is bright for building."""
-    for name, value in mlflow_server.variables.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "")  # MLflow keeps it in a variable and in a global
-    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
-    mlflow.set_experiment("launched")
-    tracking.register("brightness")
-    with tracking.run("train", {}) as trained:
-        facts = {"gsd": GSD, "multiple": 1, "run": trained.info.run_id, "trained_on": []}
-        tracking.log_model(one_layer(40, -20), facts, name="brightness")
-    return "models:/brightness/1"
-
-
 def test_shares_of_an_indexed_job_make_the_maps_of_one_run(
-    at, cluster, client, brightness_version, project_image, mlflow_server, tmp_path
+    at, cluster, client, brightness, project_image, mlflow_server, s3, tmp_path
 ):
     """Two pods share the windows of one scene; one is killed, and another goes on; one run then makes the maps."""
     town(tmp_path, "scenes/aaa", transform=TRANSFORM, height=600, width=900)
-    s3 = f"s3://data/{uuid.uuid4().hex}"
     storage.put(tmp_path / "scenes/aaa/aaa.tif", f"{s3}/scenes/aaa.tif")
-    words = {"model": brightness_version, "size": 64, "margin": 16, "min_area_m2": 1}
+    words = {"model": brightness, "size": 64, "margin": 16, "min_area_m2": 1}
     places = {"images": f"{s3}/scenes/aaa.tif", "output": f"{s3}/together", "work": "/work"}
     job, alone = shares("predict", project_image, 2, **places, **words)
     work = tmp_path / "work"

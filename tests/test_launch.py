@@ -9,6 +9,7 @@ import sys
 import tomllib
 import typing
 from enum import Enum
+from importlib import import_module
 from pathlib import Path
 
 import kubernetes_validate
@@ -76,7 +77,9 @@ def test_indexed_jobs_share_by_as_many_as_there_are_pods(verb):
     job = yaml.safe_load((KUBERNETES / f"{verb}-shares.yaml").read_text())["spec"]
     command = job["template"]["spec"]["containers"][0]["command"]
     assert command[:3] == ["python", "-m", f"entrypoints.{verb}"]
-    assert command[command.index("--share") + 1] == f"$(JOB_COMPLETION_INDEX)/{job['completions']}"
+    words = [expanded(word, {"JOB_COMPLETION_INDEX": "0"}) for word in command[3:]]
+    args = import_module(f"entrypoints.{verb}").parse(words)
+    assert (args.share, args.work) == ((0, job["completions"]), "/work")
     assert job["parallelism"] == job["completions"]
     assert job["completionMode"] == "Indexed"
 
@@ -107,8 +110,6 @@ def test_the_cluster_file_asks_for_what_the_project_asks_for():
 
 
 def test_the_bundle_has_a_job_for_each_step_whose_arguments_the_step_takes():
-    from importlib import import_module
-
     bundle = yaml.safe_load((ROOT / "databricks.yml").read_text())
     assert set(bundle["resources"]["jobs"]) == {"prepare", "train", "evaluate", "predict"}
     for step, job in bundle["resources"]["jobs"].items():
