@@ -54,7 +54,7 @@ class Cut(keras.utils.PyDataset):
 
 
 def overhead(made: chips.Chips) -> None:
-    """Seconds a step of the default recipe, and of the same network on one batch in memory that nothing is done to.
+    """What a step takes of the default recipe, and of the same network on a batch in memory that nothing is done to.
 
     Turn about, in one process each; epochs of STEPS steps, of which the first is not counted.
     """
@@ -64,24 +64,23 @@ def overhead(made: chips.Chips) -> None:
     margin = (side - recipe.crop) // 2
     kept = np.ascontiguousarray(batch[:, margin : margin + recipe.crop, margin : margin + recipe.crop])
     whole, bare = learner(training.Learner, recipe), learner(Bare, recipe)
-    seconds: dict[str, list[float]] = {"the network on one batch in memory": [], "all of it": []}
+    seconds: dict[str, list[tuple[float, float]]] = {"the network on one batch in memory": [], "all of it": []}
     with tempfile.TemporaryDirectory() as folder:
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         with mlflow.start_run():
             for number in range(ROUNDS + 1):
                 for taken, model, given in zip(seconds.values(), (bare, whole), (kept, None), strict=True):
-                    start = time.perf_counter()
+                    start, cpu = time.perf_counter(), time.process_time()
                     history = model.fit(Cut(crops, kept=given), verbose=0, shuffle=False).history
                     if given is None:
                         mlflow.log_metrics({key: values[0] for key, values in history.items()}, step=number)
                     if number:
-                        taken.append((time.perf_counter() - start) / STEPS)
-    middle = {name: float(np.median(taken)) for name, taken in seconds.items()}
-    print("| a step | seconds, median | least | most |\n| --- | --- | --- | --- |")
-    for name, taken in seconds.items():
-        print(f"| {name} | {middle[name]:.3f} | {min(taken):.3f} | {max(taken):.3f} |")
-    less, more = middle.values()
-    print(f"loader, augmentation and logging: {more / less - 1:+.1%}")
+                        taken.append(((time.perf_counter() - start) / STEPS, (time.process_time() - cpu) / STEPS))
+    print("| a step | seconds, median of five rounds | CPU seconds |\n| --- | --- | --- |")
+    middle = [np.median(taken, axis=0) for taken in seconds.values()]
+    for name, (wall, used) in zip(seconds, middle, strict=True):
+        print(f"| {name} | {wall:.3f} | {used:.3f} |")
+    print("| loader, augmentation and logging | {:+.0%} | {:+.0%} |".format(*(middle[1] / middle[0] - 1)))
 
 
 def recipe_and_crops(made: chips.Chips, told: argparse.Namespace) -> tuple[training.Recipe, dataset.Crops]:
