@@ -27,7 +27,7 @@ from affine import Affine
 from rasterio.windows import Window
 
 from entrypoints import predict as verb
-from ocmlflow import engine, grid, inference, maps, polygons, raster, resample, tracking, vector, windows
+from ocmlflow import engine, grid, inference, maps, polygons, raster, registry, resample, vector, windows
 from ocmlflow.catalog import Scene
 from ocmlflow.raster import Pixels
 
@@ -77,9 +77,9 @@ def speed(args: argparse.Namespace) -> None:
 
 
 def network_of(args: argparse.Namespace) -> tuple[engine.Network, dict[str, Any]]:
-    model = tracking.load_model(args.model)
+    model = registry.load_model(args.model)
     with tempfile.TemporaryDirectory() as folder:
-        fetch = partial(tracking.keras_file, model, Path(folder))
+        fetch = partial(registry.keras_file, model, Path(folder))
         how = {"engine": args.engine, "multiple": model.facts["multiple"], "temperature": 1.0}
         member = engine.member(fetch, model.key, folder=Path(args.work).resolve(), **how)
     return engine.Network((member,), "none"), model.facts
@@ -126,7 +126,7 @@ def chips(args: argparse.Namespace, scratch: Path) -> None:
 
 def seams(image: str, uri: str) -> None:
     """Share of the pixels that differ by 0.02 and more from one window over (at most 3000 x 3000 of) the scene."""
-    model = tracking.load_model(uri)
+    model = registry.load_model(uri)
     predict = inference.padded(model.keras.predict_on_batch, model.facts["multiple"])
     with raster.opened(image) as (dataset, own):
         target = raster.ground_grid(own, gsd=model.facts["gsd"])

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from entrypoints import train
-from ocmlflow import augment, chips, dataset, labels, losses, metrics, models, tracking, training
+from ocmlflow import augment, chips, dataset, labels, losses, metrics, models, registry, training
 
 ROUNDS, STEPS = 5, 20
 
@@ -135,7 +135,7 @@ def learner(kind: type[training.Learner], recipe: training.Recipe) -> training.L
 
 def resolutions(made: chips.Chips, address: str) -> None:
     """Pooled IoU of the validation chips when they are shown at other resolutions than the model's."""
-    model = tracking.load_model(address)
+    model = registry.load_model(address)
     rows = made.select("validation")
     print("| metres per pixel, of the model's own | pooled IoU at 0.5 | best |\n| --- | --- | --- |")
     for times in (0.6, 0.7, 0.85, 1.0, 1.18, 1.4, 1.7):

@@ -43,16 +43,16 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
 
-    from ocmlflow import chips, scorecard, tracking
+    from ocmlflow import chips, chipsets, registry, scorecard, tracking
     from ocmlflow.errors import InputError
 
     contestants = [(name, False) for name in _names(args.models)] + [(name, True) for name in _names(args.predictions)]
     if len(contestants) < 2:
         raise InputError(f"models={args.models}: two or more models, or folders of predictions, are needed to compare")
     with tracking.run("compare", vars(args)), tempfile.TemporaryDirectory() as work:
-        first = tracking.load_model(_names(args.models)[0]).facts if _names(args.models) else {}
-        chips_run = tracking.chips_run(args.chips or first.get("chips"))
-        made = chips.load(tracking.chips_folder(chips_run), fold=first.get("fold"))
+        first = registry.load_model(_names(args.models)[0]).facts if _names(args.models) else {}
+        chips_run = chipsets.run_of(args.chips or first.get("chips"))
+        made = chips.load(chipsets.folder(chips_run), fold=first.get("fold"))
         evaluate.log_ground(chips_run, made)
         cards = [
             _scored(name, made, chips_run, Path(work) / str(at), args, masks=masks)
@@ -67,10 +67,10 @@ def _scored(name: str, made: Chips, chips_run: str, work: Path, args: argparse.N
     """One contestant's scorecard, logged as a child run with the metrics of `evaluate`, which MLflow then compares."""
     import mlflow
 
-    from ocmlflow import scorecard, tracking
+    from ocmlflow import registry, scorecard, tracking
 
     work.mkdir()
-    model = None if masks else tracking.load_model(name)
+    model = None if masks else registry.load_model(name)
     if model is None:
         card = evaluate.score_masks(name, made, work, args, split="validation")
     else:

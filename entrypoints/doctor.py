@@ -25,7 +25,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    from ocmlflow import storage, tracking
+    from ocmlflow import delivery, storage
     from ocmlflow.errors import InputError
 
     # A server that does not answer at once is what this looks for.
@@ -46,7 +46,7 @@ def main(args: argparse.Namespace) -> None:
             continue
         try:
             print(f"ok     {name}: {storage.public(check(args))}")
-        except (*tracking.AWAY, InputError, ImportError, RuntimeError) as error:
+        except (*delivery.AWAY, InputError, ImportError, RuntimeError) as error:
             faults.append(name)
             print(f"FAULT  {name}: {storage.public(str(error))}")
     if faults:
@@ -56,14 +56,14 @@ def main(args: argparse.Namespace) -> None:
 def _tracking_server(args: argparse.Namespace) -> str:
     import mlflow
 
-    from ocmlflow import tracking
+    from ocmlflow import delivery, probe
     from ocmlflow.errors import InputError
 
     uri = mlflow.get_tracking_uri()
     began = time.perf_counter()
     try:
         mlflow.MlflowClient().search_experiments(max_results=1)
-    except tracking.AWAY as error:
+    except delivery.AWAY as error:
         if not uri.startswith("http"):
             raise InputError(
                 f"{uri} cannot be opened: {error}. Set MLFLOW_TRACKING_URI to a server or a database"
@@ -72,7 +72,7 @@ def _tracking_server(args: argparse.Namespace) -> str:
     took = f"{1000 * (time.perf_counter() - began):.0f} ms"
     if not uri.startswith("http"):
         return f"{uri} opens in {took}; MLFLOW_TRACKING_URI names a server for a team"
-    found = tracking.server_version()
+    found = probe.version()
     if found.split(".")[0] != mlflow.__version__.split(".")[0]:
         raise InputError(
             f"{uri} runs MLflow {found}, this environment {mlflow.__version__}: install the same major version"
@@ -94,13 +94,13 @@ def _why(uri: str, said: str) -> str:
 
 
 def _artifacts(args: argparse.Namespace) -> str:
-    from ocmlflow import tracking
+    from ocmlflow import delivery, probe
 
     content = secrets.token_bytes(100_000)
     began = time.perf_counter()
     try:
-        place, back = tracking.probe_artifacts(content)
-    except tracking.AWAY as error:
+        place, back = probe.round_trip(content)
+    except delivery.AWAY as error:
         raise RuntimeError(f"nothing can be written or read: {_s3_why(str(error))}. It said: {error}") from error
     if back != content:
         raise RuntimeError(f"what was written to {place} came back different: {len(back)} bytes of {len(content)}")
@@ -128,9 +128,9 @@ def _s3(args: argparse.Namespace) -> str:
     from PIL import Image
     from rasterio.windows import Window
 
-    from ocmlflow import raster, storage, tracking
+    from ocmlflow import delivery, probe, raster, storage
 
-    place = args.s3 or tracking.artifact_location()
+    place = args.s3 or probe.artifact_location()
     if not place.startswith("s3://"):
         return f"not used by artifacts ({place.split(':')[0]}); give s3=s3://BUCKET/FOLDER to check one"
     href = storage.join(place, f".ocmlflow-doctor-{secrets.token_hex(8)}.tif")
@@ -151,7 +151,7 @@ def _s3(args: argparse.Namespace) -> str:
                 same = np.array_equal(raster.read(dataset, Window(0, 0, 64, 64)).image, image[:64, :64])
         finally:
             storage.delete(href)
-    except tracking.AWAY as error:
+    except delivery.AWAY as error:
         raise RuntimeError(f"{place}: {_s3_why(f'{error!r} {error.__cause__!r}')}. It said: {error}") from error
     if not same:
         raise RuntimeError(f"GDAL reads other pixels from {place} than were written")
@@ -186,11 +186,11 @@ def _weights(args: argparse.Namespace) -> str:
 
 
 def _disk(args: argparse.Namespace) -> str:
-    from ocmlflow import tracking
+    from ocmlflow import chipsets, delivery
 
     said: list[str] = []
     low: list[str] = []
-    for folder in (Path(args.work), tracking.CACHE, tracking.unsent_folder(), Path(tempfile.gettempdir())):
+    for folder in (Path(args.work), chipsets.CACHE, delivery.unsent_folder(), Path(tempfile.gettempdir())):
         there = folder.resolve()
         while not there.exists():
             there = there.parent
@@ -204,9 +204,9 @@ def _disk(args: argparse.Namespace) -> str:
 
 
 def _unsent(args: argparse.Namespace) -> str:
-    from ocmlflow import outbox, tracking
+    from ocmlflow import delivery, outbox
 
-    folders = outbox.left(tracking.unsent_folder())
+    folders = outbox.left(delivery.unsent_folder())
     if folders:
         raise RuntimeError(
             f"{len(folders)} runs left something: `python -m entrypoints.send` sends it, if none is at work"

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
     from ocmlflow.chips import Chips
+    from ocmlflow.registry import Model
     from ocmlflow.scorecard import Scorecard
-    from ocmlflow.tracking import Model
 
 log = logging.getLogger(__name__)
 
@@ -52,27 +52,28 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 def key(args: argparse.Namespace) -> str:
     """Names model, chips, parameters and code; model and chips by version and run id, or it names nothing for long."""
-    from ocmlflow import storage, tracking
+    from ocmlflow import provenance, storage
 
-    return storage.digest(tracking.code_digest(), repr(sorted(vars(args).items())))
+    return storage.digest(provenance.code_digest(), repr(sorted(vars(args).items())))
 
 
 def main(args: argparse.Namespace) -> None:
     import mlflow
 
-    from ocmlflow import chips, tracking
+    from ocmlflow import chips, chipsets, registry, tracking
 
     with tracking.run("evaluate", vars(args)), tempfile.TemporaryDirectory() as work:
         mlflow.set_tag(tracking.KEY, key(args))
         if args.predictions:
-            made = chips.load(tracking.chips_folder(tracking.chips_run(args.chips)))
-            log_ground(tracking.chips_run(args.chips), made)
+            chips_run = chipsets.run_of(args.chips)
+            made = chips.load(chipsets.folder(chips_run))
+            log_ground(chips_run, made)
             card = score_masks(args.predictions, made, Path(work), args, split=args.split)
             log_card(card, verdict="Masks of another tool: there is nothing to promote.", facts="", args=args)
             return
-        model = tracking.load_model(args.model)
-        chips_run = tracking.chips_run(args.chips or model.facts["chips"])
-        made = chips.load(tracking.chips_folder(chips_run), fold=model.facts.get("fold"))
+        model = registry.load_model(args.model)
+        chips_run = chipsets.run_of(args.chips or model.facts["chips"])
+        made = chips.load(chipsets.folder(chips_run), fold=model.facts.get("fold"))
         check_fair(model, made, args.split)
         log_ground(chips_run, made)
         card = score_model(model, made, Path(work), args, split=args.split)
@@ -83,13 +84,13 @@ def main(args: argparse.Namespace) -> None:
         log.info(verdict)
         log_card(card, verdict=verdict, facts=facts_of(model), args=args)
         if model.name:
-            tags = {"threshold": f"{card.threshold / 100:.2f}", tracking.TEMPERATURE: f"{card.found.temperature:.4f}"}
-            tags |= {"iou": f"{card.counts.iou:.4f}", tracking.EVALUATED_ON: chips_run}
+            tags = {"threshold": f"{card.threshold / 100:.2f}", registry.TEMPERATURE: f"{card.found.temperature:.4f}"}
+            tags |= {"iou": f"{card.counts.iou:.4f}", registry.EVALUATED_ON: chips_run}
             tags["report"] = f"runs:/{tracking.active().info.run_id}/report.html"
-            tracking.describe_version(model, tags, f"{headline(card)} {verdict}")
+            registry.describe_version(model, tags, f"{headline(card)} {verdict}")
         if promoted:
             mlflow.set_tag("ocmlflow.promoted", "true")
-            tracking.promote(model)
+            registry.promote(model)
 
 
 def score_model(model: Model, made: Chips, work: Path, args: argparse.Namespace, *, split: str) -> Scorecard:
@@ -120,15 +121,15 @@ def check_fair(model: Model, made: Chips, split: str) -> None:
 
     Test chips must not lie either on ground that epoch, threshold or temperature were chosen on.
     """
-    from ocmlflow import ground, tracking
+    from ocmlflow import chipsets, ground
     from ocmlflow.errors import InputError
 
     if model.facts["gsd"] != made.rules["gsd"]:
         raise InputError(f"{model} works at {model.facts['gsd']} m per pixel, the chips have {made.rules['gsd']} m")
     rows = _rows(made, split)
-    known = [("was trained", tracking.trained_on(model))]
+    known = [("was trained", chipsets.trained_on(model))]
     if split == "test":
-        known.append(("was validated", tracking.chosen_on(model)))
+        known.append(("was validated", chipsets.chosen_on(model)))
     for done, chips in known:
         # The same pixels under another georeference; but one blank field may well be as another.
         same = rows.hash.isin(chips.hash) & (rows.building_share > 0)
@@ -166,9 +167,9 @@ def log_ground(chips_run: str, made: Chips) -> None:
     """Tag the active run with the chips that it scores on."""
     import mlflow
 
-    from ocmlflow import chips, tracking
+    from ocmlflow import chips, chipsets
 
-    mlflow.set_tags({"ocmlflow.chips.run": chips_run, tracking.DIGEST: chips.digest(made.index)})
+    mlflow.set_tags({"ocmlflow.chips.run": chips_run, chipsets.DIGEST: chips.digest(made.index)})
 
 
 def log_figures(figures: Mapping[str, float | None]) -> None:
@@ -263,7 +264,7 @@ def _promotion(model: Model, card: Scorecard, made: Chips, args: argparse.Namesp
     """
     import mlflow
 
-    from ocmlflow import tracking
+    from ocmlflow import registry
     from ocmlflow.errors import InputError
 
     rule = (
@@ -276,7 +277,7 @@ def _promotion(model: Model, card: Scorecard, made: Chips, args: argparse.Namesp
     if not args.promote:
         return False, "Not promoted: promote=false."
     try:
-        champion = tracking.champion(model.name)
+        champion = registry.champion(model.name)
         if champion is None:
             return True, f"{model} becomes champion: there was none."
         if champion.version == model.version:

@@ -63,7 +63,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _on_kubernetes(args: argparse.Namespace, words: list[str], staged: Path) -> None:
-    from ocmlflow import staging, tracking
+    from ocmlflow import elsewhere, staging
     from ocmlflow.errors import InputError
 
     try:
@@ -73,7 +73,7 @@ def _on_kubernetes(args: argparse.Namespace, words: list[str], staged: Path) -> 
     config = _config(args.config, required=("repository-uri", "kube-job-template-path"))
     staging.check_repository(config["repository-uri"])
     template = pods.template(ROOT / config["kube-job-template-path"])
-    address = tracking.check_server(os.environ.get("KUBE_MLFLOW_TRACKING_URI"))
+    address = elsewhere.check_server(os.environ.get("KUBE_MLFLOW_TRACKING_URI"))
     pods.check_reaches(template, address)
     staging.check_engine()
     client = pods.connect(config.get("kube-context"))
@@ -82,9 +82,9 @@ def _on_kubernetes(args: argparse.Namespace, words: list[str], staged: Path) -> 
     command = ["python", "-m", f"entrypoints.{args.step}", *words]
     job = pods.job(template, name=name, image=f"{config['repository-uri']}:{digest}", command=command, environment={})
     pods.check(client, job)
-    run = tracking.new_run(args.step, args.backend, args.experiment)
+    run = elsewhere.new_run(args.step, args.backend, args.experiment)
     log.info("run %s: building and pushing %s:%s", run.info.run_id, config["repository-uri"], digest)
-    with tracking.ending(lambda: run):
+    with elsewhere.ending(lambda: run):
         image = staging.image(staged, config["repository-uri"], digest, config.get("build", []))
         variables = {"MLFLOW_RUN_ID": run.info.run_id, "MLFLOW_EXPERIMENT_ID": run.info.experiment_id}
         variables["MLFLOW_TRACKING_URI"] = address
@@ -106,12 +106,12 @@ def _on_databricks(args: argparse.Namespace, words: list[str], staged: Path) -> 
     from mlflow import projects
     from mlflow.exceptions import MlflowException
 
-    from ocmlflow import staging, tracking, workspace
+    from ocmlflow import elsewhere, staging, workspace
     from ocmlflow.errors import InputError
 
     config = _config(args.config, required=("new_cluster",))
     workspace.check(config, args.config)
-    address = tracking.check_server()
+    address = elsewhere.check_server()
     client = workspace.connect()
     spark = workspace.wants_spark_job(config)
     if spark:
@@ -119,7 +119,7 @@ def _on_databricks(args: argparse.Namespace, words: list[str], staged: Path) -> 
         _stage_spark_job(staged, ["project", args.step, *map(shlex.quote, words)], address, config)
     else:
         staging.stage(ROOT, staged)
-    with tracking.ending(lambda: tracking.project_run(staged)):
+    with elsewhere.ending(lambda: elsewhere.project_run(staged)):
         try:
             submitted = projects.run(
                 str(staged),
@@ -133,9 +133,9 @@ def _on_databricks(args: argparse.Namespace, words: list[str], staged: Path) -> 
             )
         except MlflowException as error:
             raise InputError(f"the workspace did not take the job: {error}") from error
-        with tracking.ending(lambda: tracking.run_of(submitted.run_id)):
-            tracking.say_source(submitted.run_id, args.step)
-            number = tracking.workspace_run(submitted.run_id)
+        with elsewhere.ending(lambda: elsewhere.run_of(submitted.run_id)):
+            elsewhere.say_source(submitted.run_id, args.step)
+            number = elsewhere.workspace_run(submitted.run_id)
             try:
                 failure = workspace.follow(client, number, pending_s=60 * args.pending_minutes, show=_show)
             except BaseException:

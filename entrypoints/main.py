@@ -64,13 +64,13 @@ def main(args: argparse.Namespace) -> None:
 
 def learn(cutting: Mapping[str, object], learning: Mapping[str, object], *, title: str = "") -> tuple[str, str, str]:
     """Run ids of `prepare` and `train` with these parameters, and the address of the version that they made."""
-    from ocmlflow import tracking
+    from ocmlflow import chipsets, registry
 
     chips = step("prepare", cutting, key=prepare.key(prepare.parse(words(cutting))), title=title)
     learning = {"chips": chips, **learning}
-    key = train.key(train.parse(words(learning)), tracking.chips_digest(chips))
+    key = train.key(train.parse(words(learning)), chipsets.digest(chips))
     trained, name = step("train", learning, key=key, title=title), str(learning["name"])
-    return chips, trained, f"models:/{name}/{tracking.version_of(trained, name)}"
+    return chips, trained, f"models:/{name}/{registry.version_of(trained, name)}"
 
 
 def step(verb: str, parameters: Mapping[str, object], *, key: str | None = None, title: str = "") -> str:
@@ -101,7 +101,8 @@ def step(verb: str, parameters: Mapping[str, object], *, key: str | None = None,
         )
     except ExecutionException as error:
         raise InputError(f"step {verb} failed; its own message stands above") from error
-    return str(submitted.run_id)
+    made = tracking.newest(verb, key=key) if key else None  # a step may go on in a run that was broken off
+    return str(made.info.run_id if made else submitted.run_id)
 
 
 def _sample(work: Path, seed: int) -> Path:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ocmlflow.catalog import Scene
     from ocmlflow.engine import Network
     from ocmlflow.maps import Look, Map
-    from ocmlflow.tracking import Model
+    from ocmlflow.registry import Model
     from ocmlflow.windows import Settings
 
 log = logging.getLogger(__name__)
@@ -176,9 +176,9 @@ def _map(scenes: list[Scene], models: list[Model], settings: Settings, args: arg
 
 
 def _models(args: argparse.Namespace) -> tuple[list[Model], Settings]:
-    from ocmlflow import tracking
+    from ocmlflow import registry
 
-    models = [tracking.load_model(uri.strip()) for uri in args.model.split(",")]
+    models = [registry.load_model(uri.strip()) for uri in args.model.split(",")]
     return models, _settings(args, models)
 
 
@@ -240,13 +240,13 @@ def _look(scenes: list[Scene], settings: Settings) -> tuple[dict[str, Look], dic
 
 def _network(models: list[Model], args: argparse.Namespace) -> Network:
     """The mean of the models, each calibrated, seeing what `tta` says."""
-    from ocmlflow import engine, tracking
+    from ocmlflow import engine, registry
 
     folder = Path(args.work).resolve()
     with tempfile.TemporaryDirectory() as scratch:
         members = tuple(
             engine.member(
-                partial(tracking.keras_file, model, Path(scratch)),
+                partial(registry.keras_file, model, Path(scratch)),
                 model.key,
                 engine=args.engine,
                 multiple=model.facts["multiple"],
@@ -262,12 +262,12 @@ def _network(models: list[Model], args: argparse.Namespace) -> Network:
 
 def _key(scenes: list[Scene], models: list[Model], settings: Settings, args: argparse.Namespace) -> str:
     """Names inputs, models, parameters and code: equal keys make equal files in one place."""
-    from ocmlflow import storage, tracking
+    from ocmlflow import provenance, storage
 
     made_by = [f"{model} {model.facts['run']} {model.temperature}" for model in models]
     seen = [f"{scene.id} {scene.image} {_fingerprint(scene.image)}" for scene in scenes]
     where = [args.tta, args.engine, storage.absolute(args.output)]
-    return storage.digest(tracking.code_digest(), repr(settings), *where, *made_by, *seen)
+    return storage.digest(provenance.code_digest(), repr(settings), *where, *made_by, *seen)
 
 
 def _fingerprint(href: str) -> str:

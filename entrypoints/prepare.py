@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import shutil
+import socket
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,14 +108,14 @@ def _key(args: argparse.Namespace, cut: str) -> str:
 
 def _cut_key(args: argparse.Namespace, scenes: list[Scene]) -> str:
     """Names what the chips hold, however they are split."""
-    from ocmlflow import storage, tracking
+    from ocmlflow import provenance, storage
 
     hrefs = [href for scene in scenes for href in (scene.image, *scene.labels)]
     rules = [args.bbox, args.gsd, args.size, args.stride, args.min_valid, args.empty_share, args.label]
     rules += [args.buffer_m, args.black_m2, args.skip_unreadable]
     if args.empty_share < 1:  # which empty chips are written depends on the ground held out
         rules += _split(args)
-    return storage.digest(tracking.code_digest(), repr(rules), *map(_fingerprint, hrefs))
+    return storage.digest(provenance.code_digest(), repr(rules), *map(_fingerprint, hrefs))
 
 
 def _split(args: argparse.Namespace) -> list[Any]:
@@ -124,7 +125,7 @@ def _split(args: argparse.Namespace) -> list[Any]:
 def main(args: argparse.Namespace) -> None:
     import mlflow
 
-    from ocmlflow import tracking, workers
+    from ocmlflow import chipsets, tracking, workers
 
     if args.dry_run:
         with workers.executor(args.workers, args.scheduler) as executor:
@@ -133,17 +134,30 @@ def main(args: argparse.Namespace) -> None:
     if args.share:
         _cut_share(args)
         return
-    with tracking.run("prepare", vars(args)):
+    try:
         scenes = _chosen(args)
-        with workers.executor(args.workers, args.scheduler) as executor:
+        cut = _cut_key(args, scenes)
+    except Exception:
+        with tracking.run("prepare", vars(args)):  # which says why, on its page
+            raise
+    with in_the_making(Path(args.work) / "prepare" / cut) as folder:
+        known = {tracking.KEY: _key(args, cut), tracking.PLACE: f"{socket.gethostname()}:{folder}"}
+        before = tracking.earlier("prepare", key=known[tracking.KEY], place=known[tracking.PLACE])
+        if before and before.info.status == "FINISHED" and chipsets.are_there(before.info.run_id):
+            log.info("run %s made these chips, and they are all there: nothing is cut or sent", before.info.run_id)
+            tracking.goes_on_in(before)
+            tracking.finish_again(before)
+            return
+        with (
+            tracking.run("prepare", vars(args), resume=before),
+            workers.executor(args.workers, args.scheduler) as executor,
+        ):
+            mlflow.set_tags(known)
+            check_seen(folder, args.scheduler, executor)
             surveys, table, planned = _plan(scenes, args, executor)
-            cut = _cut_key(args, scenes)
-            mlflow.set_tag(tracking.KEY, _key(args, cut))
-            with in_the_making(Path(args.work) / "prepare" / cut) as folder:
-                check_seen(folder, args.scheduler, executor)
-                index = _cut(surveys, planned, table, folder, args, executor)
-                made, dropped = _split_and_save(index, surveys, table, folder, args)
-                _log(made, list(table.values()), dropped)
+            index = _cut(surveys, planned, table, folder, args, executor)
+            made, dropped = _split_and_save(index, surveys, table, folder, args)
+            _log(made, folder, list(table.values()), dropped)
 
 
 def _cut_share(args: argparse.Namespace) -> None:
@@ -306,11 +320,11 @@ def _split_and_save(
     return chips.load(folder), dropped
 
 
-def _log(made: Chips, rows: list[dict[str, Any]], dropped: int) -> None:
+def _log(made: Chips, folder: Path, rows: list[dict[str, Any]], dropped: int) -> None:
     import mlflow
     import pandas as pd
 
-    from ocmlflow import chips, ground, pictures, tracking
+    from ocmlflow import chips, chipsets, ground, pictures, tracking
 
     for split in ground.SPLITS:
         part = made.select(split)
@@ -326,14 +340,15 @@ def _log(made: Chips, rows: list[dict[str, Any]], dropped: int) -> None:
     mlflow.log_table(table.astype(object).where(table.notna(), None), "scenes.json")
     mlflow.log_figure(pictures.split_map(made.index), "split.png")
     for scene, chosen in made.index.groupby("scene"):
-        mlflow.log_image(pictures.preview(made.folder, chosen, count=4), f"previews/{scene}.jpg")
-    mlflow.set_tag(tracking.DIGEST, chips.digest(made.index))
+        mlflow.log_image(pictures.preview(folder, chosen, count=4), f"previews/{scene}.jpg")
+    mlflow.set_tag(chipsets.DIGEST, chips.digest(made.index))
     tracking.describe(
         f"{len(made.index)} chips of {made.index.scene.nunique()} scenes of `{made.rules['catalog']}`"
         f"\n\n{tracking.picture('split.png')}"
     )
     tracking.name_run("prepare", " ".join(sorted(set(made.index.place))))
-    mlflow.log_artifacts(str(made.folder), "chips")
+    count, size = chipsets.send(folder, tracking.active().info.run_id)
+    log.info("%d files of chips sent, %.1f MB", count, size / 1e6)
 
 
 def _print_plan(surveys: list[Survey], table: Table, planned: GeoDataFrame, size: int) -> None:

@@ -18,17 +18,17 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    from ocmlflow import outbox, tracking
+    from ocmlflow import delivery, outbox
     from ocmlflow.errors import InputError
 
-    root = tracking.unsent_folder()
+    root = delivery.unsent_folder()
     folders = [folder for folder in outbox.left(root) if args.run in (None, folder.name)]
     if args.run and not folders:
         raise InputError(f"run {args.run} left nothing in {root}: all that it had to tell is sent")
     failed = []
     for folder in folders:
         try:
-            tracking.send(folder)
+            delivery.send(folder)
             log.info("run %s: all is sent", folder.name)
         except outbox.UndeliveredError as error:
             failed.append(f"run {folder.name}: {error}")

@@ -133,8 +133,11 @@ def backup(folder: Path, target: Path) -> None:
         source, copy = (sqlite3.connect(place / "mlflow.db") for place in (folder, part))
         with contextlib.closing(source), contextlib.closing(copy):
             source.backup(copy)
-    with _as_owner(settings):
-        count = sum(storage.mirror(f"s3://{bucket}", str(part / bucket)) for bucket in BUCKETS)
+    try:
+        with _as_owner(settings):
+            count = sum(storage.mirror(f"s3://{bucket}", str(part / bucket)) for bucket in BUCKETS)
+    except OSError as error:
+        raise InputError(f"the buckets cannot be copied, is the server up? {error}") from error
     part.rename(target)
     log.info("database and %d objects are in %s", count, target)
 
@@ -150,9 +153,14 @@ def restore(folder: Path, source: Path) -> None:
         raise InputError(f"{source} holds no backup of this server: {dump.name} is not there")
     _run_all_but_mlflow(folder, settings)
     if dump.suffix == ".db":
+        for left in folder.glob("mlflow.db-*"):  # of a server that was killed, and of another database
+            left.unlink()
         shutil.copyfile(dump, folder / "mlflow.db")
     else:
-        _postgres(settings, "pg_restore", "--clean", "--if-exists", "--no-owner", "--dbname=postgres", str(dump))
+        # Emptied first: tables of a newer MLflow hang on those of the backup, which `pg_restore --clean` cannot drop.
+        empty = "DROP SCHEMA public CASCADE; CREATE SCHEMA public"
+        _postgres(settings, "psql", "--quiet", "--set=ON_ERROR_STOP=1", f"--command={empty}", "postgres")
+        _postgres(settings, "pg_restore", "--single-transaction", "--no-owner", "--dbname=postgres", str(dump))
     with _as_owner(settings):
         for bucket in BUCKETS:
             storage.mirror(str(source / bucket), f"s3://{bucket}")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ocmlflow.chips import Chips
     from ocmlflow.dataset import Crops
-    from ocmlflow.tracking import Model
+    from ocmlflow.registry import Model
     from ocmlflow.training import Recipe
 
 log = logging.getLogger(__name__)
@@ -84,17 +84,17 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 def key(args: argparse.Namespace, digest: str) -> str:
     """Names chips, parameters, code and Keras: equal keys make equal models, but for the order of sums."""
-    from ocmlflow import storage, tracking
+    from ocmlflow import provenance, storage
 
     engine = (version("keras"), os.environ.get("KERAS_BACKEND", ""))
     recipe = {name: value for name, value in vars(args).items() if name not in ("chips", "workers", "resume")}
-    return storage.digest(tracking.code_digest(), repr(sorted(recipe.items())), repr(engine), digest)
+    return storage.digest(provenance.code_digest(), repr(sorted(recipe.items())), repr(engine), digest)
 
 
 def main(args: argparse.Namespace) -> None:
     import mlflow
 
-    from ocmlflow import chips, losses, models, tracking
+    from ocmlflow import chips, chipsets, losses, models, registry, tracking
 
     before = tracking.interrupted("train", args.resume) if args.resume else None
     if before:
@@ -102,18 +102,18 @@ def main(args: argparse.Namespace) -> None:
     told = {name: value for name, value in vars(args).items() if name != "resume"}
     with tracking.run("train", told, resume=before) as run, tempfile.TemporaryDirectory() as scratch:
         models.check(architecture=args.architecture, encoder=args.encoder)
-        start_from = tracking.load_model(args.init) if args.init else None
+        start_from = registry.load_model(args.init) if args.init else None
         losses.named(args.loss)
-        chips_run = tracking.chips_run(args.chips)
-        made = chips.load(tracking.chips_folder(chips_run), fold=args.fold)
+        chips_run = chipsets.run_of(args.chips)
+        made = chips.load(chipsets.folder(chips_run), fold=args.fold)
         _check(made, args)
         weights = _weights(made, args.catalog_weights)
         if start_from:
             _check_init(start_from, made)
-        tracking.register(args.name)  # a name that MLflow refuses is to fail now, not after the training
+        registry.register(args.name)  # a name that MLflow refuses is to fail now, not after the training
         digest = chips.digest(made.index)
         mlflow.set_tags({tracking.KEY: key(args, digest), CHIPS_RUN: chips_run})
-        tracking.log_dataset(made.index, source=made.rules["catalog"], digest=digest)
+        chipsets.log_dataset(made.index, source=made.rules["catalog"], digest=digest)
         state = tracking.state_of(before, Path(scratch)) if before else None
         model, best_epoch, best = _fit(made, args, weights, start_from, state)
         # As a file too: that of the model logged, where the steps above end with the last epoch's.
@@ -190,14 +190,14 @@ def _weights(made: Chips, told: str | None) -> dict[str, float]:
 
 def _check_init(start_from: Model, made: Chips) -> None:
     """Raise InputError where a model cannot be trained on with these chips, or would be flattered by them."""
-    from ocmlflow import ground, tracking
+    from ocmlflow import chipsets, ground
     from ocmlflow.errors import InputError
 
     if start_from.facts["gsd"] != made.rules["gsd"]:
         raise InputError(
             f"{start_from} works at {start_from.facts['gsd']} m per pixel, the chips have {made.rules['gsd']} m"
         )
-    seen = int(ground.meets(made.select("validation"), tracking.trained_on(start_from)).sum())
+    seen = int(ground.meets(made.select("validation"), chipsets.trained_on(start_from)).sum())
     if seen:
         raise InputError(
             f"{seen} validation chips lie on ground that {start_from} was trained on: scores would be flattered. "
@@ -241,7 +241,7 @@ def _fit(
     # Whole chips are larger than crops: as many pixels a batch as in training, or memory would be set by validation.
     at_once = max(1, args.batch_size * args.crop**2 // made.rules["size"] ** 2 // args.devices) * args.devices
     rows = made.select("validation")
-    whole_chips = dataset.WholeChips(made.folder, rows, batch_size=at_once, devices=args.devices)
+    whole_chips = dataset.WholeChips(made.folder, rows, batch_size=at_once, devices=args.devices, workers=args.workers)
     mlflow.log_params({"train_chips": len(crops.rows), "validation_chips": len(rows)})
     mlflow.log_params({"network_parameters": network.count_params(), "keras_backend": keras.backend.backend()})
 

@@ -4,7 +4,12 @@ A set of chips is a folder: `index.parquet` (GeoParquet, a row a chip), `chips.j
 `scenes.json` (what was found of each scene) and for every scene a Zarr store `<scene>.zarr` (see `store`).
 """
 
+import functools
+import io
 import json
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +19,11 @@ import numpy as np
 
 from ocmlflow import grid, ground, raster, storage, store
 from ocmlflow.errors import InputError
+from ocmlflow.store import Files
 from ocmlflow.survey import Overview, Survey
+
+FETCHERS, AHEAD = 8, 16
+"""Chips that are fetched at the same time, of a process; and those fetched before they are asked for."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,7 @@ class Rules:
 class Chips:
     """A set of chips, open for reading."""
 
-    folder: Path
+    folder: Files
     index: gpd.GeoDataFrame
     """Columns id, scene, place, catalog, split, fold (where there are folds), position (in the store), row, col (of
     the first pixel, on the scene's grid of `gsd`), gsd, native_gsd, utm (its CRS), x, y (of the middle, in metres),
@@ -93,24 +102,48 @@ def save(
     (folder / "chips.json").write_text(json.dumps(rules, indent=2))
 
 
-def load(folder: Path, *, fold: int | None = None) -> Chips:
+def load(folder: Files, *, fold: int | None = None) -> Chips:
     """The set of chips in `folder`, with another fold held out if one is given; InputError where there is none."""
-    if not (folder / "chips.json").exists():
-        raise InputError(f"{folder} holds no chips: chips.json, written last, is not there")
-    found = Chips(folder, gpd.read_parquet(folder / "index.parquet"), json.loads((folder / "chips.json").read_text()))
+    try:
+        rules = json.loads(store.content(folder, "chips.json"))
+    except FileNotFoundError as error:
+        raise InputError(f"no chips: chips.json, which is written last, is not there ({error})") from error
+    found = Chips(folder, gpd.read_parquet(io.BytesIO(store.content(folder, "index.parquet"))), rules)
     if fold is None:
         return found
     if "fold" not in found.index:
         raise InputError(f"fold={fold}: these chips have no folds; `prepare` makes them with folds=5")
-    rules = found.rules
     step = ground.step_of(size=rules["size"], stride=rules["stride"])
     index = ground.of_fold(found.index, fold, step=step, empty_share=rules["empty_share"], seed=rules["seed"])
     return replace(found, index=index)
 
 
-def read(folder: Path, row: Any) -> np.ndarray:
+def read(folder: Files, row: Any) -> np.ndarray:
     """(size, size, 4) uint8: RGB and the coded label of the chip of one row of the index."""
-    return store.read(folder / f"{row.scene}.zarr", row.position)
+    return store.read(folder, f"{row.scene}.zarr", row.position)
+
+
+def read_all(folder: Files, rows: Iterable[Any]) -> Iterator[np.ndarray]:
+    """The chips of some rows in their order; what is far away is fetched some chips ahead, side by side."""
+    if isinstance(folder, Path):
+        yield from (read(folder, row) for row in rows)
+        return
+    coming: deque[Future[np.ndarray]] = deque()
+    try:
+        for row in rows:
+            coming.append(_fetchers().submit(read, folder, row))
+            if len(coming) > AHEAD:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+    finally:
+        for future in coming:
+            future.cancel()
+
+
+@functools.cache
+def _fetchers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(FETCHERS, "chips")
 
 
 def digest(index: gpd.GeoDataFrame) -> str:

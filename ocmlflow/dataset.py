@@ -5,7 +5,6 @@ A batch is (batch, side, side, 4) uint8: RGB and the coded label (1 building, 0 
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 
 import geopandas as gpd
 import keras
@@ -13,6 +12,7 @@ import numpy as np
 
 from ocmlflow import chips
 from ocmlflow.labels import NOT_VALID
+from ocmlflow.store import Files
 
 
 class Crops(keras.utils.PyDataset):
@@ -49,16 +49,21 @@ class Crops(keras.utils.PyDataset):
 
     def __getitem__(self, number: int) -> tuple[np.ndarray]:
         draw = np.random.default_rng([self.seed, self.epoch, number])
-        return (np.stack([self._crop(draw) for _ in range(self.batch_size)]),)
+        chosen = [self._choose(draw) for _ in range(self.batch_size)]  # first: then chips can be fetched side by side
+        read = chips.read_all(self.folder, (self.rows.iloc[chip] for chip, _ in chosen))
+        cut = [
+            crop(chip, side=self.side, at_building=at_building, draw=draw)
+            for chip, (_, at_building) in zip(read, chosen, strict=True)
+        ]
+        return (np.stack(cut),)
 
     def on_epoch_end(self) -> None:
         self.epoch += 1
 
-    def _crop(self, draw: np.random.Generator) -> np.ndarray:
+    def _choose(self, draw: np.random.Generator) -> tuple[int, bool]:
+        """Number of a row, and whether some building of its chip is to be in the crop."""
         at_building = self.built_chances is not None and draw.random() < 0.5
-        number = draw.choice(len(self.rows), p=self.built_chances if at_building else self.chances)
-        chip = chips.read(self.folder, self.rows.iloc[number])
-        return crop(chip, side=self.side, at_building=at_building, draw=draw)
+        return int(draw.choice(len(self.rows), p=self.built_chances if at_building else self.chances)), at_building
 
 
 class WholeChips(keras.utils.PyDataset):
@@ -67,8 +72,10 @@ class WholeChips(keras.utils.PyDataset):
     To as many as a multiple of `devices` chips of which nothing is valid fill it up.
     """
 
-    def __init__(self, folder: Path, rows: gpd.GeoDataFrame, *, batch_size: int, devices: int = 1) -> None:
-        super().__init__()
+    def __init__(
+        self, folder: Files, rows: gpd.GeoDataFrame, *, batch_size: int, devices: int = 1, workers: int = 1
+    ) -> None:
+        super().__init__(workers=workers, max_queue_size=4)
         self.folder, self.rows, self.batch_size, self.devices = folder, rows, batch_size, devices
 
     def __len__(self) -> int:
@@ -76,7 +83,7 @@ class WholeChips(keras.utils.PyDataset):
 
     def __getitem__(self, number: int) -> tuple[np.ndarray]:
         rows = self.rows.iloc[number * self.batch_size : (number + 1) * self.batch_size]
-        read = [chips.read(self.folder, row) for _, row in rows.iterrows()]
+        read = list(chips.read_all(self.folder, rows.itertuples()))
         missing = -len(read) % self.devices
         return (np.stack([*read, *[np.full_like(read[0], NOT_VALID)] * missing]),)
 

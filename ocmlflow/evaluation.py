@@ -13,6 +13,7 @@ from ocmlflow import chips, ground, labels, metrics, objects, pictures
 from ocmlflow.inference import Predict, Progress
 from ocmlflow.metrics import Counts
 from ocmlflow.objects import Objects
+from ocmlflow.store import Files
 
 BOUNDARY_M = 0.5
 """Width of the boundary of boundary IoU, inside of a building."""
@@ -28,7 +29,7 @@ GROUPS = ("place", "scene", "resolution", "density")
 class Predictions:
     """What a model makes of some chips, kept in files beside the chips' labels: memory holds a chip at a time."""
 
-    folder: Path
+    folder: Files
     """Of the chips."""
     rows: gpd.GeoDataFrame
     """The chips' rows of the index; `resolution` and `density` are added, and `block`, the number of its ground."""
@@ -125,7 +126,7 @@ def areas(counted: Counts, gsd: float) -> dict[str, float]:
 
 def predictions(
     probabilities: Callable[[Any, np.ndarray], np.ndarray],
-    folder: Path,
+    folder: Files,
     rows: gpd.GeoDataFrame,
     *,
     work: Path,
@@ -138,8 +139,8 @@ def predictions(
     Ground is drawn together, for intervals, in blocks of `block_m` metres.
     """
     levels = coded = np.zeros(0)
-    for number, row in progress(enumerate(rows.itertuples()), len(rows)):
-        chip = chips.read(folder, row)
+    read = zip(rows.itertuples(), chips.read_all(folder, rows.itertuples()), strict=True)
+    for number, (row, chip) in progress(enumerate(read), len(rows)):
         if not len(levels):
             shape = (len(rows), *chip.shape[:2])
             levels = np.lib.format.open_memmap(work / "levels.npy", "w+", np.uint16, shape)
@@ -208,11 +209,10 @@ def buildings(made: Predictions, temperature: float, threshold: int, *, min_area
     )
 
 
-def picture(predict: Predict, folder: Path, rows: gpd.GeoDataFrame, *, threshold: int) -> np.ndarray:
+def picture(predict: Predict, folder: Files, rows: gpd.GeoDataFrame, *, threshold: int) -> np.ndarray:
     """One picture of some chips, a row each: image with the label's outlines, probability, errors at the threshold."""
     shown = []
-    for row in rows.itertuples():
-        chip = chips.read(folder, row)
+    for chip in chips.read_all(folder, rows.itertuples()):
         image, (label, valid) = chip[..., :3], labels.decode(chip[..., 3])
         probability = predict(image[np.newaxis])[0, ..., 0]
         building = metrics.percent(probability) >= threshold

@@ -1,7 +1,6 @@
 """Arrays, to pictures that show at a glance whether labels and predictions sit on their roofs."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 from skimage.segmentation import find_boundaries
 
 from ocmlflow import chips, labels
+from ocmlflow.store import Files
 
 OUTLINE = (255, 0, 255)
 NOT_VALID = (90, 90, 110)
@@ -50,7 +50,7 @@ def tinted(image: np.ndarray, building: np.ndarray) -> np.ndarray:
     return _tint(image, building, FALSE)
 
 
-def preview(folder: Path, rows: gpd.GeoDataFrame, *, count: int) -> np.ndarray:
+def preview(folder: Files, rows: gpd.GeoDataFrame, *, count: int) -> np.ndarray:
     """Chips of one scene, from the emptiest to the most built: image, label's outlines, label and valid."""
     ordered = rows.sort_values(["building_share", "id"])
     chosen = ordered.iloc[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))]

@@ -5,9 +5,10 @@ as in `labels`, and `parts` (chip, row, col) uint8 where chips have them. One ch
 8 x 8 chips.
 """
 
-import functools
+import json
+import os
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import google_crc32c
 import numpy as np
@@ -16,10 +17,18 @@ from numcodecs import zstd
 from zarr.codecs import ZstdCodec
 
 from ocmlflow import labels
+from ocmlflow.remote import Fetch
+
+Files: TypeAlias = Path | Fetch
+"""A folder, or what stands for one that is far away (see `remote`)."""
 
 BLOCK = 8
 """Chips along each side of a block, the unit of storage."""
 SHARD = BLOCK * BLOCK
+INDEX = 16 * SHARD + 4
+"""Bytes of the table at the end of a shard: where each chip begins and how long it is, and a checksum."""
+NOTHING = np.iinfo(np.uint64).max
+"""In that table: there is no such chip."""
 LEVEL = -3
 """Of Zstandard: drone imagery shrinks by a fifth at best (level 1), by an eighth here in half of the time."""
 
@@ -54,13 +63,13 @@ def write(store: Path, name: str, block: int, chips: dict[int, bytes]) -> None:
 
     As the sharding codec of the Zarr v3 specification has it, in a quarter of the time that zarr-python takes.
     """
-    index = np.full((SHARD, 2), np.iinfo(np.uint64).max, "<u8")  # that is: no such chunk
+    index = np.full((SHARD, 2), NOTHING, "<u8")
     first = 0
     for number in sorted(chips):
         index[number] = first, len(chips[number])
         first += len(chips[number])
     table = index.tobytes()
-    key = ".".join(["c", str(block), *("0" for _ in range(3 if name == "image" else 2))])
+    key = _key(block, 3 if name == "image" else 2)
     part = store / name / f"{key}.part"
     with part.open("wb") as file:
         file.writelines(chips[number] for number in sorted(chips))
@@ -68,13 +77,35 @@ def write(store: Path, name: str, block: int, chips: dict[int, bytes]) -> None:
     part.replace(store / name / key)
 
 
-def read(store: Path, position: int) -> np.ndarray:
-    """(size, size, 4) uint8: RGB and the coded label of the chip at that position of a store."""
-    image, label = _arrays(store)
-    return np.concatenate([image[position], label[position][..., np.newaxis]], axis=-1)
+def read(folder: Files, name: str, position: int) -> np.ndarray:
+    """(size, size, 4) uint8: RGB and the coded label of the chip at that position of the store of that name."""
+    image, label = (_chunk(folder, f"{name}/{array}", position) for array in ("image", "label"))
+    return np.concatenate([image, label[..., np.newaxis]], axis=-1)
 
 
-@functools.lru_cache(maxsize=256)
-def _arrays(store: Path) -> tuple[Any, Any]:
-    group = zarr.open_group(store, mode="r")
-    return group["image"], group["label"]
+def content(folder: Files, name: str, first: int = 0, count: int | None = None) -> bytes:
+    """Bytes of a file: from the first on, counted from the end if it is negative, so many, or all that there are."""
+    if not isinstance(folder, Path):
+        return folder(name, first, count)
+    with (folder / name).open("rb") as file:
+        file.seek(first, os.SEEK_END if first < 0 else os.SEEK_SET)
+        return file.read(-1 if count is None else count)
+
+
+def _chunk(folder: Files, array: str, position: int) -> np.ndarray:
+    """One chip of an array, in two fifths of the time that zarr-python takes, and one or two parts of the shard."""
+    shape = json.loads(content(folder, f"{array}/zarr.json"))["shape"][1:]
+    block, number = divmod(position, SHARD)
+    shard = f"{array}/{_key(block, len(shape))}"
+    table = content(folder, shard, -INDEX, INDEX)
+    if google_crc32c.value(table[:-4]) != int.from_bytes(table[-4:], "little"):
+        raise ValueError(f"{shard} is broken: the checksum of its table of chips is another")
+    first, length = (int(part) for part in np.frombuffer(table, "<u8", 2, 16 * number))
+    if length == NOTHING:
+        raise ValueError(f"{shard} holds no chip {number}")
+    return np.frombuffer(zstd.decompress(content(folder, shard, first, length)), np.uint8).reshape(shape)
+
+
+def _key(block: int, dimensions: int) -> str:
+    """Name of the shard of a block, in an array of chips of so many dimensions."""
+    return ".".join(["c", str(block), *("0" for _ in range(dimensions))])

@@ -397,10 +397,14 @@ def web(tmp_path):
 
 
 class Line:
-    """A line to a server of this machine: `open`, `away`, `slow`, or `busy`, which answers 503."""
+    """A line to a server of this machine: `open`, `away`, `slow`, or `busy`, which answers 503.
+
+    With `left`, it goes away when so many bytes have gone over it.
+    """
 
     def __init__(self, port: int) -> None:
         self.port, self.mode, self.busy_answers = port, "open", 0
+        self.left: int | None = None
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self.listener.getsockname()[1]}"
         self.connections: set[socket.socket] = set()
@@ -437,10 +441,13 @@ class Line:
                 back.join()
                 self.connections -= {client, server}
 
-    @staticmethod
-    def _copy(source: socket.socket, target: socket.socket) -> None:
+    def _copy(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while some := source.recv(65536):
+                if self.left is not None:
+                    self.left -= len(some)
+                    if self.left < 0:
+                        self.become("away")
                 target.sendall(some)
             target.shutdown(socket.SHUT_WR)
 

@@ -145,7 +145,7 @@ def test_a_set_is_whole_when_it_is_saved(made, tmp_path):
     assert chips.load(copy).rules == chips.rules_of(RULES, seed=0, empty_share=1.0)
     pd.testing.assert_frame_equal(pd.DataFrame(chips.load(copy).index), pd.DataFrame(made.index))
     (copy / "chips.json").unlink()
-    with pytest.raises(InputError, match=r"holds no chips: chips\.json"):
+    with pytest.raises(InputError, match=r"no chips: chips\.json"):
         chips.load(copy)
 
 

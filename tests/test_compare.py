@@ -14,7 +14,7 @@ from conftest import one_layer
 from mlflow import MlflowClient
 
 from entrypoints import compare, evaluate
-from ocmlflow import chips, masks, tracking
+from ocmlflow import chips, chipsets, masks, registry, tracking
 from ocmlflow.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("default")  # MLflow's libraries warn of one another
@@ -37,7 +37,7 @@ def line(made, tmp_path_factory):
         mlflow.log_artifacts(str(made.folder), "chips")
     facts = {"gsd": 0.1, "chips": prepared.info.run_id, "multiple": 1}
     facts["trained_on"] = [{"chips": prepared.info.run_id, "fold": None}]
-    tracking.register(NAME)
+    registry.register(NAME)
     for weight, bias in ((4, -1), (40, -20), (-40, 20)):
         with tracking.run("train", {}) as trained:
             tracking.log_model(one_layer(weight, bias), {**facts, "run": trained.info.run_id}, name=NAME)
@@ -103,7 +103,7 @@ def test_the_report_is_one_page_and_the_same_as_json(line):
     assert figures["object/recall"] == 1
     assert found["tables"]["scene"][0]["labelled_m2"] == found["tables"]["scene"][0]["predicted_m2"]
     version = MlflowClient().get_model_version(NAME, "1")
-    temperature = float(version.tags[tracking.TEMPERATURE])
+    temperature = float(version.tags[registry.TEMPERATURE])
     assert temperature == pytest.approx(figures["temperature"], abs=1e-4)
     assert temperature != 1
     assert figures["calibration_error"] < figures["calibration_error_before"]
@@ -208,12 +208,12 @@ def test_masks_that_cannot_be_scored_are_refused(line, made, tmp_path):
 
 
 def test_ground_that_a_model_trained_on_is_refused_by_outline_and_by_content(line, made, monkeypatch):
-    model = tracking.load_model(f"models:/{NAME}/1")
+    model = registry.load_model(f"models:/{NAME}/1")
     evaluate.check_fair(model, made, "validation")
     rows = made.select("validation")
     moved = rows.assign(geometry=rows.geometry.translate(1.0))  # the same pixels under another georeference
     for trained, count in ((rows.assign(hash="other"), len(rows)), (moved, int((rows.building_share > 0).sum()))):
-        monkeypatch.setattr(tracking, "trained_on", lambda _, trained=trained: trained)
+        monkeypatch.setattr(chipsets, "trained_on", lambda _, trained=trained: trained)
         with pytest.raises(InputError, match=f"{count} of the {len(rows)} validation chips lie on ground"):
             evaluate.check_fair(model, made, "validation")
 
@@ -233,7 +233,7 @@ def test_test_chips_are_scored_at_what_was_chosen_elsewhere(line, made, tmp_path
     with tracking.run("prepare", {}) as prepared:
         mlflow.log_artifacts(str(tmp_path / "chips"), "chips")
     facts = {"gsd": 0.1, "chips": prepared.info.run_id, "multiple": 1}
-    tracking.register("hamlets")
+    registry.register("hamlets")
     for validated_on in (prepared.info.run_id, line.chips):
         steps = [{"chips": chips_run, "fold": None} for chips_run in (prepared.info.run_id, validated_on)]
         with tracking.run("train", {}) as trained:
@@ -256,10 +256,10 @@ def test_test_chips_are_scored_at_what_was_chosen_elsewhere(line, made, tmp_path
     assert "nothing was chosen" in page
 
     client = MlflowClient()
-    for tag, value in (("threshold", "0.99"), (tracking.TEMPERATURE, "1")):  # at which this model finds nothing
+    for tag, value in (("threshold", "0.99"), (registry.TEMPERATURE, "1")):  # at which this model finds nothing
         client.set_model_version_tag("hamlets", "1", tag, value)
     assert run("evaluate", evaluate, model=fair, split="test").data.metrics["recall"] == 0
-    client.set_model_version_tag("hamlets", "1", tracking.EVALUATED_ON, line.chips)
+    client.set_model_version_tag("hamlets", "1", registry.EVALUATED_ON, line.chips)
     for model in (fair, seen):  # threshold chosen there; epoch chosen there
         with pytest.raises(
             InputError, match=r"of the \d+ test chips lie on ground that hamlets version \d was validated"

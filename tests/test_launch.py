@@ -24,7 +24,7 @@ from mlflow import MlflowClient
 from packaging.requirements import Requirement
 
 from entrypoints import launch
-from ocmlflow import pods, staging, tracking, workspace
+from ocmlflow import elsewhere, pods, staging, workspace
 from ocmlflow.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -336,7 +336,7 @@ def test_newer_runtimes_get_a_spark_job_in_the_shape_that_mlflow_wants(version, 
 def test_a_tracking_address_that_will_not_do_is_refused(monkeypatch, address, message):
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: address)
     with pytest.raises(InputError, match=re.escape(message)) as refused:
-        tracking.check_server()
+        elsewhere.check_server()
     assert "hidden" not in str(refused.value)
 
 
@@ -379,18 +379,18 @@ def test_a_run_that_another_machine_fills_ends_once(tmp_path):
     try:
         client = MlflowClient()
         for error, status in ((InputError("no image"), "FAILED"), (KeyboardInterrupt(), "KILLED")):
-            run = tracking.new_run("train", "kubernetes", "launched")
-            with pytest.raises(type(error)), tracking.ending(lambda run=run: run):
+            run = elsewhere.new_run("train", "kubernetes", "launched")
+            with pytest.raises(type(error)), elsewhere.ending(lambda run=run: run):
                 raise error
             assert client.get_run(run.info.run_id).info.status == status
             assert str(error) in client.get_run(run.info.run_id).data.tags["mlflow.note.content"]
-        run = tracking.new_run("prepare", "kubernetes", "launched")  # of a share, which has no run of its own
-        with tracking.ending(lambda: run):
+        run = elsewhere.new_run("prepare", "kubernetes", "launched")  # of a share, which has no run of its own
+        with elsewhere.ending(lambda: run):
             pass
         assert client.get_run(run.info.run_id).info.status == "FINISHED"
-        run = tracking.new_run("train", "kubernetes", "launched")
+        run = elsewhere.new_run("train", "kubernetes", "launched")
         client.set_terminated(run.info.run_id, "FINISHED")
-        with pytest.raises(InputError), tracking.ending(lambda: run):
+        with pytest.raises(InputError), elsewhere.ending(lambda: run):
             raise InputError("the connection was lost")
         assert client.get_run(run.info.run_id).info.status == "FINISHED"
     finally:

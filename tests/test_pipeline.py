@@ -26,7 +26,7 @@ from rio_cogeo import cog_validate
 from skimage import measure
 
 from entrypoints import evaluate, in_the_making, predict, prepare, train
-from ocmlflow import engine, grid, inference, maps, raster, resample, tracking
+from ocmlflow import engine, grid, inference, maps, raster, registry, resample
 from ocmlflow.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -249,7 +249,7 @@ def test_real_scene_becomes_cogs_and_footprints(real_line, store):
 
 def test_a_real_scene_shows_no_seam(real_line):
     """99.9 % of the pixels differ by less than 0.02 from one whole window; after one epoch it takes this margin."""
-    model = tracking.load_model("models:/real@champion")
+    model = registry.load_model("models:/real@champion")
     predict_any = inference.padded(model.keras.predict_on_batch, model.facts["multiple"])
     with raster.opened(str(REAL / "train_tier_1" / "kam" / "kam01" / "kam01.tif")) as (dataset, own):
         ground = raster.ground_grid(own, gsd=model.facts["gsd"])
@@ -466,12 +466,12 @@ def test_predict_with_openvino_never_loads_keras(sample_line, hil, store, tmp_pa
 @pytest.mark.usefixtures("empty")
 def test_calibration_changes_probabilities(sample_line, hil, tmp_path):
     client = MlflowClient()
-    client.set_model_version_tag(NAME, "1", tracking.TEMPERATURE, "2")
+    client.set_model_version_tag(NAME, "1", registry.TEMPERATURE, "2")
     try:
         words = ["--images", str(hil[0]), "--output", str(tmp_path / "out"), "--work", str(sample_line.work)]
         predict.main(predict.parse([*words, "--grid", "model"]))
     finally:
-        client.delete_model_version_tag(NAME, "1", tracking.TEMPERATURE)
+        client.delete_model_version_tag(NAME, "1", registry.TEMPERATURE)
     predict.main(predict.parse([*words, "--output", str(tmp_path / "plain"), "--grid", "model"]))
     hot, plain = (
         rasterio.open(tmp_path / name / "probabilities" / f"{hil[0].stem}.tif").read(1) for name in ("out", "plain")

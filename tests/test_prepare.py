@@ -16,7 +16,7 @@ from conftest import GSD, TRANSFORM, building, noise, town, write_catalog, write
 from mlflow import MlflowClient
 
 from entrypoints import prepare
-from ocmlflow import chips, ground, storage
+from ocmlflow import chips, chipsets, ground, storage, tracking
 from ocmlflow.errors import InputError
 
 # In this process MLflow's and Dask's libraries warn of one another.
@@ -42,13 +42,18 @@ def run(tracked, monkeypatch, tmp_path):
     mlflow.set_experiment("prepare")
 
     def call(**parameters):
-        given = {"size": 64, "workers": 1, "work": tmp_path / "work", **parameters}
-        prepare.main(prepare.parse([word for name, value in given.items() for word in (f"--{name}", str(value))]))
+        prepare.main(prepare.parse(words(**{"work": tmp_path / "work", **parameters})))
         experiment = mlflow.get_experiment_by_name("prepare").experiment_id
-        (made,) = MlflowClient().search_runs([experiment], order_by=["attributes.start_time DESC"], max_results=1)
+        (made,) = MlflowClient().search_runs([experiment], order_by=["attributes.end_time DESC"], max_results=1)
         return made, chips.load(storage.path(made.info.artifact_uri) / "chips")
 
     return call
+
+
+def words(**parameters) -> list[str]:
+    """A command line, with small chips and one process."""
+    given = {"size": 64, "workers": 1, **parameters}
+    return [word for name, value in given.items() for word in (f"--{name}", str(value))]
 
 
 def places(folder: Path, *, every: int = 1) -> str:
@@ -72,6 +77,70 @@ def test_scenes_can_be_chosen_and_come_from_several_catalogues(tmp_path, run):
     assert set(made.index.catalog) == {first, str(other)}
     _, made = run(catalog=first, places="acc", validation="a2")
     assert set(made.index.scene) == {"a1", "a2"}
+
+
+@pytest.fixture
+def runs(tracked):
+    """Run ids of all `prepare` runs, and what of their chips lies in the artifact store."""
+
+    def look() -> dict[str, set[str]]:
+        experiment = mlflow.get_experiment_by_name("prepare").experiment_id
+        made = MlflowClient().search_runs([experiment], f"tags.`{tracking.VERB}` = 'prepare'")
+        found = {run.info.run_id: run.info.artifact_uri for run in made}
+        return {run_id: set(storage.tree(str(storage.path(uri) / "chips"))) for run_id, uri in found.items()}
+
+    return look
+
+
+def test_chips_that_are_there_are_neither_cut_nor_sent_again(tmp_path, run, runs, caplog):
+    caplog.set_level("INFO")
+    one, other = ({"catalog": places(tmp_path / name), "validation": "kam"} for name in ("one", "other"))
+    first, _ = run(**one)
+    last, _ = run(**other)
+    before = runs()
+    prepare.main(prepare.parse(words(**one, work=tmp_path / "elsewhere")))
+    assert f"run {first.info.run_id} made these chips, and they are all there" in caplog.text
+    assert runs() == before
+    assert not list((tmp_path / "elsewhere").rglob("*.zarr"))
+    with tracking.run("train", {}):  # takes what was asked for last
+        assert chipsets.run_of(None) == first.info.run_id
+    (storage.path(first.info.artifact_uri) / "chips" / "a1.zarr" / "image" / "c.0.0.0.0").unlink()
+    caplog.clear()
+    prepare.main(prepare.parse(words(**one, work=tmp_path / "elsewhere")))
+    assert re.search(r"1 files of chips sent, 0\.\d MB", caplog.text)
+    assert runs() == before
+    assert MlflowClient().get_run(first.info.run_id).info.status == "FINISHED"
+    assert last.info.run_id in before
+
+
+@pytest.mark.parametrize("how", ["interrupted", "killed"])
+def test_a_run_that_broke_off_while_it_sent_goes_on(tmp_path, run, runs, caplog, monkeypatch, how):
+    caplog.set_level("INFO")
+    rules = {"catalog": places(tmp_path / "data"), "validation": "kam", "work": tmp_path / "work"}
+    before, send_one, sent = set(runs()), chipsets._send_one, []
+
+    def until_the_fourth(repository, source, name: str) -> None:
+        if len(sent) == 4:
+            raise KeyboardInterrupt
+        sent.append(name)
+        send_one(repository, source, name)
+
+    monkeypatch.setattr(chipsets, "_send_one", until_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        prepare.main(prepare.parse(words(**rules)))
+    monkeypatch.setattr(chipsets, "_send_one", send_one)
+    (broken,) = runs().keys() - before
+    there = runs()[broken] - {chipsets.LIST}
+    assert there == set(sent)
+    if how == "killed":  # at once, so that nobody told the server
+        MlflowClient().update_run(broken, status="RUNNING")
+    made, found = run(**rules)
+    assert made.info.run_id == broken
+    assert made.info.status == "FINISHED"
+    count = int(re.findall(r"(\d+) files of chips sent", caplog.text)[-1])
+    assert count == len(runs()[broken]) - 1 - len(there)
+    for row in found.index.itertuples():
+        assert chips.read(found.folder, row).shape == (64, 64, 4)
 
 
 def test_test_ground_is_held_out_whole(tmp_path, run):
@@ -241,7 +310,8 @@ def test_a_cluster_must_see_the_folder_of_the_chips(tmp_path, run):
 def test_shares_and_the_run_after_them_make_the_chips_of_one_run(tmp_path, run, caplog):
     catalog = places(tmp_path / "data")
     rules = {"catalog": catalog, "validation": "kam", "size": 64, "stride": 8}  # several blocks a scene
-    _, alone = run(**rules)
+    lone, alone = run(**rules)
+    MlflowClient().delete_run(lone.info.run_id)  # whose chips would be taken
     before = len(MlflowClient().search_runs([mlflow.get_experiment_by_name("prepare").experiment_id]))
     caplog.set_level("INFO")
     for number in range(2):

@@ -12,7 +12,7 @@ from conftest import TRANSFORM, town, write_catalog
 from mlflow import MlflowClient
 
 from entrypoints import protocol
-from ocmlflow import catalog, chips, tracking
+from ocmlflow import catalog, chips, chipsets, tracking
 from ocmlflow.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("default")  # MLflow's libraries warn of one another
@@ -67,7 +67,7 @@ def run(store, scenes, **parameters):
 def test_blocks_scores_test_ground_and_goes_on_where_it_was(store, scenes):
     found, steps, table = run(store, scenes, name="blocks")
     assert set(steps) == {"prepare blocks", "train blocks", "evaluate blocks, validation", "evaluate blocks, test"}
-    index = chips.load(tracking.chips_folder(steps["prepare blocks"].info.run_id)).index
+    index = chips.load(chipsets.folder(steps["prepare blocks"].info.run_id)).index
     assert Counter(index.split) == {"train": 7, "validation": 1, "test": 2}
     row, tested = table.loc["blocks"], steps["evaluate blocks, test"].data.metrics
     for name in ("iou", "iou_at_half", "precision", "recall", "object/f1"):

@@ -1,5 +1,6 @@
 """The whole line, and its faults, against real servers as `entrypoints.server` starts them."""
 
+import hashlib
 import io
 import json
 import logging
@@ -8,6 +9,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,18 +20,37 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlparse
 
+import alembic.command
 import boto3
 import geopandas as gpd
 import keras
 import mlflow
 import pytest
-from conftest import free_block
+import requests
+import sqlalchemy
+from affine import Affine
+from conftest import TRANSFORM, free_block, town, write_catalog
 from mlflow import MlflowClient
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.s3_artifact_repo import _cached_get_s3_client
+from mlflow.store.db.utils import _get_alembic_config
+from mlflow.store.tracking.dbmodels import initial_models
 from rio_cogeo import cog_validate
 
 from entrypoints import doctor, evaluate, predict, prepare, send, server, train
-from ocmlflow import catalog, chips, models, outbox, sample, storage, tracking
+from ocmlflow import (
+    chips,
+    chipsets,
+    dataset,
+    delivery,
+    models,
+    outbox,
+    registry,
+    remote,
+    storage,
+    store,
+    tracking,
+)
 from ocmlflow.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +70,7 @@ def database(request, team_servers):
 def team(team_servers, monkeypatch, tmp_path):
     """Makes one of the servers, or a line to it, the one in use, with a new experiment; returns the experiment's id."""
     before = mlflow.get_tracking_uri()
-    monkeypatch.setattr(tracking, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(chipsets, "CACHE", tmp_path / "cache")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     # Tries follow one another at once where MLflow would wait for minutes.
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -86,8 +107,8 @@ def small_chips(made, tmp_path_factory):
 def prepared(folder: Path) -> str:
     """Run id of a `prepare` run that left these chips."""
     with tracking.run("prepare", {}) as run:
-        mlflow.log_artifacts(str(folder), "chips")
-        mlflow.set_tag(tracking.DIGEST, chips.digest(chips.load(folder).index))
+        chipsets.send(folder, run.info.run_id)
+        mlflow.set_tag(chipsets.DIGEST, chips.digest(chips.load(folder).index))
     return run.info.run_id
 
 
@@ -194,37 +215,33 @@ def test_a_training_loses_nothing_when_the_server_is_away_in_the_middle_and_at_t
     assert times[-1] <= run().info.end_time  # as they were, not as they came
     version = direct.get_model_version_by_alias(name, "candidate")
     assert version.run_id == run().info.run_id
-    assert tracking.load_model(f"models:/{name}@candidate").facts["chips"] == chips_run
+    assert registry.load_model(f"models:/{name}@candidate").facts["chips"] == chips_run
     names = {file.path for file in direct.list_artifacts(run().info.run_id)}
     assert {"validation.jpg", "environment.txt"} <= names
     assert not direct.list_artifacts(run().info.run_id, "state")
-    assert not outbox.left(tracking.unsent_folder())
+    assert not outbox.left(delivery.unsent_folder())
     with pytest.raises(InputError, match="all that it had to tell is sent"):
         send.main(send.parse(["--run", run().info.run_id]))
 
 
-@pytest.fixture(scope="module")
-def sample_place(tmp_path_factory):
-    """The collection of one place of the built-in sample, of two scenes."""
-    folder = tmp_path_factory.mktemp("line") / "sample"
-    sample.write(folder, seed=0)
-    return folder / "train_tier_1"
-
-
 @pytest.mark.usefixtures("_tiny")
-def test_the_line_runs_on_the_servers_with_all_data_in_s3(team, database, sample_place, tmp_path, monkeypatch):
+def test_the_line_runs_on_the_servers_with_all_data_in_s3(team, database, tmp_path, monkeypatch):
     """Proxied artifacts on SQLite, direct ones on PostgreSQL; catalogue, images and results in the same S3 server."""
     direct = database == "postgresql"
     experiment, client = team(database, direct=direct), MlflowClient()
     base, name = f"s3://data/{uuid.uuid4().hex}", f"line-{uuid.uuid4().hex[:8]}"
-    storage.put(Path(shutil.copy(sample_place / "catalog.json", tmp_path)), f"{base}/catalog.json")
-    storage.mirror(str(sample_place / "hil"), f"{base}/hil")
-    scenes = catalog.scenes(f"{base}/hil/collection.json")
-    words = ["--catalog", f"{base}/hil/collection.json", "--validation", scenes[0].id, "--workers", "1"]
+    drawn = {}
+    for number, place in enumerate(("acc/a1", "kam/k1")):
+        at = TRANSFORM @ Affine.translation(10_000 * number, 0)
+        drawn[place] = town(tmp_path / "towns", place, transform=at, height=200, width=300, seed=number)
+    write_catalog(tmp_path / "towns", drawn)
+    storage.mirror(str(tmp_path / "towns"), f"{base}/towns")
+    image = f"{base}/towns/kam/k1/k1.tif"
+    words = ["--catalog", f"{base}/towns/catalog.json", "--validation", "kam", "--workers", "1", "--size", "64"]
     prepare.main(prepare.parse([*words, "--work", str(tmp_path / "work")]))
     train.main(train.parse([*SMALL, "--epochs", "1", "--name", name]))
     evaluate.main(evaluate.parse(["--model", f"models:/{name}@candidate"]))
-    words = ["--model", f"models:/{name}@champion", "--images", scenes[0].image, "--output", f"{base}/out"]
+    words = ["--model", f"models:/{name}@champion", "--images", image, "--output", f"{base}/out"]
     predict.main(predict.parse([*words, "--size", "512", "--engine", "keras", "--work", str(tmp_path / "work")]))
 
     runs = {run.data.tags[tracking.VERB]: run for run in client.search_runs([experiment])}
@@ -235,13 +252,96 @@ def test_the_line_runs_on_the_servers_with_all_data_in_s3(team, database, sample
     assert client.get_model_version_by_alias(name, "champion").run_id == runs["train"].info.run_id
     report = mlflow.artifacts.load_text(f"runs:/{runs['evaluate'].info.run_id}/report.html")
     assert f"{runs['evaluate'].data.metrics['iou']:.3f}" in report
-    (tmp_path / "mask.tif").write_bytes(storage.read(f"{base}/out/masks/{scenes[0].id}.tif"))
+    (tmp_path / "mask.tif").write_bytes(storage.read(f"{base}/out/masks/k1.tif"))
     assert cog_validate(tmp_path / "mask.tif", strict=True)[0]
-    footprints = gpd.read_parquet(io.BytesIO(storage.read(f"{base}/out/footprints/{scenes[0].id}.parquet")))
-    assert set(footprints.scene) <= {scenes[0].id}
-    made = chips.load(tracking.chips_folder(runs["prepare"].info.run_id))
-    assert made.folder.is_relative_to(tmp_path / "cache")  # read from S3 once, and kept
-    assert chips.digest(made.index) == runs["prepare"].data.tags[tracking.DIGEST]
+    footprints = gpd.read_parquet(io.BytesIO(storage.read(f"{base}/out/footprints/k1.parquet")))
+    assert set(footprints.scene) <= {"k1"}
+    made = chips.load(chipsets.folder(runs["prepare"].info.run_id))
+    assert chips.digest(made.index) == runs["prepare"].data.tags[chipsets.DIGEST]
+    (kept_in,) = (tmp_path / "cache" / "chips").glob(f"{runs['prepare'].info.run_id}-*")
+    kept = storage.tree(str(kept_in))  # read from S3 once
+    assert {"k1.zarr/image/c.0.0.0.0", "k1.zarr/label/c.0.0.0", "chips.json"} <= kept.keys()
+    assert not {name for name in kept if name.endswith("rows.parquet")}  # what nobody asks for
+
+
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "proxied"])
+def test_an_upload_that_broke_goes_on_where_it_was_and_all_is_whole(direct, team, team_servers, line_to, tmp_path):
+    """Files of 10 MB, which go to S3 in parts."""
+    settings = team_servers[0]["sqlite"]
+    line = line_to(port_of(settings["s3"]["AWS_ENDPOINT_URL_S3"] if direct else settings["url"]))
+    address = f"http://{line.address}"
+    experiment = team("sqlite", direct=direct, **{"s3_url" if direct else "url": address})
+    source, size = tmp_path / "chips", 10_000_000
+    (source / "a.zarr" / "image").mkdir(parents=True)
+    for number in range(4):
+        (source / "a.zarr" / "image" / f"c.{number}").write_bytes(os.urandom(size))
+    (source / "chips.json").write_text("{}")
+    run_id = MlflowClient(settings["url"]).create_run(experiment).info.run_id
+    line.left = 25_000_000
+    with pytest.raises(InputError, match=rf"cannot be sent to run {run_id}; started again, `prepare` goes on"):
+        chipsets.send(source, run_id)
+    line.left = None
+    line.become("open")
+    forget_credentials()
+    assert not chipsets.are_there(run_id)
+    there = set(chipsets._sizes(chipsets._address(run_id))) - {chipsets.LIST}
+    assert 0 < len(there) < 4
+    assert chipsets.send(source, run_id) == (5 - len(there), (4 - len(there)) * size + 2)
+    assert chipsets.are_there(run_id)
+    assert chipsets.send(source, run_id) == (0, 0)
+    (source / "a.zarr" / "image" / "c.2").write_bytes(os.urandom(size))  # of the same size
+    (source / "a.zarr" / "image" / "c.3").unlink()
+    assert chipsets.send(source, run_id) == (1, size)
+    folder = chipsets.folder(run_id)
+    back = {name: hashlib.sha256(store.content(folder, name)).hexdigest() for name in storage.tree(str(source))}
+    assert back == {name: hashlib.sha256((source / name).read_bytes()).hexdigest() for name in back}
+    assert set(chipsets._sizes(chipsets._address(run_id))) == {*back, chipsets.LIST}
+
+
+def test_chips_that_are_gone_or_do_not_fit_the_cache_are_errors_that_say_so(
+    team, team_servers, line_to, small_chips, monkeypatch
+):
+    team("sqlite")
+    proxied = prepared(small_chips)
+    monkeypatch.setenv("OCMLFLOW_CACHE_GB", "0.00001")
+    with pytest.raises(InputError, match=r"mlflow-artifacts:/.* has 0\.0 GB, the cache in .*OCMLFLOW_CACHE_GB higher"):
+        chipsets.folder(proxied)
+    monkeypatch.delenv("OCMLFLOW_CACHE_GB")
+    monkeypatch.setattr(remote, "PATIENCE_S", 1)
+    line = line_to(port_of(team_servers[0]["sqlite"]["s3"]["AWS_ENDPOINT_URL_S3"]))
+    team("sqlite", direct=True, s3_url=f"http://{line.address}")
+    direct = prepared(small_chips)
+    made = chips.load(chipsets.folder(direct))
+    crops = dataset.Crops(made, side=32, batch_size=4, seed=0, workers=2)
+    line.become("away")
+    with pytest.raises(InputError, match=rf"cannot read aaa\.zarr/.* of the chips of run {direct}: s3://data/.*aaa"):
+        crops[0]
+    with pytest.raises(InputError, match=rf"the chips of run {direct} cannot be listed: cannot list s3://data/"):
+        chipsets.folder(direct)
+
+
+def test_clients_of_proxied_artifacts_need_not_reach_the_s3_server(team, team_servers, small_chips, monkeypatch):
+    team("sqlite")
+    for way in ("DOWNLOAD", "UPLOAD"):
+        monkeypatch.delenv(f"MLFLOW_ENABLE_PROXY_MULTIPART_{way}", raising=False)
+    closed = port_of(team_servers[0]["sqlite"]["s3"]["AWS_ENDPOINT_URL_S3"])
+    connect = socket.socket.connect
+
+    def firewall(self: socket.socket, address) -> None:
+        if address[1] == closed:
+            raise ConnectionRefusedError(f"port {closed} is closed to clients")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", firewall)
+    run_id = prepared(small_chips)
+    assert len(chips.load(chipsets.folder(run_id)).index)
+    # What MLflow does when nothing is said: its tries take two minutes.
+    monkeypatch.setenv("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "true")
+    url = get_artifact_repository(mlflow.get_run(run_id).info.artifact_uri)._get_presigned_download_url(
+        "environment.txt"
+    )
+    with pytest.raises(requests.ConnectionError):
+        requests.get(url.url, timeout=10)
 
 
 def test_a_server_that_is_away_at_the_start_ends_it_at_once_or_is_waited_for(team, team_servers, line_to, monkeypatch):
@@ -316,7 +416,7 @@ def test_two_trainings_register_at_once(team, database):
     runs = [client.create_run(os.environ["MLFLOW_EXPERIMENT_ID"]).info.run_id for _ in range(4)]
 
     def register(run_id: str) -> None:
-        box = outbox.Outbox(tracking.unsent_folder() / run_id, partial(tracking._deliver, run_id))
+        box = outbox.Outbox(delivery.unsent_folder() / run_id, partial(delivery.deliver, run_id))
         network.save(box.folder / "model.keras")
         told = {"do": "model", "name": name, "facts": {"gsd": 0.1, "run": run_id}}
         box.put(told, box.folder / "model.keras")
@@ -411,9 +511,9 @@ def test_models_that_could_run_code_are_refused(team):
         lambdas = mlflow.keras.log_model(evil, name="lambda", **kept).model_uri
         pickled = mlflow.pyfunc.log_model(name="pickle", python_model=Python(), **kept).model_uri
     with pytest.raises(InputError, match="is refused, it is not of Keras' own layers alone"):
-        _ = tracking.load_model(lambdas).keras
+        _ = registry.load_model(lambdas).keras
     with pytest.raises(InputError, match="is no Keras file but python_function"):
-        tracking.load_model(pickled)
+        registry.load_model(pickled)
 
 
 def test_status_tells_what_runs_and_down_forgets_nothing(team_servers, capsys):
@@ -444,17 +544,50 @@ def test_a_backup_brings_runs_and_artifacts_back(team, team_servers, database, t
     try:
         second = server._settings(Path(args.folder), args)
         server.main(args)
-        server.main(server.parse(["upgrade", *words]))  # nothing to do, and that it does
+        with sqlalchemy.create_engine(second["store"]).begin() as connection:  # what a newer MLflow might have added
+            connection.execute(sqlalchemy.text("CREATE TABLE later (run_id VARCHAR(32) REFERENCES runs (run_uuid))"))
+        server.main(args)
         mlflow.set_tracking_uri(second["store"])
         assert mlflow.get_run(run.info.run_id).data.metrics["chips"] == 7
+        assert "later" not in sqlalchemy.inspect(sqlalchemy.create_engine(second["store"])).get_table_names()
         with server._as_owner(second):
             (note,) = [
-                name for name in storage._tree("s3://mlflow") if name.endswith(f"{run.info.run_id}/artifacts/note.txt")
+                name for name in storage.tree("s3://mlflow") if name.endswith(f"{run.info.run_id}/artifacts/note.txt")
             ]
             assert storage.read(f"s3://mlflow/{note}") == b"some text"
+        make_old(second["store"])
+        server.main(server.parse(["upgrade", *words]))
+        (old,) = MlflowClient().search_runs(["0"])
+        assert (old.info.run_id, old.info.run_name, old.info.status) == ("0" * 32, "old run", "FINISHED")
+        assert old.data.metrics == {"loss": 0.5}
+        with mlflow.start_run(experiment_id="0", log_system_metrics=False):
+            mlflow.log_metric("loss", 0.25)
+        assert len(MlflowClient().search_runs(["0"])) == 2
     finally:
         mlflow.set_tracking_uri(settings[database]["url"])
         server.down(Path(args.folder))
+
+
+def make_old(store: str) -> None:
+    """Make a database one of MLflow 2.22 with one run: MLflow's first tables, brought to the revision of then."""
+    engine = sqlalchemy.create_engine(store)
+    with engine.begin() as connection:
+        found = sqlalchemy.MetaData()
+        found.reflect(connection)
+        found.drop_all(connection)
+    initial_models.Base.metadata.create_all(engine)
+    alembic.command.upgrade(_get_alembic_config(store), "0584bdc529eb")
+    with engine.begin() as connection:
+        for row in (
+            "INSERT INTO experiments (experiment_id, name, lifecycle_stage, artifact_location) "
+            "VALUES (0, 'Default', 'active', 's3://mlflow/0')",
+            "INSERT INTO runs (run_uuid, name, user_id, status, lifecycle_stage, experiment_id, start_time, end_time, "
+            f"artifact_uri) VALUES ('{'0' * 32}', 'old run', 'me', 'FINISHED', 'active', 0, 1, 2, 's3://mlflow/0/0')",
+            "INSERT INTO latest_metrics (run_uuid, key, value, timestamp, step, is_nan) "
+            f"VALUES ('{'0' * 32}', 'loss', 0.5, 1, 1, false)",
+        ):
+            connection.execute(sqlalchemy.text(row))
+    engine.dispose()
 
 
 def test_clean_removes_deleted_runs_and_their_artifacts_alone(team, team_servers, database):
@@ -466,7 +599,7 @@ def test_clean_removes_deleted_runs_and_their_artifacts_alone(team, team_servers
     with pytest.raises(mlflow.MlflowException, match="not found"):
         client.get_run(gone.info.run_id)
     with server._as_owner(settings[database]):
-        names = storage._tree("s3://mlflow")
+        names = storage.tree("s3://mlflow")
     assert any(kept.info.run_id in name for name in names)
     assert not any(gone.info.run_id in name for name in names)
 
@@ -495,7 +628,7 @@ def test_the_doctor_says_what_is_wrong_and_how_to_mend_it(team, team_servers, li
     assert re.search(r"ok     S3: s3://data/.* gives ranges, to boto3 and to GDAL", said)
     assert "ok     Keras: 3." in said
     assert not MlflowClient().search_runs([experiment])
-    assert not storage._tree(MlflowClient().get_experiment(experiment).artifact_location)
+    assert not storage.tree(MlflowClient().get_experiment(experiment).artifact_location)
     assert "FAULT  disk: " in consult("--free_gb", "1e9")
     secret = os.environ["AWS_SECRET_ACCESS_KEY"]
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
@@ -505,7 +638,7 @@ def test_the_doctor_says_what_is_wrong_and_how_to_mend_it(team, team_servers, li
     assert "FAULT  S3: s3://nobucket: these credentials have no right to that bucket" in consult(
         "--s3", "s3://nobucket"
     )
-    outbox.Outbox(tracking.unsent_folder() / "aaa", lambda told, folder: 1 / 0).put({"do": "tags", "values": {}})
+    outbox.Outbox(delivery.unsent_folder() / "aaa", lambda told, folder: 1 / 0).put({"do": "tags", "values": {}})
     assert "1 runs left something: `python -m entrypoints.send` sends it" in consult()
     line = line_to(port_of(settings["url"]))
     line.become("away")
