@@ -104,7 +104,7 @@ def whole(args: argparse.Namespace, scratch: Path) -> tuple[float, float, int]:
     if not args.model:
         return *timed(lambda: drawn(args.image, brightness, GSD, 1, scratch)), peak()
     network, facts = network_of(args)
-    network()(np.zeros((1, OWN.size, OWN.size, 3), np.uint8))
+    network()  # loaded; compiled for the scene's windows when it has seen one
     return *timed(lambda: drawn(args.image, network, facts["gsd"], facts["multiple"], scratch)), peak()
 
 
@@ -146,7 +146,7 @@ def seams(image: str, uri: str) -> None:
         (1024, 64, 32),
         (1024, 128, 32),
         (1024, 192, 32),
-        (1536, 160, 32),
+        (1184, 160, 32),
         (2048, 160, 32),
     ):
         tiles = grid.tiles(height, width, size=size, margin=margin, multiple=multiple)
