@@ -1,9 +1,11 @@
-"""What a training step costs beside the network, and how a model holds at resolutions that are not its own.
+"""What a training step costs beside the network, what is learnt, and how that holds at other resolutions.
 
     python -m benchmarks.train overhead --chips FOLDER
+    python -m benchmarks.train accuracy --chips FOLDER --epochs 10 --seed 0
     python -m benchmarks.train resolutions --chips FOLDER --model models:/open-cities-buildings@candidate
 
-FOLDER is the artifact `chips/` of a `prepare` run. Both print Markdown tables.
+FOLDER is the artifact `chips/` of a `prepare` run. `accuracy` takes the parameters of `train` and prints a row, to hold
+against one of `benchmarks.smp`; the others print Markdown tables.
 """
 
 import argparse
@@ -24,12 +26,17 @@ ROUNDS, STEPS = 5, 20
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", choices=("overhead", "resolutions"))
+    p.add_argument("what", choices=("overhead", "accuracy", "resolutions"))
     p.add_argument("--chips", required=True, type=Path)
     p.add_argument("--model")
-    args = p.parse_args()
+    args, words = p.parse_known_args()
     made = chips.load(args.chips)
-    overhead(made) if args.what == "overhead" else resolutions(made, args.model)
+    if args.what == "overhead":
+        overhead(made)
+    elif args.what == "accuracy":
+        accuracy(made, train.parse(words), " ".join(words))
+    else:
+        resolutions(made, args.model)
 
 
 class Cut(keras.utils.PyDataset):
@@ -47,36 +54,68 @@ class Cut(keras.utils.PyDataset):
 
 
 def overhead(made: chips.Chips) -> None:
-    """Seconds a step of the default recipe, and of the same network on one batch in memory that nothing is done to.
+    """What a step takes of the default recipe, and of the same network on a batch in memory that nothing is done to.
 
     Turn about, in one process each; epochs of STEPS steps, of which the first is not counted.
     """
-    told = train.parse([])
-    recipe = training.Recipe(**{name: getattr(told, name) for name in training.Recipe.__dataclass_fields__})
-    side = augment.context(recipe.crop, strength=recipe.augment, zoom=recipe.zoom)
-    crops = dataset.Crops(made, side=side, batch_size=told.batch_size, seed=0, workers=told.workers)
+    recipe, crops = recipe_and_crops(made, train.parse([]))
+    side = crops.side
     (batch,) = crops[0]
     margin = (side - recipe.crop) // 2
     kept = np.ascontiguousarray(batch[:, margin : margin + recipe.crop, margin : margin + recipe.crop])
     whole, bare = learner(training.Learner, recipe), learner(Bare, recipe)
-    seconds: dict[str, list[float]] = {"the network on one batch in memory": [], "all of it": []}
+    seconds: dict[str, list[tuple[float, float]]] = {"the network on one batch in memory": [], "all of it": []}
     with tempfile.TemporaryDirectory() as folder:
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         with mlflow.start_run():
             for number in range(ROUNDS + 1):
                 for taken, model, given in zip(seconds.values(), (bare, whole), (kept, None), strict=True):
-                    start = time.perf_counter()
+                    start, cpu = time.perf_counter(), time.process_time()
                     history = model.fit(Cut(crops, kept=given), verbose=0, shuffle=False).history
                     if given is None:
                         mlflow.log_metrics({key: values[0] for key, values in history.items()}, step=number)
                     if number:
-                        taken.append((time.perf_counter() - start) / STEPS)
-    middle = {name: float(np.median(taken)) for name, taken in seconds.items()}
-    print("| a step | seconds, median | least | most |\n| --- | --- | --- | --- |")
-    for name, taken in seconds.items():
-        print(f"| {name} | {middle[name]:.3f} | {min(taken):.3f} | {max(taken):.3f} |")
-    less, more = middle.values()
-    print(f"loader, augmentation and logging: {more / less - 1:+.1%}")
+                        taken.append(((time.perf_counter() - start) / STEPS, (time.process_time() - cpu) / STEPS))
+    print("| a step | seconds, median of five rounds | CPU seconds |\n| --- | --- | --- |")
+    middle = [np.median(taken, axis=0) for taken in seconds.values()]
+    for name, (wall, used) in zip(seconds, middle, strict=True):
+        print(f"| {name} | {wall:.3f} | {used:.3f} |")
+    print("| loader, augmentation and logging | {:+.0%} | {:+.0%} |".format(*(middle[1] / middle[0] - 1)))
+
+
+def recipe_and_crops(made: chips.Chips, told: argparse.Namespace) -> tuple[training.Recipe, dataset.Crops]:
+    recipe = training.Recipe(**{name: getattr(told, name) for name in training.Recipe.__dataclass_fields__})
+    side = augment.context(recipe.crop, strength=recipe.augment, zoom=recipe.zoom)
+    return recipe, dataset.Crops(made, side=side, batch_size=told.batch_size, seed=told.seed, workers=told.workers)
+
+
+def accuracy(made: chips.Chips, told: argparse.Namespace, name: str) -> None:
+    """Pooled IoU of the validation chips by the last epoch's weights: no epoch is chosen on them."""
+    recipe, crops = recipe_and_crops(made, told)
+    keras.utils.set_random_seed(told.seed)
+    network = models.build(architecture=told.architecture, encoder=told.encoder, pretrained=told.weights == "imagenet")
+    last: list[np.ndarray] = []
+
+    def report(epoch: int, figures: dict[str, float]) -> None:
+        last[:] = network.get_weights()
+
+    rows = made.select("validation")
+    few = dataset.WholeChips(made.folder, rows[:8], batch_size=2)
+    quietly = {"resume": None, "progress": False, "save": lambda path: None}
+    started = time.perf_counter()
+    training.fit(network, crops, few, recipe=recipe, loss=losses.named(told.loss), report=report, **quietly)
+    steps = len(crops) * recipe.epochs
+    seconds = (time.perf_counter() - started) / steps
+    network.set_weights(last)
+    model = models.with_probability(network)
+    total = np.zeros(0)
+    for row in rows.itertuples():
+        coded = chips.read(made.folder, row)
+        label, valid = labels.decode(coded[..., 3])
+        percents = metrics.percent(model.predict_on_batch(coded[np.newaxis, ..., :3])[0, ..., 0])
+        total = metrics.histogram(percents, label, valid) + (total if total.size else 0)
+    half, best = (metrics.counts(total, threshold=at).iou for at in (50, metrics.best_threshold(total)))
+    print(f"| {name} | {told.seed} | {steps} | {seconds:.2f} | {half:.3f} | {best:.3f} |", flush=True)
 
 
 class Bare(training.Learner):
@@ -88,6 +127,7 @@ class Bare(training.Learner):
 
 def learner(kind: type[training.Learner], recipe: training.Recipe) -> training.Learner:
     network = models.build(architecture="unet", encoder="efficientnet-lite0", pretrained=True)
+    network = training.for_training(network, recipe.precision)
     made = kind(network, losses.named("bce+dice"), recipe)
     made.compile(optimizer=training.optimizer(network, recipe, 1000), jit_compile="auto")
     return made

@@ -85,11 +85,15 @@ def in_the_making(folder: Path, *, shared: bool = False) -> Iterator[Path]:
 
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as lock:
+    # To be read and written: a disk over NFS gives no lock of the first kind without the one, nor of the second without
+    # the other.
+    with folder.with_suffix(".lock").open("a+") as lock:
         try:
             fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"another process is making the same, in {folder}: wait for it, or give work=") from None
+        except OSError as error:
+            raise InputError(f"the disk of {folder} locks no files ({error}): give work= on another") from error
         yield folder
         if not shared:
             shutil.rmtree(folder)

@@ -74,7 +74,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     )
     p.add_argument("--tta", choices=("none", "flips", "d4"), default="none", help="mean of 1, 4 or 8 views")
     p.add_argument("--engine", choices=("auto", "keras", "openvino"), default="auto", help=_ENGINE)
-    p.add_argument("--size", type=whole(64, 8192), default=1536, help="pixels along a side of a window")
+    p.add_argument("--size", type=whole(64, 8192), default=1184, help="pixels along a side of a window")
     p.add_argument("--margin", type=whole(0), default=160, help="pixels of context seen beyond what is kept")
     p.add_argument("--batch_size", type=whole(1), default=1, help="windows at once")
     p.add_argument("--min_area_m2", type=number(0), default=2.0, help="least area of a footprint")

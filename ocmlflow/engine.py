@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 ENGINES = ("auto", "keras", "openvino")
 LIMIT = 1e-4
 """Largest difference of probabilities at which two engines are said to give the same."""
-SHAPES = 8
-"""Shapes of images for which a compiled network is kept."""
+SHAPES = 2
+"""Shapes of images for which a compiled network is kept, each takes up to 400 MB: of a scene's windows, and turned."""
 _DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """Where Linux has a GPU that Keras might use, of any make."""
 

@@ -47,9 +47,10 @@ def tiles(height: int, width: int, *, size: int, margin: int, multiple: int = 1)
     """Windows inside the scene that overlap by at least `2 * margin`, and the core of each, cut midway in the overlap.
 
     A core lies at least `margin` pixels inside its window, but at the edge of the scene, where there is no more to
-    see. A side shorter than `size` gets one window of that side. Windows start at multiples of `multiple`, the stride
-    of the network's coarsest features: started elsewhere it would see the same roof otherwise. For that the last
-    window of a row or column may be smaller by less than `multiple`.
+    see. Windows are as few as windows of `size` can be, and along each axis all alike and no larger than that needs: a
+    network is compiled for one shape, and little is seen twice. They start at multiples of `multiple`, the stride of
+    the network's coarsest features: started elsewhere it would see the same roof otherwise. For that the last of a row
+    or column may be smaller by less than `multiple`.
     """
     return [
         Tile(Window(col.first, row.first, col.size, row.size), Window(col.core, row.core, col.keep, row.keep))
@@ -67,11 +68,16 @@ class _Step:
 
 
 def _steps(length: int, *, size: int, margin: int, multiple: int) -> list[_Step]:
-    stride = (size - 2 * margin) // multiple * multiple
-    if margin < 0 or stride <= 0:
+    widest = (size - 2 * margin) // multiple
+    if margin < 0 or widest <= 0:
         raise ValueError(f"margin must lie in 0..{(size - multiple) // 2} for windows of {size}, got {margin}")
-    last = -(-max(length - size, 0) // multiple) * multiple
-    first = [*range(0, last, stride), last]
-    cuts = [(left + right + size) // 2 for left, right in pairwise(first)]
+    if length <= size:
+        return [_Step(0, length, 0, length)]
+    count = -(-(length - 2 * margin) // (widest * multiple))
+    stride = -(-(length - 2 * margin) // (count * multiple)) * multiple
+    side = stride + 2 * margin
+    last = -(-(length - side) // multiple)
+    first = [last * number // (count - 1) * multiple for number in range(count)]
+    cuts = [(left + right + side) // 2 for left, right in pairwise(first)]
     edges = [0, *cuts, length]
-    return [_Step(f, min(size, length - f), a, b - a) for f, a, b in zip(first, edges[:-1], edges[1:], strict=True)]
+    return [_Step(f, min(side, length - f), a, b - a) for f, a, b in zip(first, edges[:-1], edges[1:], strict=True)]

@@ -34,6 +34,8 @@ CACHE = 384 << 20
 """Bytes of decoded blocks that each process keeps; GDAL itself would take a twentieth of the machine, in each."""
 TILE = 512
 """Side of the blocks of the files written here, in pixels."""
+WRITING = 64 << 20
+"""Bytes of decoded blocks that are kept while a raster is copied."""
 # Chips without a georeference get this one, so that they are read, warped and written like any scene.
 _NOWHERE = "EPSG:32631", 500_000.0, 5_000_000.0
 
@@ -262,18 +264,19 @@ def overview(dataset: DatasetReader, level: int) -> DatasetReader:
 
 def to_cog(source: Path, target: Path, *, overviews: Resampling) -> None:
     """Copy a GeoTIFF to a cloud-optimized one with overviews."""
-    rasterio.shutil.copy(
-        source,
-        target,
-        driver="COG",
-        blocksize=TILE,
-        compress="deflate",
-        level=3,  # 6 takes twice as long, for a thirtieth less
-        predictor="no",
-        overview_resampling=overviews.name,
-        bigtiff="if_safer",
-        num_threads="all_cpus",
-    )
+    with rasterio.Env(GDAL_CACHEMAX=WRITING):  # else a twentieth of the machine's memory
+        rasterio.shutil.copy(
+            source,
+            target,
+            driver="COG",
+            blocksize=TILE,
+            compress="deflate",
+            level=3,  # 6 takes twice as long, for a thirtieth less
+            predictor="no",
+            overview_resampling=overviews.name,
+            bigtiff="if_safer",
+            num_threads="all_cpus",
+        )
 
 
 _FILTERS = Lock()

@@ -129,5 +129,8 @@ def _filtered(
     bands = np.empty((*alpha.shape, 4), np.uint8)
     for number, plane in enumerate((*colours, alpha)):
         bands[..., number] = plane
-    found = np.asarray(Image.fromarray(bands).resize(size, triangle, box=box))
-    return raster.interleaved(np.moveaxis(found, -1, 0)[:3], found[..., 3])
+    found = Image.fromarray(bands).resize(size, triangle, box=box)
+    valid = np.asarray(found.getchannel("A")) > raster.OPAQUE
+    image = np.array(found.convert("RGB"))
+    image[~valid] = 0
+    return Pixels(image, valid)

@@ -20,7 +20,7 @@ from ocmlflow.catalog import Scene
 RUN = 2
 """Windows side by side that one worker predicts at a time: the second is read while the network sees the first."""
 
-CACHE = 128 << 20
+CACHE = 64 << 20
 """Bytes of decoded blocks that each process keeps: more than that saves no time."""
 Network = Callable[[], inference.Predict]
 """Gives a predict function, the same one each time in one process; can be sent to another."""

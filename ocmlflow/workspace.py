@@ -15,7 +15,7 @@ from ocmlflow.errors import InputError
 
 log = logging.getLogger(__name__)
 
-POLL_S = 5.0
+POLL_S = 2.0
 SECRET = re.compile(r"SECRET|PASSWORD|TOKEN|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
 LAST_WITH_PROJECTS = 12
 """The last Databricks runtime on whose job clusters ordinary MLflow projects run."""

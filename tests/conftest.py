@@ -215,6 +215,19 @@ def brightness():
     return bright
 
 
+def one_layer(weight: float, bias: float):
+    """A keras.Model of one layer: bright is building, by one number."""
+    import keras
+
+    from ocmlflow import models
+
+    image = keras.Input((None, None, 3), dtype="uint8")
+    layer = keras.layers.Conv2D(1, 1, name="logits")
+    model = models.with_probability(keras.Model(image, layer(keras.layers.Rescaling(1 / 255)(image))))
+    layer.set_weights([np.full((1, 1, 3, 1), weight / 3, np.float32), np.array([bias], np.float32)])
+    return model
+
+
 def items(sequence, total):
     """Progress that shows nothing."""
     return sequence

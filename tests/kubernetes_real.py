@@ -24,7 +24,7 @@ TOKEN = "admin-of-nobody"
 def cluster(docker_engine: Namespace, base_image: str, folder: Path) -> Iterator[Namespace]:
     """Its kubeconfig and an API client; all its pods are gone with the block."""
     if not (BINARIES / "kubelet").exists() or not shutil.which("etcd"):
-        pytest.skip(f"no Kubernetes in {BINARIES}: .ci/kubernetes builds it, in some ten minutes of two CPUs")
+        pytest.skip(f"no Kubernetes in {BINARIES}: .ci/kubernetes builds it, in some six minutes of two CPUs")
     certificates = folder / "certs"
     certificates.mkdir()
     key, public = certificates / "sa.key", certificates / "sa.pub"

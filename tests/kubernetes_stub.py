@@ -2,7 +2,8 @@
 
 It holds to what the real one does where MLflow and the launcher depend on it: names are checked, strict schemas too,
 a dry run makes nothing, Secrets become variables, a pod that asks for a GPU waits until the node has one and the pod
-tolerates it, a deleted Job's pods end only if the policy says so, deadlines fail a Job, an Indexed Job has many pods.
+tolerates it, a deleted Job's pods end only if the policy says so, deadlines fail a Job, an Indexed Job has many pods,
+a pod that fails is followed by another as often as backoffLimit allows.
 """
 
 import base64
@@ -19,6 +20,7 @@ import kubernetes_validate
 
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 GPU = "nvidia.com/gpu"
+INDEX = "batch.kubernetes.io/job-completion-index"
 
 
 def _now() -> str:
@@ -57,7 +59,8 @@ class Cluster:
     def close(self) -> None:
         self.server.shutdown()
         self.server.server_close()
-        for _, pod in self.pods:
+        self.jobs.clear()  # so that no pod follows one that is removed
+        for _, pod in list(self.pods):
             self.docker("rm", "--force", pod)
 
     def docker(self, *words: str) -> subprocess.CompletedProcess:
@@ -117,23 +120,30 @@ class Cluster:
     def _run(self, namespace: str, job: dict) -> None:
         """What the Job controller does."""
         spec, name = job["spec"], job["metadata"]["name"]
-        count = spec.get("completions", 1) if spec.get("completionMode") == "Indexed" else 1
-        done: list[int] = []
+        indexed = spec.get("completionMode") == "Indexed"
+        failures: list[int | None] = []
+        over = threading.Event()
 
-        def one(index: int) -> None:
-            done.append(self._run_pod(namespace, job, index if count > 1 else None))
+        def one(index: int | None) -> None:
+            # A pod that fails is followed by another of its index, until all together have failed too often.
+            while self._run_pod(namespace, job, index) and (namespace, name) in self.jobs and not over.is_set():
+                failures.append(index)
+                if len(failures) > spec.get("backoffLimit", 6):
+                    return
 
-        threads = [threading.Thread(target=one, args=(index,), daemon=True) for index in range(count)]
+        indices = range(spec.get("completions", 1)) if indexed else [None]
+        threads = [threading.Thread(target=one, args=(index,), daemon=True) for index in indices]
         for thread in threads:
             thread.start()
         deadline = spec.get("activeDeadlineSeconds")
         for thread in threads:
             thread.join(deadline)
         if any(thread.is_alive() for thread in threads):
+            over.set()
             for pod in self._pods_of(namespace, name):
                 self.docker("kill", pod["metadata"]["name"])
             why = ("Failed", "DeadlineExceeded", "Job was active longer than specified deadline")
-        elif any(done):
+        elif len(failures) > spec.get("backoffLimit", 6):
             why = ("Failed", "BackoffLimitExceeded", "Job has reached the specified backoff limit")
         else:
             why = ("Complete", "CompletionsReached", "Reached expected number of succeeded pods")
@@ -145,7 +155,12 @@ class Cluster:
         spec, name = job["spec"]["template"]["spec"], f"{job['metadata']['name']}-{uuid.uuid4().hex[:5]}"
         pod = {
             "job": job["metadata"]["name"],
-            "metadata": {"name": name, "namespace": namespace, "labels": {"job-name": job["metadata"]["name"]}},
+            "metadata": {
+                "name": name,
+                "namespace": namespace,
+                "labels": {"job-name": job["metadata"]["name"]},
+                "annotations": {INDEX: str(index)} if index is not None else {},
+            },
             "spec": spec,
             "status": {"phase": "Pending"},
         }

@@ -16,15 +16,15 @@ import mlflow
 import pytest
 import yaml
 from affine import Affine
-from conftest import TRANSFORM, town, write_catalog
+from conftest import GSD, TRANSFORM, one_layer, town, write_catalog
 from databricks_stub import TOKEN, Workspace
 from kubernetes_real import add_gpu
 from kubernetes_real import cluster as real_cluster
-from kubernetes_stub import Cluster
+from kubernetes_stub import INDEX, Cluster
 from mlflow import MlflowClient
 
 from ocmlflow import chips as sets
-from ocmlflow import staging
+from ocmlflow import staging, storage, tracking
 
 ROOT = Path(__file__).parent.parent
 NAME = "main.maps.launched"
@@ -72,7 +72,7 @@ def _given(content, registry, base_image, mlflow_server, tmp_path, docker_engine
         "MLFLOW_TRACKING_URI": mlflow_server.address,
     }
 
-    def configured(template: str = "job-cpu.yaml", *, memory: str | None = None, **changes) -> Path:
+    def configured(template: str = "job-cpu.yaml", *, memory: str = "", claim: str = "", **changes) -> Path:
         job = yaml.safe_load((ROOT / "backends/kubernetes" / template).read_text())
         job["spec"]["template"]["spec"]["hostNetwork"] = True  # the engine of the tests has no other
         job["spec"] |= changes
@@ -80,6 +80,10 @@ def _given(content, registry, base_image, mlflow_server, tmp_path, docker_engine
             resources = job["spec"]["template"]["spec"]["containers"][0]["resources"]
             resources["requests"] = {"memory": memory, "cpu": "100m"}
             resources["limits"] |= {"memory": "4Gi", "ephemeral-storage": "4Gi"}
+        if claim:  # in place of a folder of the pod's own
+            (work,) = (volume for volume in job["spec"]["template"]["spec"]["volumes"] if volume["name"] == "work")
+            del work["emptyDir"]
+            work["persistentVolumeClaim"] = {"claimName": claim}
         (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
         build = ["--network", "host", "--build-arg", f"BASE_IMAGE={base_image}"]
         config = {"repository-uri": f"{registry}/ocmlflow", "kube-job-template-path": str(tmp_path / "job.yaml")}
@@ -168,9 +172,26 @@ def chips(client, mlflow_server, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def training(chips):
-    """Parameters of a training of a moment."""
-    return {"chips": chips, "epochs": 1, "name": NAME, "crop": 32, "batch_size": 4}
+def brightness(chips, mlflow_server):
+    """A registered version of one layer, which takes what is bright for building."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in mlflow_server.variables.items():
+            patch.setenv(name, value)
+        patch.setenv("MLFLOW_EXPERIMENT_ID", "")  # MLflow keeps it in a variable and in a global
+        patch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
+        mlflow.set_experiment("launched")
+        tracking.register("brightness")
+        with tracking.run("train", {}) as trained:
+            facts = {"gsd": GSD, "multiple": 1, "architecture": "none", "encoder": "none", "run": trained.info.run_id}
+            facts["trained_on"] = [{"chips": chips, "fold": None}]
+            tracking.log_model(one_layer(40, -20), facts, name="brightness")
+    return "models:/brightness/1"
+
+
+@pytest.fixture(scope="module")
+def training(chips, brightness):
+    """Parameters of a training of a moment: another network takes half a minute to compile."""
+    return {"chips": chips, "init": brightness, "epochs": 1, "name": NAME, "crop": 32, "batch_size": 4}
 
 
 def test_the_image_runs_as_nobody_holds_code_and_no_more(docker_engine, project_image):
@@ -201,7 +222,8 @@ def test_the_image_runs_as_nobody_holds_code_and_no_more(docker_engine, project_
 def test_a_training_waits_for_a_gpu_and_leaves_metrics_in_mlflow_and_the_model_in_s3(
     at, cluster, client, training, mlflow_server
 ):
-    process = launched(at, "train", "kubernetes", at.configured("job.yaml"), **training)
+    whole = {name: value for name, value in training.items() if name != "init"}  # of a network that the image holds
+    process = launched(at, "train", "kubernetes", at.configured("job.yaml"), **whole)
     waited = lines_until(process, "waiting for a pod: 0/1 nodes are available")
     cluster.add_gpu()
     done = ended(process)
@@ -311,62 +333,126 @@ def test_mlflows_own_kubernetes_backend(at, cluster, client, training, mlflow_se
     assert newest(client).info.status == "FAILED"
 
 
-def test_shares_of_an_indexed_job_make_the_chips_of_one_run(
-    at, cluster, client, chips, project_image, tmp_path, mlflow_server
-):
-    towns = Path(client.get_run(chips).data.params["catalog"]).parent
-    work = tmp_path / "work"
-    work.mkdir()
-    job = yaml.safe_load((ROOT / "backends/kubernetes/prepare-shares.yaml").read_text())
-    pod = job["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
-    container["image"] = project_image
+def shares(verb, image, count, **words):
+    """The shipped Job of a verb's shares, changed as its head says, and the command of one run that does it all."""
+    job = yaml.safe_load((ROOT / f"backends/kubernetes/{verb}-shares.yaml").read_text())
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    container["image"] = image
     command = container["command"]
-    command[command.index("--catalog") + 1] = "/data/catalog.json"
-    command += ["--validation", "kam", "--size", "64", "--stride", "8", "--workers", "1"]
-    pod["hostNetwork"] = True
+    command[command.index("--share") + 1] = f"$(JOB_COMPLETION_INDEX)/{count}"
+    job["spec"] |= {"completions": count, "parallelism": count}
+    for name, value in words.items():
+        if f"--{name}" in command:
+            command[command.index(f"--{name}") + 1] = str(value)
+        else:
+            command += [f"--{name}", str(value)]
+    job["spec"]["template"]["spec"]["hostNetwork"] = True  # the engine of the tests has no other
+    at = command.index("--share")
+    return job, [*command[:at], *command[at + 2 :]]
+
+
+def create(cluster, job):
+    """Create a Job; gives functions that ask how it has ended, if it has, and for its pods and their indices."""
+    client = kubernetes.config.new_client_from_config_dict(yaml.safe_load(cluster.kubeconfig()))
+    batch, core = kubernetes.client.BatchV1Api(client), kubernetes.client.CoreV1Api(client)
+    name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
+    batch.create_namespaced_job(namespace, job)
+
+    def end() -> str:
+        conditions = batch.read_namespaced_job_status(name, namespace).status.conditions
+        return conditions[0].type if conditions else ""
+
+    def pods() -> list[tuple[str, str]]:
+        found = core.list_namespaced_pod(namespace, label_selector=f"job-name={name}").items
+        return [(pod.metadata.annotations[INDEX], pod.metadata.name) for pod in found]
+
+    return Namespace(end=end, pods=pods)
+
+
+def in_a_container(at, image, command, volumes, variables):
+    """Run a command in a container that sees these folders."""
+    words = ["docker", "run", "--rm", "--network", "host"]
+    words += [word for path, folder in volumes.items() for word in ("--volume", f"{folder}:{path}")]
+    words += [word for name, value in variables.items() for word in ("--env", f"{name}={value}")]
+    done = subprocess.run([*words, image, *command], env=at.environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_shares_of_an_indexed_job_make_the_chips_of_one_run(at, cluster, client, chips, project_image, tmp_path):
+    towns = Path(client.get_run(chips).data.params["catalog"]).parent
+    words = {"catalog": "/data/catalog.json", "validation": "kam", "size": 64, "stride": 8, "workers": 1}
+    job, alone = shares("prepare", project_image, 4, **words)
+    pod = job["spec"]["template"]["spec"]
     pod["volumes"].append({"name": "data", "persistentVolumeClaim": {"claimName": "data"}})
-    container["volumeMounts"].append({"name": "data", "mountPath": "/data"})
-    cluster.folders |= {"ocmlflow-work": str(work), "data": str(towns)}
-    for path in (work, towns, *towns.rglob("*")):
+    pod["containers"][0]["volumeMounts"].append({"name": "data", "mountPath": "/data"})
+    volumes = {"work": tmp_path / "work", "alone": tmp_path / "alone"}
+    for volume in volumes.values():
+        volume.mkdir()
+    cluster.folders |= {"ocmlflow-work": str(volumes["work"]), "data": str(towns)}
+    for path in (*volumes.values(), towns, *towns.rglob("*")):
         path.chmod(0o777)
-    kubeconfig = yaml.safe_load(cluster.kubeconfig())
-    api = kubernetes.client.BatchV1Api(kubernetes.config.new_client_from_config_dict(kubeconfig))
-    api.create_namespaced_job("ocmlflow", job)
-    while not (conditions := api.read_namespaced_job_status("ocmlflow-prepare", "ocmlflow").status.conditions):
-        time.sleep(0.5)
-    logs = [cluster.docker("logs", pod).stderr for _, pod in cluster.pods]
-    assert conditions[0].type == "Complete", logs
-    shares = sorted(re.search(r"share (\d)/4: (\d+) blocks cut", text).groups() for text in logs)
-    assert [share for share, _ in shares] == ["0", "1", "2", "3"]
-    # The run after them, in a container that sees the same folder, and one that does all by itself.
-    for name, volume in (("together", work), ("alone", tmp_path / "alone")):
-        volume.mkdir(exist_ok=True)
-        volume.chmod(0o777)
-        words = [
-            "docker",
-            "run",
-            "--rm",
-            "--network",
-            "host",
-            "--volume",
-            f"{volume}:/work",
-            "--volume",
-            f"{towns}:/data",
-        ]
-        words += [
-            "--env",
-            f"MLFLOW_TRACKING_URI=sqlite:////work/{name}.db",
-            project_image,
-            *command[: command.index("--share")],
-        ]
-        words += [*command[command.index("--work") :]]
-        done = subprocess.run(words, env=at.environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-    made = {name: next((tmp_path / name).glob("mlruns/*/*/artifacts/chips")) for name in ("work", "alone")}
+    created = create(cluster, job)
+    while not created.end():
+        time.sleep(0.2)
+    logs = [cluster.docker("logs", pod).stderr for _, pod in created.pods()]
+    assert created.end() == "Complete", logs
+    found = sorted(re.search(r"share (\d)/4: (\d+) blocks cut", text).groups() for text in logs)
+    assert [share for share, _ in found] == ["0", "1", "2", "3"]
+    # The run after them, which sees the same folder, and one that does all by itself.
+    for volume in volumes.values():
+        variables = {"MLFLOW_TRACKING_URI": "sqlite:////work/mlflow.db"}
+        in_a_container(at, project_image, alone, {"/work": volume, "/data": towns}, variables)
+    made = {name: next(volume.glob("mlruns/*/*/artifacts/chips")) for name, volume in volumes.items()}
     assert sets.digest(sets.load(made["work"]).index) == sets.digest(sets.load(made["alone"]).index)
     for file in (path for path in made["alone"].rglob("*") if path.is_file()):
         assert (made["work"] / file.relative_to(made["alone"])).read_bytes() == file.read_bytes(), file
+
+
+def test_shares_of_an_indexed_job_make_the_maps_of_one_run(
+    at, cluster, client, brightness, project_image, mlflow_server, s3, tmp_path
+):
+    """Two pods share the windows of one scene; one is killed, and another goes on; one run then makes the maps."""
+    town(tmp_path, "scenes/aaa", transform=TRANSFORM, height=600, width=900)
+    storage.put(tmp_path / "scenes/aaa/aaa.tif", f"{s3}/scenes/aaa.tif")
+    words = {"model": brightness, "size": 64, "margin": 16, "min_area_m2": 1}
+    places = {"images": f"{s3}/scenes/aaa.tif", "output": f"{s3}/together", "work": "/work"}
+    job, alone = shares("predict", project_image, 2, **places, **words)
+    work = tmp_path / "work"
+    work.mkdir()
+    work.chmod(0o777)
+    cluster.folders["ocmlflow-work"] = str(work)
+    variables = {**mlflow_server.variables, "MLFLOW_TRACKING_URI": mlflow_server.address}
+    cluster.secrets["ocmlflow", "ocmlflow"] = variables
+    created = create(cluster, job)
+    while not (list(work.glob("predict/*/aaa-tiles/0-0.npy")) or created.end()):  # which is of the share 0
+        time.sleep(0.01)
+    tiles = {path: path.stat().st_mtime_ns for path in work.glob("predict/*/aaa-tiles/*.npy")}
+    killed = cluster.docker("kill", dict(created.pods())["0"])
+    while not created.end():
+        time.sleep(0.2)
+    logs = [(index, cluster.docker("logs", pod).stderr) for index, pod in created.pods()]
+    assert (killed.returncode, created.end()) == (0, "Complete"), logs
+    assert sorted(index for index, _ in logs) == ["0", "0", "1"]
+    assert sorted(index for index, log in logs if "windows predicted" in log) == ["0", "1"]
+    assert {path: path.stat().st_mtime_ns for path in tiles} == tiles  # what the first had done was not done again
+    assert not storage.listing(f"{s3}/together")
+    # The run after them is the launcher's, whose template has the same folder.
+    config = at.configured(claim="ocmlflow-work")
+    done = ended(launched(at, "predict", "kubernetes", config, **places, **words))
+    assert done.status == 0, done.out[-3000:] + done.err[-3000:]
+    run = newest(client)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["buildings"] > 0
+    assert [path.suffix for path in (work / "predict").iterdir()] == [".lock"]  # it took what they had left in there
+    alone[alone.index("--output") + 1] = f"{s3}/alone"
+    in_a_container(at, project_image, alone, {}, variables)
+    made = {}
+    for name in ("together", "alone"):
+        folder = tmp_path / name
+        storage.mirror(f"{s3}/{name}", str(folder))
+        made[name] = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*.*")}
+    assert {Path(name).suffix for name in made["alone"]} == {".tif", ".parquet", ".fgb", ".geojson", ".jpg", ".json"}
+    assert made["together"] == made["alone"]
 
 
 def test_a_real_cluster_does_as_its_stand_in_does(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
+from conftest import one_layer
 from mlflow import MlflowClient
 
 from entrypoints import compare, evaluate
@@ -19,18 +20,6 @@ from ocmlflow.errors import InputError
 pytestmark = pytest.mark.filterwarnings("default")  # MLflow's libraries warn of one another
 NAME = "towns"
 BLANK = {"driver": "GTiff", "count": 1, "dtype": "uint8", "width": 32, "height": 32}
-
-
-def network(weight: float, bias: float):
-    """Bright is building, by one number."""
-    import keras
-
-    image = keras.Input((None, None, 3), dtype="uint8")
-    x = keras.layers.Rescaling(1 / 255)(image)
-    layer = keras.layers.Conv2D(1, 1, activation="sigmoid", name="only")
-    model = keras.Model(image, layer(x))
-    layer.set_weights([np.full((1, 1, 3, 1), weight / 3, np.float32), np.array([bias], np.float32)])
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +40,7 @@ def line(made, tmp_path_factory):
     registry.register(NAME)
     for weight, bias in ((4, -1), (40, -20), (-40, 20)):
         with tracking.run("train", {}) as trained:
-            tracking.log_model(network(weight, bias), {**facts, "run": trained.info.run_id}, name=NAME)
+            tracking.log_model(one_layer(weight, bias), {**facts, "run": trained.info.run_id}, name=NAME)
     yield Namespace(chips=prepared.info.run_id, folder=folder)
     mlflow.set_tracking_uri(before)
     patch.undo()
@@ -249,7 +238,7 @@ def test_test_chips_are_scored_at_what_was_chosen_elsewhere(line, made, tmp_path
         steps = [{"chips": chips_run, "fold": None} for chips_run in (prepared.info.run_id, validated_on)]
         with tracking.run("train", {}) as trained:
             version = {**facts, "run": trained.info.run_id, "trained_on": steps}
-            tracking.log_model(network(4, -1), version, name="hamlets")
+            tracking.log_model(one_layer(4, -1), version, name="hamlets")
     fair, seen = "models:/hamlets/1", "models:/hamlets/2"
 
     with pytest.raises(InputError, match="hamlets version 1 has no threshold yet: evaluate it on its validation chips"):

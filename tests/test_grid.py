@@ -47,10 +47,23 @@ def test_cores_touch_each_pixel_once_with_context_around(height, width, size, da
             (first, last), (kept, end) = tile.window.toranges()[axis], tile.core.toranges()[axis]
             assert 0 <= first <= kept < end <= last <= length
             assert first % multiple == 0
-            assert min(size, length) - multiple < last - first <= min(size, length)
+            assert last - first <= min(size, length)
             assert kept - first >= margin or kept == first == 0
             assert last - end >= margin or end == last == length
     assert (times == 1).all()
+
+
+@given(lengths, sizes, st.data())
+def test_windows_are_alike_few_and_small(length, size, data):
+    multiple = data.draw(st.integers(1, size))
+    margin = data.draw(st.integers(0, (size - multiple) // 2))
+    found = [tile.window.width for tile in grid.tiles(1, length, size=size, margin=margin, multiple=multiple)]
+    assert len(set(found[:-1])) <= 1
+    assert found[0] - multiple < found[-1] <= found[0]
+    stride = (size - 2 * margin) // multiple * multiple
+    assert len(found) == (1 if length <= size else -(-(length - 2 * margin) // stride))
+    # None could be smaller by a multiple.
+    assert (found[0] - multiple - 2 * margin) * len(found) + 2 * margin < length
 
 
 @pytest.mark.parametrize("stride", [0, -1, 9])

@@ -1,17 +1,22 @@
 """What the launcher refuses before anything is sent, what it sends, and what the shipped files of the backends hold."""
 
+import dataclasses
 import json
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
+import typing
+from enum import Enum
+from importlib import import_module
 from pathlib import Path
 
 import kubernetes_validate
 import mlflow
 import pytest
 import yaml
+from databricks.sdk.service import compute, jobs
 from hypothesis import given
 from hypothesis import strategies as st
 from kubernetes_stub import expanded
@@ -72,7 +77,9 @@ def test_indexed_jobs_share_by_as_many_as_there_are_pods(verb):
     job = yaml.safe_load((KUBERNETES / f"{verb}-shares.yaml").read_text())["spec"]
     command = job["template"]["spec"]["containers"][0]["command"]
     assert command[:3] == ["python", "-m", f"entrypoints.{verb}"]
-    assert command[command.index("--share") + 1] == f"$(JOB_COMPLETION_INDEX)/{job['completions']}"
+    words = [expanded(word, {"JOB_COMPLETION_INDEX": "0"}) for word in command[3:]]
+    args = import_module(f"entrypoints.{verb}").parse(words)
+    assert (args.share, args.work) == ((0, job["completions"]), "/work")
     assert job["parallelism"] == job["completions"]
     assert job["completionMode"] == "Indexed"
 
@@ -103,8 +110,6 @@ def test_the_cluster_file_asks_for_what_the_project_asks_for():
 
 
 def test_the_bundle_has_a_job_for_each_step_whose_arguments_the_step_takes():
-    from importlib import import_module
-
     bundle = yaml.safe_load((ROOT / "databricks.yml").read_text())
     assert set(bundle["resources"]["jobs"]) == {"prepare", "train", "evaluate", "predict"}
     for step, job in bundle["resources"]["jobs"].items():
@@ -116,6 +121,64 @@ def test_the_bundle_has_a_job_for_each_step_whose_arguments_the_step_takes():
         for key in (task["spark_python_task"]["python_file"], task["libraries"][0]["requirements"]):
             assert (ROOT / key.removeprefix("${workspace.file_path}/")).is_file()
         workspace.check({"new_cluster": task["new_cluster"]}, ROOT / "databricks.yml")
+
+
+def check_kind(kind, value, where: str) -> None:
+    """Fail unless a value is what Databricks' API takes for a type of its SDK.
+
+    The SDK itself passes over fields that it does not know, and takes any value for one that it knows.
+    """
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Union:
+        check_kind(next(one for one in inner if one is not type(None)), value, where)
+    elif dataclasses.is_dataclass(kind):
+        fields = {field.name: field for field in dataclasses.fields(kind)}
+        needed = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+        assert needed <= value.keys() <= fields.keys(), where
+        for name, kind_of_field in typing.get_type_hints(kind).items():
+            if name in value:
+                check_kind(kind_of_field, value[name], f"{where}.{name}")
+    elif origin in (list, dict):
+        assert type(value) is origin, where
+        for number, one in enumerate(value.values() if origin is dict else value):
+            check_kind(inner[-1], one, f"{where}[{number}]")
+    elif issubclass(kind, Enum):
+        assert value in {one.value for one in kind}, where
+    else:
+        assert type(value) is kind, where
+
+
+def test_the_jobs_of_the_bundle_and_the_cluster_file_are_what_databricks_takes():
+    bundle = yaml.safe_load((ROOT / "databricks.yml").read_text())
+    for step, job in bundle["resources"]["jobs"].items():
+        check_kind(jobs.JobSettings, job, step)
+    config = json.loads((DATABRICKS / "cluster.json").read_text())
+    check_kind(compute.ClusterSpec, config["new_cluster"], "new_cluster")
+    check_kind(list[compute.Library], config["libraries"], "libraries")
+
+
+@pytest.mark.parametrize(
+    ("where", "field", "value"),
+    [
+        ("", "max_concurent_runs", 1),
+        ("tasks.0.new_cluster", "num_worker", 0),
+        ("tasks.0.new_cluster", "num_workers", "0"),
+        ("tasks.0.new_cluster", "data_security_mode", "SINGLE"),
+        ("tasks.0.libraries.0", "requirement", "requirements-gpu.txt"),
+        ("tasks.0.spark_python_task", "parameters", "train"),
+        ("tasks.0.spark_python_task", "python_file", None),
+    ],
+)
+def test_a_job_that_databricks_would_refuse_is_told(where, field, value):
+    job = yaml.safe_load((ROOT / "databricks.yml").read_text())["resources"]["jobs"]["train"]
+    part = job
+    for name in filter(None, where.split(".")):
+        part = part[int(name) if name.isdecimal() else name]
+    part[field] = value
+    if value is None:
+        del part[field]
+    with pytest.raises(AssertionError):
+        check_kind(jobs.JobSettings, job, "train")
 
 
 def test_the_script_for_databricks_runs_a_step_of_a_folder_with_words_as_a_shell_reads_them(tmp_path):

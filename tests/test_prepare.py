@@ -1,5 +1,7 @@
 """The verb `prepare`, called in this process on small scenes."""
 
+import errno
+import fcntl
 import json
 import re
 from pathlib import Path
@@ -339,6 +341,21 @@ def test_a_share_that_is_still_cutting_keeps_the_run_after_it_waiting(tmp_path, 
     ):
         pytest.fail("both at once")
     assert (tmp_path / "work").is_dir()
+
+
+def test_a_disk_over_nfs_locks_and_one_that_cannot_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", fcntl.lockf)  # which is what a client of NFS makes of it
+    for shared in (True, False):
+        with prepare.in_the_making(tmp_path / "work", shared=shared):
+            pass
+
+    def refused(*_):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with pytest.raises(InputError, match=r"work locks no files .*give work= on another"):  # noqa: SIM117
+        with prepare.in_the_making(tmp_path / "work"):
+            pass
 
 
 def test_training_ignores_the_ring_and_scores_do_not(tmp_path, run):

@@ -63,7 +63,7 @@ def test_mlproject_declares_what_cannot_be_left_out(verb, capsys):
         ("train", "--epoch 3", "unrecognized arguments: --epoch 3"),
         ("evaluate", "--promote maybe", "--promote: true or false is needed, got maybe"),
         ("predict", "--images x --output y --threshold 1", "--threshold: must be 0.01 to 0.99, got 1"),
-        ("predict", "--images x --output y --margin 1009", "--margin: must be at most 752 at a size of 1536"),
+        ("predict", "--images x --output y --margin 1009", "--margin: must be at most 576 at a size of 1184"),
         ("evaluate", "--split train", "--split: invalid choice: 'train'"),
         ("protocol", "--catalog x --name mine", "--name: invalid choice: 'mine' (choose from 'blocks'"),
         (

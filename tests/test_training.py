@@ -141,7 +141,7 @@ def test_half_floats_learn_much_the_same_and_leave_whole_ones(made, fitted, prec
     assert {layer.compute_dtype for layer in network.layers[1:]} == {"float32"}
     assert best > 0.5
     assert figures[-1]["loss"] == pytest.approx(fitted[-1][-1]["loss"], rel=0.1)
-    halved = training.in_precision(network, precision)
+    halved = training.for_training(network, precision)
     assert {layer.compute_dtype for layer in halved.layers[1:-1]} == {precision}
     assert halved.layers[-1].compute_dtype == "float32"
 
