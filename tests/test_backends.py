@@ -24,7 +24,7 @@ from kubernetes_stub import INDEX, Cluster
 from mlflow import MlflowClient
 
 from ocmlflow import chips as sets
-from ocmlflow import staging, storage, tracking
+from ocmlflow import registry, staging, storage, tracking
 
 ROOT = Path(__file__).parent.parent
 NAME = "main.maps.launched"
@@ -180,7 +180,7 @@ def brightness(chips, mlflow_server):
         patch.setenv("MLFLOW_EXPERIMENT_ID", "")  # MLflow keeps it in a variable and in a global
         patch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
         mlflow.set_experiment("launched")
-        tracking.register("brightness")
+        registry.register("brightness")
         with tracking.run("train", {}) as trained:
             facts = {"gsd": GSD, "multiple": 1, "architecture": "none", "encoder": "none", "run": trained.info.run_id}
             facts["trained_on"] = [{"chips": chips, "fold": None}]
