@@ -21,7 +21,10 @@ def trained(layer: layers.Layer, images: np.ndarray) -> list[np.ndarray]:
     return [np.asarray(tf.cast(one, tf.float32)) for one in (given, *gradients, *layer.non_trainable_weights)]
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("mixed_bfloat16", 0.05)])
+TOLERANCES = {"float32": 1e-4, "mixed_bfloat16": 0.05, "mixed_float16": 0.01}
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), TOLERANCES.items())
 def test_it_is_the_layer_of_keras(precision, tolerance):
     images = np.random.default_rng(0).normal(3, 2, (2, 5, 7, 3)).astype(np.float32)
     ours, theirs = (
