@@ -7,9 +7,10 @@ import json
 import re
 import subprocess
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlparse
+
+from json_server import JsonHandler, serve
 
 TOKEN = "dapi-of-nobody"
 
@@ -27,9 +28,8 @@ class Workspace:
         self.clusters_come_up = True
         self.refuses = ""
         """What every submission is answered with, if anything."""
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self.server = serve(_handler(self))
         self.host = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
         self.server.shutdown()
@@ -97,29 +97,14 @@ def _error(code: int, name: str, message: str) -> tuple[int, dict]:
     return code, {"error_code": name, "message": message}
 
 
-def _handler(workspace: Workspace) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_):
-            pass
-
+def _handler(workspace: Workspace) -> type[JsonHandler]:
+    class Handler(JsonHandler):
         def _any(self):
             url = urlparse(self.path)
-            content = self._content()
-            self._answer(*self._answered(url.path, parse_qs(url.query), content))
+            content = self.content()
+            self.answer(*self._answered(url.path, parse_qs(url.query), content))
 
         do_GET = do_POST = _any  # noqa: N815
-
-        def _content(self) -> bytes:
-            if "chunked" not in self.headers.get("Transfer-Encoding", ""):
-                return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            parts = []
-            while size := int(self.rfile.readline(), 16):
-                parts.append(self.rfile.read(size))
-                self.rfile.readline()
-            self.rfile.readline()
-            return b"".join(parts)
 
         def _answered(self, path: str, query: dict[str, list[str]], content: bytes) -> tuple[int, dict]:
             if self.headers.get("Authorization") != f"Bearer {TOKEN}":
@@ -152,13 +137,5 @@ def _handler(workspace: Workspace) -> type[BaseHTTPRequestHandler]:
                 case "GET", "jobs/runs/get-output" if (number := int(given["run_id"])) in workspace.submitted:
                     return 200, {"logs": workspace.outputs.get(number, "")}
             return _error(404, "ENDPOINT_NOT_FOUND", f"No API found for '{self.command} {path}'")
-
-        def _answer(self, code: int, content: dict) -> None:
-            data = json.dumps(content).encode()
-            self.send_response(code)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
 
     return Handler

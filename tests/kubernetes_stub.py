@@ -13,10 +13,10 @@ import subprocess
 import threading
 import uuid
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlparse
 
 import kubernetes_validate
+from json_server import JsonHandler, serve
 
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 GPU = "nvidia.com/gpu"
@@ -39,8 +39,7 @@ class Cluster:
         """Of persistent volume claims."""
         self.requests: list[tuple[str, str]] = []
         self.changed = threading.Condition()
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.server = serve(_handler(self))
 
     def kubeconfig(self) -> str:
         """Of clients of this cluster."""
@@ -260,58 +259,45 @@ def _status(code: int, reason: str, message: str) -> tuple[int, dict]:
     return code, {**told, "reason": reason, "message": message, "code": code}
 
 
-def _handler(cluster: Cluster) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_):
-            pass
-
+def _handler(cluster: Cluster) -> type[JsonHandler]:
+    class Handler(JsonHandler):
         def _any(self):
             url = urlparse(self.path)
             query = parse_qs(url.query)
-            content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            content = self.content()
             cluster.requests.append((self.command, self.path))
             if self.headers.get("Authorization") != "Bearer of-nobody":
-                return self._answer(*_status(401, "Unauthorized", "Unauthorized"))
+                return self.answer(*_status(401, "Unauthorized", "Unauthorized"))
             match self.command, *url.path.strip("/").split("/"):
                 case "POST", "apis", "batch", "v1", "namespaces", namespace, "jobs":
                     dry = query.get("dryRun") == ["All"]
-                    return self._answer(*cluster.create(namespace, json.loads(content), dry=dry))
+                    return self.answer(*cluster.create(namespace, json.loads(content), dry=dry))
                 case "GET", "apis", "batch", "v1", "namespaces", namespace, "jobs", name, *_:
                     found = cluster.jobs.get((namespace, name))
-                    return self._answer(
+                    return self.answer(
                         *((200, found) if found else _status(404, "NotFound", f'jobs.batch "{name}" not found'))
                     )
                 case "DELETE", "apis", "batch", "v1", "namespaces", namespace, "jobs", name:
                     body = json.loads(content or b"{}")
                     # Without a policy the pods of a batch/v1 Job stay.
                     policy = query.get("propagationPolicy", [body.get("propagationPolicy", "Orphan")])[0]
-                    return self._answer(*cluster.delete(namespace, name, policy))
+                    return self.answer(*cluster.delete(namespace, name, policy))
                 case "GET", "api", "v1", "namespaces", namespace, "secrets", name:
                     found = cluster.secrets.get((namespace, name))
                     if found is None:
-                        return self._answer(*_status(404, "NotFound", f'secrets "{name}" not found'))
+                        return self.answer(*_status(404, "NotFound", f'secrets "{name}" not found'))
                     data = {key: base64.b64encode(value.encode()).decode() for key, value in found.items()}
-                    return self._answer(200, {"kind": "Secret", "apiVersion": "v1", "data": data})
+                    return self.answer(200, {"kind": "Secret", "apiVersion": "v1", "data": data})
                 case "GET", "api", "v1", "namespaces", namespace, "pods":
                     job = query["labelSelector"][0].removeprefix("job-name=")
-                    return self._answer(
+                    return self.answer(
                         200, {"kind": "PodList", "apiVersion": "v1", "items": cluster._pods_of(namespace, job)}
                     )
                 case "GET", "api", "v1", "namespaces", _, "pods", name, "log":
                     return self._stream(cluster.log(name, query))
-            return self._answer(*_status(404, "NotFound", "the server could not find the requested resource"))
+            return self.answer(*_status(404, "NotFound", "the server could not find the requested resource"))
 
         do_GET = do_POST = do_DELETE = do_PUT = do_PATCH = _any  # noqa: N815
-
-        def _answer(self, code: int, content: dict) -> None:
-            data = json.dumps(content).encode()
-            self.send_response(code)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
 
         def _stream(self, source: subprocess.Popen) -> None:
             self.send_response(200)
