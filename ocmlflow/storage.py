@@ -72,7 +72,8 @@ def join(base: str, *names: str) -> str:
 def read(href: str) -> bytes:
     """The bytes at `href`; FileNotFoundError or PermissionError, naming it, where there are none to be had."""
     if href.startswith("s3://"):
-        return _s3_bytes(href)
+        with _told_of(href):
+            return bytes(_s3_call("get_object", href)["Body"].read())
     if is_remote(href):
         return _https("GET", href).content
     return path(href).read_bytes()
@@ -286,15 +287,10 @@ def _session(process: int) -> requests.Session:
     return session
 
 
-def _s3_bytes(href: str, **more: str) -> bytes:
-    with _told_of(href):
-        return bytes(_s3_call("get_object", href, **more)["Body"].read())
-
-
-def _s3_call(operation: str, href: str, **more: str) -> Any:
+def _s3_call(operation: str, href: str) -> Any:
     bucket, key = _bucket_and_key(href)
     with _told_of(href):
-        return getattr(s3_client(), operation)(Bucket=bucket, Key=key, **more)
+        return getattr(s3_client(), operation)(Bucket=bucket, Key=key)
 
 
 @contextmanager
