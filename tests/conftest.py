@@ -399,19 +399,21 @@ def web(tmp_path):
 class Line:
     """A line to a server of this machine: `open`, `away`, `slow`, or `busy`, which answers 503.
 
-    With `left`, it goes away when so many bytes have gone over it.
+    With `left`, it goes away when so many bytes have gone over it; `faults` counts what it was away or busy for.
     """
 
     def __init__(self, port: int) -> None:
-        self.port, self.mode, self.busy_answers = port, "open", 0
+        self.port, self.mode, self.faults = port, "open", 0
         self.left: int | None = None
+        self.opens_at: int | None = None
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self.listener.getsockname()[1]}"
         self.connections: set[socket.socket] = set()
         Thread(target=self._accept, daemon=True).start()
 
-    def become(self, mode: str) -> None:
-        """Change, for connections that are open too."""
+    def become(self, mode: str, *, times: int | None = None) -> None:
+        """Change, for connections that are open too; with `times`, it is open again after so many faults."""
+        self.opens_at = None if times is None else self.faults + times
         self.mode = mode
         for connection in list(self.connections):
             with contextlib.suppress(OSError):
@@ -424,14 +426,16 @@ class Line:
 
     def _serve(self, client: socket.socket) -> None:
         with client, contextlib.suppress(OSError):
-            if self.mode == "away":
+            mode = self.mode
+            if mode in ("away", "busy"):
+                self.faults += 1
+                if self.faults == self.opens_at:
+                    self.mode = "open"
+                if mode == "busy":
+                    client.recv(65536)
+                    client.sendall(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
                 return
-            if self.mode == "busy":
-                client.recv(65536)
-                self.busy_answers += 1
-                client.sendall(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-                return
-            if self.mode == "slow":
+            if mode == "slow":
                 time.sleep(1)
             with socket.create_connection(("127.0.0.1", self.port)) as server:
                 self.connections |= {client, server}
