@@ -22,7 +22,6 @@ RARE = 0.2
 """Share of the chips that noise, lower resolution and holes each come upon."""
 HOLE = 0.25
 """Longest side of a hole, of the crop's."""
-_BINOMIAL = np.outer([1, 4, 6, 4, 1], [1, 4, 6, 4, 1]).astype(np.float32)[..., np.newaxis, np.newaxis] / 256
 _HUE = np.array([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]], np.float32) / math.sqrt(3)
 """What a small turn about the grey axis adds to a colour, for each radian."""
 
@@ -39,11 +38,7 @@ def augment(coded: Tensor, seed: keras.random.SeedGenerator, *, crop: int, stren
     `side` is that of `context`, or at least `crop`; what a turn brings in from beyond it is not valid. `zoom` is the
     largest, in and out.
     """
-    coded = ops.cast(coded, "float32")
-    image, label = _move(coded[..., :3], coded[..., 3:], seed, strength, zoom)
-    margin = (coded.shape[1] - crop) // 2
-    inner = slice(margin, margin + crop)
-    image, label = image[:, inner, inner], label[:, inner, inner]
+    image, label = _moved(coded, seed, crop, strength, zoom)
     if strength:
         image = _focus(image, seed, strength)
         image = _colour(image, seed, strength)
@@ -56,11 +51,11 @@ def _angle(strength: float) -> float:
     return min(ANGLE * strength, math.pi / 4)  # the symmetries do the rest
 
 
-def _move(
-    image: Tensor, label: Tensor, seed: keras.random.SeedGenerator, strength: float, zoom: float
+def _moved(
+    coded: Tensor, seed: keras.random.SeedGenerator, crop: int, strength: float, zoom: float
 ) -> tuple[Tensor, Tensor]:
     """One of the eight symmetries of the square, zoomed, turned and sheared about the middle."""
-    batch, side = ops.shape(image)[0], image.shape[1]
+    batch, side = ops.shape(coded)[0], coded.shape[1]
 
     def draw(most: float) -> Tensor:
         return random.uniform((batch,), -most, most, seed=seed)
@@ -73,55 +68,72 @@ def _move(
     across, down = ops.where(turned[0], -1.0, 1.0), ops.where(turned[1], -1.0, 1.0)
     a, d, b, e = across * a, across * d, down * b, down * e
     a, b, d, e = (ops.where(turned[2], *pair) for pair in ((b, a), (a, b), (e, d), (d, e)))
-    centre = (side - 1) / 2
+    middle, centre = (side - 1) / 2, (crop - 1) / 2
     zero = ops.zeros_like(a)
-    matrix = ops.stack([a, b, centre * (1 - a - b), d, e, centre * (1 - d - e), zero, zero], axis=1)
+    matrix = ops.stack([a, b, middle - centre * (a + b), d, e, middle - centre * (d + e), zero, zero], axis=1)
+    coded = ops.cast(coded, "float32")
     # Interpolated labels are no labels: nearest for them, and not valid from beyond the edge.
-    return (
-        ops.image.affine_transform(image, matrix, interpolation="bilinear", fill_mode="constant", fill_value=0),
-        ops.image.affine_transform(label, matrix, interpolation="nearest", fill_mode="constant", fill_value=NOT_VALID),
-    )
+    image = _warped(coded, matrix, crop, "bilinear", 0.0)[..., :3]
+    return image, _warped(coded[..., 3:], matrix, crop, "nearest", float(NOT_VALID))
+
+
+def _warped(batch: Tensor, matrix: Tensor, side: int, interpolation: str, fill: float) -> Tensor:
+    """(batch, side, side, channels), whose pixels come from where the matrix says."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        # What Keras calls, which gives pictures of the batch's own size: more than twice the pixels, and the time.
+        return tf.raw_ops.ImageProjectiveTransformV3(
+            images=batch,
+            transforms=matrix,
+            output_shape=[side, side],
+            fill_value=fill,
+            interpolation=interpolation.upper(),
+            fill_mode="CONSTANT",
+        )
+    whole = ops.image.affine_transform(batch, matrix, interpolation, fill_mode="constant", fill_value=fill)
+    return whole[:, :side, :side]
 
 
 def _focus(image: Tensor, seed: keras.random.SeedGenerator, strength: float) -> Tensor:
     """Blurred or sharpened a little, and some chips at half their resolution."""
     batch, side = ops.shape(image)[0], image.shape[1]
-    smooth = ops.depthwise_conv(_edged(image), np.repeat(_BINOMIAL, 3, axis=2), padding="valid")
-    weight = ops.minimum(random.uniform((batch, 1, 1, 1), -0.5, 1.0, seed=seed) * strength, 1.0)
-    image += weight * (smooth - image)
+    smooth = ops.average_pool(image, 3, strides=1, padding="same")
+    image += ops.minimum(random.uniform((batch, 1, 1, 1), -0.5, 1.0, seed=seed) * strength, 1.0) * (smooth - image)
     if side % 2:
         return image
-    half = ops.mean(ops.reshape(image, (-1, side // 2, 2, side // 2, 2, 3)), axis=(2, 4))
+    half = ops.average_pool(image, 2, strides=2)
     coarse = ops.image.resize(half, (side, side), interpolation="bilinear")
-    return ops.where(_rarely(batch, seed, strength), coarse, image)
-
-
-def _edged(image: Tensor) -> Tensor:
-    """The image with two more pixels on each side, or blurred borders would be dark."""
-    return ops.pad(image, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")
+    return image + ops.cast(_rarely(batch, seed, strength), "float32") * (coarse - image)
 
 
 def _colour(image: Tensor, seed: keras.random.SeedGenerator, strength: float) -> Tensor:
-    """Brightness, contrast, gamma, saturation, hue and the balance of the channels, a little off for each chip."""
-    batch = ops.shape(image)[0]
+    """Contrast, the balance of the channels, brightness, saturation, hue and gamma, a little off for each chip."""
+    batch, side = ops.shape(image)[0], image.shape[1]
 
-    def factor(most: float, channels: int = 1) -> Tensor:
-        return ops.exp(strength * random.uniform((batch, 1, 1, channels), -most, most, seed=seed))
+    def draw(most: float, channels: int = 1) -> Tensor:
+        return strength * random.uniform((batch, 1, channels), -most, most, seed=seed)
 
-    mean = ops.mean(image, axis=(1, 2, 3), keepdims=True)
-    image = ((image - mean) * factor(0.27) + mean) * factor(0.08, 3)
-    image += strength * random.uniform((batch, 1, 1, 1), -30.0, 30.0, seed=seed)
-    grey = ops.mean(image, axis=-1, keepdims=True)
-    image = (image - grey) * factor(0.3) + grey
-    image += strength * random.uniform((batch, 1, 1, 1), -0.1, 0.1, seed=seed) * ops.matmul(image, _HUE.T)
-    return 255.0 * (ops.clip(image, 0.0, 255.0) / 255.0 + 1e-6) ** factor(0.2)
+    # All but gamma are sums of a pixel's channels, and one matrix: colours are rows, and go to colour @ turn + shift.
+    contrast, balance, brightness, saturation = ops.exp(draw(0.27)), ops.exp(draw(0.08, 3)), draw(30.0), draw(0.3)
+    mean, one = ops.mean(image, axis=(1, 2, 3))[:, None, None], np.eye(3, dtype=np.float32)
+    turn = one * contrast * balance
+    shift = (1.0 - contrast) * mean * balance + brightness
+    saturation = ops.exp(saturation)
+    for step in (saturation * one + (1.0 - saturation) * np.float32(1 / 3), one + draw(0.1) * _HUE.T):
+        turn, shift = ops.matmul(turn, step), ops.matmul(shift, step)
+    image = ops.reshape(ops.matmul(ops.reshape(image, (-1, side * side, 3)), turn) + shift, (-1, side, side, 3))
+    image = ops.clip(image, 0.0, 255.0)
+    # Gamma but for its slope at black; a power takes as long as all else here.
+    bend = draw(0.28)[..., None]
+    return image * (1.0 + bend - bend / 255.0 * image)
 
 
 def _noise(image: Tensor, seed: keras.random.SeedGenerator, strength: float) -> Tensor:
     batch = ops.shape(image)[0]
     most = ops.where(_rarely(batch, seed, strength), 12.0 * strength, 0.0)
     amount = most * random.uniform((batch, 1, 1, 1), seed=seed)
-    return image + amount * random.normal(ops.shape(image), seed=seed)
+    return image + amount * random.normal((1, *image.shape[1:]), seed=seed)  # the few chips of a batch share it
 
 
 def _holes(image: Tensor, label: Tensor, seed: keras.random.SeedGenerator, strength: float) -> tuple[Tensor, Tensor]:
