@@ -80,7 +80,11 @@ def write(store: Path, name: str, block: int, chips: dict[int, bytes]) -> None:
 def read(folder: Files, name: str, position: int) -> np.ndarray:
     """(size, size, 4) uint8: RGB and the coded label of the chip at that position of the store of that name."""
     image, label = (_chunk(folder, f"{name}/{array}", position) for array in ("image", "label"))
-    return np.concatenate([image, label[..., np.newaxis]], axis=-1)
+    coded = np.empty((*label.shape, 4), np.uint8)
+    for channel in range(3):  # one by one: numpy takes three times as long to copy three bytes at a time
+        coded[..., channel] = image[..., channel]
+    coded[..., 3] = label
+    return coded
 
 
 def content(folder: Files, name: str, first: int = 0, count: int | None = None) -> bytes:
