@@ -148,7 +148,7 @@ def loader(source: Path, work: Path) -> None:
 
 
 def epochs(name: str, folder: store.Files, count: int, total: int) -> None:
-    crops = dataset.Crops(chips.load(folder), side=CROP, batch_size=BATCH, seed=0, workers=WORKERS)
+    crops = dataset.Crops(chips.load(folder), side=CROP, inner=CROP, batch_size=BATCH, seed=0, workers=WORKERS)
     for epoch in range(1, count + 1):
         with counted() as fetched, ThreadPoolExecutor(WORKERS) as executor:
             took = seconds(lambda: deque(executor.map(crops.__getitem__, range(len(crops))), maxlen=0))

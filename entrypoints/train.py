@@ -236,7 +236,13 @@ def _fit(
     model = models.with_probability(network)
     side = augment.context(args.crop, strength=args.augment, zoom=args.zoom)
     crops = dataset.Crops(
-        made, side=side, batch_size=args.batch_size, seed=args.seed, workers=args.workers, weights=weights
+        made,
+        side=side,
+        inner=args.crop,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        workers=args.workers,
+        weights=weights,
     )
     # Whole chips are larger than crops: as many pixels a batch as in training, or memory would be set by validation.
     at_once = max(1, args.batch_size * args.crop**2 // made.rules["size"] ** 2 // args.devices) * args.devices

@@ -19,7 +19,8 @@ class Crops(keras.utils.PyDataset):
     """Random crops of the training chips, drawn so that no scene and no empty ground drowns the others.
 
     A scene is drawn in proportion to the root of its number of chips, times the weight of its catalogue, 1 if there is
-    none in `weights`; half of the crops are centred near a building. The batch of an epoch and number is the same
+    none in `weights`; half of the crops are around a building. The `inner` pixels in the middle of a crop are from the
+    chip; of the `side` along it, those beyond the chip are not valid. The batch of an epoch and number is the same
     whichever thread makes it.
     """
 
@@ -28,6 +29,7 @@ class Crops(keras.utils.PyDataset):
         made: chips.Chips,
         *,
         side: int,
+        inner: int,
         batch_size: int,
         seed: int,
         workers: int,
@@ -35,7 +37,7 @@ class Crops(keras.utils.PyDataset):
     ) -> None:
         super().__init__(workers=workers, max_queue_size=4)
         self.rows = made.select("train")
-        self.folder, self.side, self.batch_size, self.seed = made.folder, side, batch_size, seed
+        self.folder, self.side, self.inner, self.batch_size, self.seed = made.folder, side, inner, batch_size, seed
         self.epoch = 0  # `fit` counts from 1: Keras ends an epoch before the first
         scenes = self.rows.groupby("scene").id.transform("size").to_numpy()
         weight = self.rows.catalog.map(lambda catalog: (weights or {}).get(catalog, 1.0)).to_numpy() / np.sqrt(scenes)
@@ -52,7 +54,7 @@ class Crops(keras.utils.PyDataset):
         chosen = [self._choose(draw) for _ in range(self.batch_size)]  # first: then chips can be fetched side by side
         read = chips.read_all(self.folder, (self.rows.iloc[chip] for chip, _ in chosen))
         cut = [
-            crop(chip, side=self.side, at_building=at_building, draw=draw)
+            crop(chip, side=self.side, inner=self.inner, at_building=at_building, draw=draw)
             for chip, (_, at_building) in zip(read, chosen, strict=True)
         ]
         return (np.stack(cut),)
@@ -88,30 +90,27 @@ class WholeChips(keras.utils.PyDataset):
         return (np.stack([*read, *[np.full_like(read[0], NOT_VALID)] * missing]),)
 
 
-def crop(chip: np.ndarray, *, side: int, at_building: bool, draw: np.random.Generator) -> np.ndarray:
-    """(side, side, 4) uint8 of a (height, width, 4) chip, from anywhere or around some pixel of a building.
+def crop(chip: np.ndarray, *, side: int, inner: int, at_building: bool, draw: np.random.Generator) -> np.ndarray:
+    """(side, side, 4) uint8 of a (height, width, 4) chip, around some pixel of a building or of any that is valid.
 
-    Where the chip is smaller than `side` the rest is not valid; a crop without anything valid is not drawn.
+    The `inner` pixels in the middle are from the chip, if it is as large as that; what lies beyond it is not valid.
     """
-    missing = [max(side - length, 0) for length in chip.shape[:2]]
-    if any(missing):
-        space = [(gap // 2, gap - gap // 2) for gap in missing]
-        image = np.pad(chip[..., :3], (*space, (0, 0)))
-        label = np.pad(chip[..., 3:], (*space, (0, 0)), constant_values=NOT_VALID)
-        chip = np.concatenate([image, label], axis=-1)
-    height, width = chip.shape[:2]
-    row, col = draw.integers(height - side + 1), draw.integers(width - side + 1)
-    around = np.flatnonzero(chip[..., 3] == 1) if at_building else np.empty(0)
-    if not len(around) and (chip[row : row + side, col : col + side, 3] == NOT_VALID).all():
-        around = np.flatnonzero(chip[..., 3] != NOT_VALID)
-    if len(around):
-        middle = np.unravel_index(draw.choice(around), (height, width))
-        jitter = draw.integers(-side // 4, side // 4 + 1, size=2)
-        row, col = (
-            int(np.clip(at + off - side // 2, 0, length - side))
-            for at, off, length in zip(middle, jitter, (height, width), strict=True)
-        )
-    return chip[row : row + side, col : col + side]
+    coded = chip[..., 3]
+    around = np.flatnonzero(coded == 1) if at_building else np.empty(0)
+    if not len(around):
+        around = np.flatnonzero(coded != NOT_VALID)
+    middle = np.unravel_index(draw.choice(around) if len(around) else draw.integers(coded.size), coded.shape)
+    jitter = draw.integers(-inner // 4, inner // 4 + 1, size=2)
+    made = np.zeros((side, side, 4), np.uint8)
+    made[..., 3] = NOT_VALID
+    ends = []
+    for at, off, length in zip(middle, jitter, coded.shape, strict=True):
+        space = length - inner
+        first = int(np.clip(at + off - inner // 2, 0, space)) if space > 0 else space // 2
+        ends.append((first - (side - inner) // 2, length))
+    there, here = zip(*((slice(max(f, 0), f + side), slice(max(-f, 0), n - f)) for f, n in ends), strict=True)
+    made[here] = chip[there]
+    return made
 
 
 def _shares(weights: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from ocmlflow.labels import NOT_VALID
 
 
 def crops(made, *, side=24, batch_size=3, seed=5, workers=1) -> dataset.Crops:
-    return dataset.Crops(made, side=side, batch_size=batch_size, seed=seed, workers=workers)
+    return dataset.Crops(made, side=side, inner=side, batch_size=batch_size, seed=seed, workers=workers)
 
 
 def epoch(batches: dataset.Crops) -> list[np.ndarray]:
@@ -97,14 +97,33 @@ def coded(height: int, width: int, at: tuple[int, int]) -> np.ndarray:
 @pytest.mark.parametrize("at", [(0, 0), (63, 63), (30, 5), (10, 50)])
 def test_a_crop_holds_the_building_it_is_to_hold(at):
     for seed in range(30):
-        found = dataset.crop(coded(64, 64, at), side=16, at_building=True, draw=np.random.default_rng(seed))
+        found = dataset.crop(coded(64, 64, at), side=24, inner=16, at_building=True, draw=np.random.default_rng(seed))
         assert (found[..., 3] == 1).sum() == 1
         assert found[found[..., 3] == 1][0, :2].tolist() == list(at)
 
 
+@pytest.mark.parametrize("at_building", [True, False])
+def test_the_middle_of_a_crop_is_from_the_chip_and_its_surroundings_where_there_are_any(at_building):
+    chip, firsts = coded(40, 64, (39, 0)), set()
+    for seed in range(200):
+        draw = np.random.default_rng(seed)
+        found = dataset.crop(chip, side=26, inner=16, at_building=at_building, draw=draw)
+        row, col = (int(n) for n in found[5, 5, :2])
+        firsts.add((row, col))
+        np.testing.assert_array_equal(found[5:21, 5:21], chip[row : row + 16, col : col + 16])
+        around = np.pad(chip[..., 3], 5, constant_values=NOT_VALID)[row : row + 26, col : col + 26]
+        np.testing.assert_array_equal(found[..., 3], around)
+        assert not found[around == NOT_VALID, :3].any()
+    assert at_building or {(0, 0), (24, 0), (0, 48), (24, 48)} < firsts  # its corners too are in the middle of some
+
+
 def test_crops_come_from_everywhere():
     seen = [
-        tuple(dataset.crop(coded(8, 8, (0, 0)), side=6, at_building=False, draw=np.random.default_rng(n))[0, 0, :2])
+        tuple(
+            dataset.crop(coded(8, 8, (0, 0)), side=6, inner=6, at_building=False, draw=np.random.default_rng(n))[
+                0, 0, :2
+            ]
+        )
         for n in range(200)
     ]
     assert set(seen) == {(row, col) for row in range(3) for col in range(3)}
@@ -115,13 +134,15 @@ def test_no_crop_is_without_anything_valid(at_building):
     chip = np.full((64, 64, 4), NOT_VALID, np.uint8)
     chip[60:, :4, 3] = 0
     for seed in range(30):
-        found = dataset.crop(chip, side=16, at_building=at_building, draw=np.random.default_rng(seed))
+        found = dataset.crop(chip, side=24, inner=16, at_building=at_building, draw=np.random.default_rng(seed))
         assert (found[..., 3] == 0).any()
 
 
 @pytest.mark.parametrize("at_building", [True, False])
 def test_what_lies_beyond_a_small_chip_is_not_valid(at_building):
-    found = dataset.crop(coded(5, 20, (2, 3)), side=12, at_building=at_building, draw=np.random.default_rng(0))
+    found = dataset.crop(
+        coded(5, 20, (2, 3)), side=12, inner=12, at_building=at_building, draw=np.random.default_rng(0)
+    )
     assert found.shape == (12, 12, 4)
     outside = found[..., 3] == NOT_VALID
     assert outside.sum() == 7 * 12
@@ -131,7 +152,7 @@ def test_what_lies_beyond_a_small_chip_is_not_valid(at_building):
 def test_crops_of_a_catalogue_come_as_often_as_its_weight_says(made):
     index = made.index.assign(catalog=["a" if n % 2 else "b" for n in range(len(made.index))])
     two = replace(made, index=index)
-    settings = {"side": 8, "batch_size": 1, "seed": 0, "workers": 1}
+    settings = {"side": 8, "inner": 8, "batch_size": 1, "seed": 0, "workers": 1}
     even, odd = (dataset.Crops(two, **settings, weights=weights) for weights in ({}, {"a": 0.25}))
     for before, after in ((even.chances, odd.chances), (even.built_chances, odd.built_chances)):
         less = (odd.rows.catalog == "a").to_numpy() & (before > 0)

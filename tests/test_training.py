@@ -47,6 +47,7 @@ def fit(
         dataset.Crops(
             made,
             side=context(RECIPE.crop, strength=RECIPE.augment, zoom=RECIPE.zoom),
+            inner=RECIPE.crop,
             batch_size=4,
             seed=RECIPE.seed,
             workers=1,
