@@ -12,6 +12,7 @@ import keras
 import numpy as np
 from keras import ops, random
 
+from ocmlflow import kernels
 from ocmlflow.labels import NOT_VALID
 
 Tensor: TypeAlias = Any  # of whichever backend
@@ -73,26 +74,9 @@ def _moved(
     matrix = ops.stack([a, b, middle - centre * (a + b), d, e, middle - centre * (d + e), zero, zero], axis=1)
     coded = ops.cast(coded, "float32")
     # Interpolated labels are no labels: nearest for them, and not valid from beyond the edge.
-    image = _warped(coded, matrix, crop, "bilinear", 0.0)[..., :3]
-    return image, _warped(coded[..., 3:], matrix, crop, "nearest", float(NOT_VALID))
-
-
-def _warped(batch: Tensor, matrix: Tensor, side: int, interpolation: str, fill: float) -> Tensor:
-    """(batch, side, side, channels), whose pixels come from where the matrix says."""
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        # What Keras calls, which gives pictures of the batch's own size: more than twice the pixels, and the time.
-        return tf.raw_ops.ImageProjectiveTransformV3(
-            images=batch,
-            transforms=matrix,
-            output_shape=[side, side],
-            fill_value=fill,
-            interpolation=interpolation.upper(),
-            fill_mode="CONSTANT",
-        )
-    whole = ops.image.affine_transform(batch, matrix, interpolation, fill_mode="constant", fill_value=fill)
-    return whole[:, :side, :side]
+    image = kernels.warped(coded, matrix, side=crop, interpolation="bilinear", fill=0.0)[..., :3]
+    label = kernels.warped(coded[..., 3:], matrix, side=crop, interpolation="nearest", fill=float(NOT_VALID))
+    return image, label
 
 
 def _focus(image: Tensor, seed: keras.random.SeedGenerator, strength: float) -> Tensor:

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from ocmlflow import norm
+from ocmlflow import kernels
 from ocmlflow.augment import augment
 from ocmlflow.errors import InputError
 from ocmlflow.labels import NOT_VALID, RING
@@ -248,7 +248,7 @@ def for_training(network: keras.Model, precision: str) -> keras.Model:
         config = layer.get_config()
         if precision != "float32" and layer.name != "logits":
             config["dtype"] = f"mixed_{precision}"
-        return norm.fused(type(layer)).from_config(config)
+        return kernels.fused(type(layer)).from_config(config)
 
     made = keras.models.clone_model(network, clone_function=copy)
     made.set_weights(network.get_weights())

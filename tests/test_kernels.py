@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from ocmlflow import norm, training
+from ocmlflow import kernels, training
 
 
 def trained(layer: layers.Layer, images: np.ndarray) -> list[np.ndarray]:
@@ -29,7 +29,7 @@ def test_it_is_the_layer_of_keras(precision, tolerance):
     images = np.random.default_rng(0).normal(3, 2, (2, 5, 7, 3)).astype(np.float32)
     ours, theirs = (
         trained(kind(epsilon=1e-3, momentum=0.9, dtype=precision), images)
-        for kind in (norm.FusedBatchNormalization, layers.BatchNormalization)
+        for kind in (kernels.FusedBatchNormalization, layers.BatchNormalization)
     )
     assert len(ours) == len(theirs) == 6
     for one, other in zip(ours, theirs, strict=True):
@@ -38,7 +38,7 @@ def test_it_is_the_layer_of_keras(precision, tolerance):
 
 def test_it_rests_where_keras_does():
     images = np.random.default_rng(0).normal(3, 2, (2, 5, 7, 3)).astype(np.float32)
-    plain, fused = layers.BatchNormalization(), norm.FusedBatchNormalization()
+    plain, fused = layers.BatchNormalization(), kernels.FusedBatchNormalization()
     for training_, trainable in ((False, True), (True, False)):
         fused.trainable = plain.trainable = trainable
         np.testing.assert_array_equal(*(np.asarray(one(images, training=training_)) for one in (plain, fused)))
@@ -49,6 +49,16 @@ def test_a_network_is_trained_with_it_and_stays_as_it_is():
     image = keras.Input((None, None, 3))
     network = keras.Model(image, layers.BatchNormalization(momentum=0.5, name="norm")(image))
     copy = training.for_training(network, "float32")
-    assert isinstance(copy.get_layer("norm"), norm.FusedBatchNormalization)
+    assert isinstance(copy.get_layer("norm"), kernels.FusedBatchNormalization)
     assert copy.get_layer("norm").momentum == 0.5
     assert type(network.get_layer("norm")) is layers.BatchNormalization
+
+
+@pytest.mark.parametrize(("interpolation", "fill"), [("bilinear", 0.0), ("nearest", 255.0)])
+def test_pixels_are_moved_as_keras_moves_them(interpolation, fill):
+    batch = np.random.default_rng(0).uniform(0, 255, (2, 12, 12, 3)).astype(np.float32)
+    matrix = np.array([[0.9, 0.3, 2, -0.3, 0.9, 1, 0, 0], [0, -1, 14, 1.1, 0, -2, 0, 0]], np.float32)
+    found = kernels.warped(batch, matrix, side=7, interpolation=interpolation, fill=fill)
+    whole = keras.ops.image.affine_transform(batch, matrix, interpolation, fill_mode="constant", fill_value=fill)
+    np.testing.assert_allclose(found, whole[:, :7, :7], atol=1e-4)
+    assert (np.asarray(found)[1, 0] == fill).all()  # y = -2

@@ -1,4 +1,4 @@
-"""Batch normalization as one operation of TensorFlow, for training: as Keras has it, it is a third of a step."""
+"""What TensorFlow does in one operation and Keras in several, or on more pixels than are kept."""
 
 from typing import Any, TypeAlias
 
@@ -26,6 +26,27 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         for average, seen in ((self.moving_mean, mean), (self.moving_variance, variance * (pixels - 1) / pixels)):
             average.assign(average * self.momentum + seen * (1 - self.momentum))
         return normal
+
+
+def warped(batch: Tensor, matrix: Tensor, *, side: int, interpolation: str, fill: float) -> Tensor:
+    """(batch, side, side, channels) float32, whose pixel (x, y) is the batch's at (a x + b y + c, d x + e y + f).
+
+    `side` is at most that of the batch, also square; `matrix` (batch, 8) has a to f and two zeros, `interpolation` is
+    `bilinear` or `nearest`, and `fill` what lies beyond the edges.
+    """
+    if keras.backend.backend() != "tensorflow":
+        whole = ops.image.affine_transform(batch, matrix, interpolation, fill_mode="constant", fill_value=fill)
+        return whole[:, :side, :side]
+    import tensorflow as tf
+
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=batch,
+        transforms=matrix,
+        output_shape=[side, side],
+        fill_value=fill,
+        interpolation=interpolation.upper(),
+        fill_mode="CONSTANT",
+    )
 
 
 def fused(layer: type[keras.layers.Layer]) -> type[keras.layers.Layer]:
