@@ -1,25 +1,19 @@
 """Model and batches, to a fitted model and its history."""
 
-import logging
-import math
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import keras
-import numpy as np
 from keras import ops
 
-from ocmlflow import kernels
+from ocmlflow import callbacks, kernels
 from ocmlflow.augment import augment
 from ocmlflow.errors import InputError
 from ocmlflow.labels import NOT_VALID, RING
 from ocmlflow.losses import Loss
-
-log = logging.getLogger(__name__)
 
 Tensor: TypeAlias = Any  # of whichever backend
 
@@ -114,82 +108,6 @@ class PooledScores(keras.metrics.Metric):
         return {"iou": tp / (tp + fp + fn + tiny), "precision": tp / (tp + fp + tiny), "recall": tp / (tp + fn + tiny)}
 
 
-class Reporter(keras.callbacks.Callback):
-    """Hands the figures of each epoch to `report(epoch, figures)` and keeps the weights of the best one.
-
-    Ends the training after `patience` epochs without a better one.
-    """
-
-    def __init__(
-        self,
-        network: keras.Model,
-        chips_per_epoch: int,
-        report: Callable[[int, dict[str, float]], None],
-        patience: int | None,
-    ) -> None:
-        super().__init__()
-        self.network, self.chips_per_epoch, self.report, self.patience = network, chips_per_epoch, report, patience
-        self.best, self.best_epoch, self.weights = -math.inf, 0, network.get_weights()
-        self.started = self.trained = 0.0
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self.started = time.perf_counter()
-
-    def on_test_begin(self, logs: Any = None) -> None:
-        self.trained = time.perf_counter()
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        figures = {name: float(value) for name, value in (logs or {}).items()}
-        figures["learning_rate"] = float(ops.convert_to_numpy(self.model.optimizer.learning_rate))
-        figures["chips_per_second"] = self.chips_per_epoch / (self.trained - self.started)
-        figures["seconds"] = time.perf_counter() - self.started
-        if not math.isfinite(figures["loss"]):
-            raise InputError(f"the loss of epoch {epoch + 1} is {figures['loss']}: a lower learning_rate would do")
-        if figures["val_iou"] > self.best:
-            self.best, self.best_epoch, self.weights = figures["val_iou"], epoch + 1, self.network.get_weights()
-        shown = ("loss", "iou", "val_loss", "val_iou", "val_precision", "val_recall", "seconds")
-        log.info("epoch %d: %s", epoch + 1, ", ".join(f"{name} {figures[name]:.3f}" for name in shown))
-        self.report(epoch + 1, figures)
-        if self.patience is not None and epoch + 1 - self.best_epoch >= self.patience:
-            self.model.stop_training = True
-
-
-class Keeper(keras.callbacks.Callback):
-    """Writes the whole state of a training to a file before each epoch but the first, and hands it to `save`."""
-
-    def __init__(self, reporter: Reporter, path: Path, save: Callable[[Path], None]) -> None:
-        super().__init__()
-        self.reporter, self.path, self.save, self.first = reporter, path, save, 0
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        if epoch == self.first:
-            return
-        state: dict[str, Any] = {f"now-{n}": variable.numpy() for n, variable in enumerate(self._variables())}
-        state |= {f"kept-{n}": weights for n, weights in enumerate(self.reporter.weights)}
-        state |= {"epoch": epoch, "best": self.reporter.best, "best_epoch": self.reporter.best_epoch}
-        try:
-            np.savez(self.path, **state)
-            self.save(self.path)
-        except OSError as error:  # a full disk: the training goes on, and can be resumed from the state before
-            log.warning("the state after epoch %d is not kept: %s", epoch, error)
-
-    def load(self, path: Path) -> None:
-        """Bring the training to where the file was written; InputError where it is that of another one."""
-        variables = self._variables()
-        with np.load(path) as state:
-            shapes = [state[f"now-{n}"].shape for n in range(len(variables)) if f"now-{n}" in state]
-            if shapes != [tuple(variable.shape) for variable in variables]:
-                raise InputError(f"the state in {path.name} is that of another network: it cannot go on here")
-            for n, variable in enumerate(variables):
-                variable.assign(state[f"now-{n}"])
-            self.reporter.weights = [state[f"kept-{n}"] for n in range(len(self.reporter.weights))]
-            self.reporter.best, self.reporter.best_epoch = float(state["best"]), int(state["best_epoch"])
-            self.first = int(state["epoch"])
-
-    def _variables(self) -> list[keras.Variable]:
-        return [*self.model.network.variables, self.model.seed.state, *self.model.optimizer.variables]
-
-
 def fit(
     network: keras.Model,
     train: keras.utils.PyDataset,
@@ -206,7 +124,7 @@ def fit(
 
     The network has the weights of that epoch afterwards. `report(epoch, figures)` is called after each one, when it
     has those of that one, and `save(file)` with the state of the training then; with `resume`, such a file, it goes on
-    there.
+    there. SIGTERM has the state saved after the step that is being made, and raises SystemExit.
     """
     steps = len(train) * recipe.epochs
     trained = for_training(network, recipe.precision)
@@ -217,28 +135,59 @@ def fit(
         network.set_weights(trained.get_weights())
         report(epoch, figures)
 
-    reporter = Reporter(trained, len(train) * train.batch_size, tell, recipe.patience)
-    with tempfile.TemporaryDirectory() as folder:
-        keeper = Keeper(reporter, Path(folder) / "state.npz", save)
-        keeper.set_model(learner)
+    reporter = callbacks.Reporter(trained, len(train) * train.batch_size, tell, recipe.patience)
+    # The average is in place when the reporter keeps weights, and the weights themselves when the keeper does.
+    average = keras.callbacks.SwapEMAWeights(swap_on_epoch=True) if recipe.ema else keras.callbacks.Callback()
+    with tempfile.TemporaryDirectory() as folder, callbacks.asked_to_end() as asked:
+        keeper = callbacks.Keeper(reporter, Path(folder) / "state.npz", save, asked)
+        for callback in (average, reporter, keeper):
+            callback.set_model(learner)
         # Built by its first step, TensorFlow would trace that step twice: a third of the time to the first epoch.
         learner.optimizer.build(learner.trainable_variables)
         if resume:
             keeper.load(resume)
-            train.epoch = keeper.first
-        # The average is in place when the reporter keeps weights, and the weights themselves when the keeper does.
-        average: list[keras.callbacks.Callback] = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)]
-        learner.fit(
-            train,
-            validation_data=validation,
-            initial_epoch=keeper.first,
-            epochs=recipe.epochs,
-            shuffle=False,  # the batches are random already, in an order that the seed decides
-            callbacks=[*(average if recipe.ema else []), reporter, keeper],
-            verbose=1 if progress else 0,
-        )
+            if keeper.steps:
+                _end_epoch(learner, train, validation, average, reporter, keeper)
+        if keeper.epochs < recipe.epochs and not reporter.enough:
+            train.epoch = keeper.epochs
+            learner.fit(
+                train,
+                validation_data=validation,
+                initial_epoch=keeper.epochs,
+                epochs=recipe.epochs,
+                shuffle=False,  # the batches are random already, in an order that the seed decides
+                callbacks=[average, reporter, keeper],
+                verbose=1 if progress else 0,
+            )
     network.set_weights(reporter.weights)
     return reporter.best_epoch, reporter.best
+
+
+def _end_epoch(
+    learner: Learner,
+    train: keras.utils.PyDataset,
+    validation: keras.utils.PyDataset,
+    average: keras.callbacks.Callback,
+    reporter: callbacks.Reporter,
+    keeper: callbacks.Keeper,
+) -> None:
+    """Make what is left of the epoch in whose middle a training was ended: Keras begins with whole ones."""
+    epoch, train.epoch = keeper.epochs, keeper.epochs + 1
+    reporter.on_epoch_begin(epoch)
+    for number in range(keeper.steps, len(train)):
+        before = [variable.numpy() for variable in learner.metrics_variables]
+        learner.reset_metrics()  # JAX does, TensorFlow does not
+        learner.train_on_batch(*train[number])
+        for variable, sums in zip(learner.metrics_variables, before, strict=True):
+            variable.assign_add(sums)
+        keeper.on_train_batch_end(number)
+    figures = learner.get_metrics_result()
+    reporter.on_test_begin()
+    average.on_test_begin()
+    found = learner.evaluate(validation, return_dict=True, verbose=0)
+    reporter.on_epoch_end(epoch, figures | {f"val_{name}": value for name, value in found.items()})
+    average.on_test_end()
+    keeper.epochs, keeper.steps = epoch + 1, 0
 
 
 def for_training(network: keras.Model, precision: str) -> keras.Model:

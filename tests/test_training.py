@@ -1,4 +1,6 @@
+import os
 import shutil
+import signal
 from dataclasses import replace
 
 import keras
@@ -6,7 +8,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from ocmlflow import chips, dataset, losses, training
+from ocmlflow import callbacks, chips, dataset, losses, training
 from ocmlflow.augment import context
 from ocmlflow.errors import InputError
 
@@ -122,8 +124,55 @@ def test_an_interrupted_training_goes_on_where_it_was(fitted, made, recipe, tmp_
             np.testing.assert_allclose(one, other, atol=1e-3)
 
 
+@pytest.mark.parametrize("at", [(1, 0), (2, 2), (3, 1)])
+def test_a_training_that_is_asked_to_end_in_the_middle_of_an_epoch_goes_on_there(
+    fitted, made, recipe, tmp_path, monkeypatch, at
+):
+    states, steps, after_step = [], [], callbacks.Keeper.on_train_batch_end
+
+    def save(path):
+        states.append(shutil.copy(path, tmp_path / f"{len(states)}.npz"))
+
+    def with_signal(keeper, batch, logs=None):
+        steps.append((keeper.epochs + 1, batch))
+        if steps[-1] == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        after_step(keeper, batch, logs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(callbacks.Keeper, "on_train_batch_end", with_signal)
+        with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
+            fit(made, recipe=recipe, save=save)
+    assert steps[-1] == at
+    network, best_epoch, best, figures = fitted
+    again, again_epoch, again_best, others = fit(made, recipe=recipe, resume=states[-1])
+    assert (again_epoch, again_best) == (best_epoch, pytest.approx(best, abs=1e-3))
+    for name in NAMES:
+        expected = [f[name] for f in figures[at[0] - 1 :]]
+        np.testing.assert_allclose([f[name] for f in others], expected, rtol=1e-2, err_msg=name)
+    for one, other in zip(again.get_weights(), network.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-3)
+
+
+def test_a_training_that_is_asked_to_end_between_two_epochs_keeps_them(fitted, made, recipe, tmp_path, monkeypatch):
+    states, told = [], callbacks.Reporter.on_epoch_end
+
+    def with_signal(reporter, epoch, logs=None):
+        told(reporter, epoch, logs)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(callbacks.Reporter, "on_epoch_end", with_signal)
+        with pytest.raises(SystemExit):
+            fit(made, recipe=recipe, save=lambda path: states.append(shutil.copy(path, tmp_path)))
+    (state,) = states
+    *_, figures = fitted
+    *_, others = fit(made, recipe=recipe, resume=state)
+    np.testing.assert_allclose([f["loss"] for f in others], [f["loss"] for f in figures[1:]], rtol=1e-3)
+
+
 def test_a_state_of_another_network_is_refused(made, tmp_path):
-    np.savez(tmp_path / "state.npz", **{"now-0": np.zeros(3), "epoch": 1, "best": 0, "best_epoch": 0})
+    np.savez(tmp_path / "state.npz", **{"now-0": np.zeros(3), "epoch": 1, "steps": 0, "best": 0, "best_epoch": 0})
     with pytest.raises(InputError, match=r"state\.npz is that of another network"):
         fit(made, resume=tmp_path / "state.npz")
 
