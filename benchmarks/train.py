@@ -12,7 +12,6 @@ print Markdown tables.
 import argparse
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -20,6 +19,7 @@ import mlflow
 import numpy as np
 from PIL import Image
 
+from benchmarks import held
 from entrypoints import train
 from ocmlflow import augment, chips, dataset, labels, losses, metrics, models, registry, training
 
@@ -31,11 +31,9 @@ def main() -> None:
     p.add_argument("what", choices=("overhead", "accuracy", "resolutions"))
     p.add_argument("--chips", required=True, type=Path)
     p.add_argument("--model")
-    p.add_argument("--held", help="places to score and not to train on")
+    p.add_argument("--held", help="places to score and not to train on, with commas between them")
     args, words = p.parse_known_args()
-    made = chips.load(args.chips)
-    if args.held:
-        made = holding_out(made, args.held.split(","))
+    made = held.holding_out(chips.load(args.chips), args.held)
     if args.what == "overhead":
         overhead(made)
     elif args.what == "accuracy":
@@ -96,12 +94,6 @@ def recipe_and_crops(made: chips.Chips, told: argparse.Namespace) -> tuple[train
     )
 
 
-def holding_out(made: chips.Chips, places: list[str]) -> chips.Chips:
-    """The chips of these places to score, all others to train on."""
-    held = made.index.place.isin(places)
-    return replace(made, index=made.index.assign(split=np.where(held, "validation", "train")))
-
-
 def accuracy(made: chips.Chips, told: argparse.Namespace, name: str) -> None:
     """Pooled IoU of the validation chips by the last epoch's weights, by place and all: no epoch is chosen on them."""
     recipe, crops = recipe_and_crops(made, told)
@@ -121,20 +113,8 @@ def accuracy(made: chips.Chips, told: argparse.Namespace, name: str) -> None:
     seconds = (time.perf_counter() - started) / steps
     network.set_weights(last)
     model = models.with_probability(network)
-    found: dict[str, np.ndarray] = {}
-    for row in rows.itertuples():
-        coded = chips.read(made.folder, row)
-        label, valid = labels.decode(coded[..., 3])
-        percents = metrics.percent(model.predict_on_batch(coded[np.newaxis, ..., :3])[0, ..., 0])
-        found[row.place] = metrics.histogram(percents, label, valid) + found.get(row.place, 0)
-    cells = [f"{place} {iou(total)}" for place, total in {**found, "all": sum(found.values())}.items()]
-    print(f"| {name} | {steps} | {seconds:.2f} | {' | '.join(cells)} |", flush=True)
-
-
-def iou(total: np.ndarray) -> str:
-    """At probability 0.5, and at the threshold that is best."""
-    half, best = (metrics.counts(total, threshold=at).iou for at in (50, metrics.best_threshold(total)))
-    return f"{half:.3f} / {best:.3f}"
+    cells = held.scored(made, lambda image: model.predict_on_batch(image[np.newaxis])[0, ..., 0])
+    print(f"| {name} | {steps} | {seconds:.2f} | {cells} |", flush=True)
 
 
 class Bare(training.Learner):
