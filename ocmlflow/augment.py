@@ -99,12 +99,10 @@ def _colour(image: Tensor, seed: keras.random.SeedGenerator, strength: float) ->
         return strength * random.uniform((batch, 1, channels), -most, most, seed=seed)
 
     # All but gamma are sums of a pixel's channels, and one matrix: colours are rows, and go to colour @ turn + shift.
-    contrast, balance, brightness, saturation = ops.exp(draw(0.27)), ops.exp(draw(0.08, 3)), draw(30.0), draw(0.3)
-    mean, one = ops.mean(image, axis=(1, 2, 3))[:, None, None], np.eye(3, dtype=np.float32)
-    turn = one * contrast * balance
-    shift = (1.0 - contrast) * mean * balance + brightness
-    saturation = ops.exp(saturation)
-    for step in (saturation * one + (1.0 - saturation) * np.float32(1 / 3), one + draw(0.1) * _HUE.T):
+    contrast, saturation, balance = ops.exp(draw(0.27)), ops.exp(draw(0.3)), ops.exp(draw(0.08, 3))
+    mean, one = ops.mean(image, axis=(1, 2, 3))[:, None, None], ops.eye(3)
+    turn, shift = one * contrast * balance, (1.0 - contrast) * mean * balance + draw(30.0)
+    for step in (saturation * one + (1.0 - saturation) / 3.0, one + draw(0.1) * ops.convert_to_tensor(_HUE.T)):
         turn, shift = ops.matmul(turn, step), ops.matmul(shift, step)
     image = ops.reshape(ops.matmul(ops.reshape(image, (-1, side * side, 3)), turn) + shift, (-1, side, side, 3))
     image = ops.clip(image, 0.0, 255.0)

@@ -19,6 +19,40 @@ from ocmlflow.errors import InputError
 log = logging.getLogger(__name__)
 
 
+class Averaged(keras.callbacks.Callback):
+    """Has the averaged weights of the optimizer in place while the network is validated, and until the next epoch.
+
+    As `keras.callbacks.SwapEMAWeights`, which loses the weights on PyTorch, and their last digits on TensorFlow.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._in_place = False
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._put(False)
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        self._put(True)
+
+    def on_test_end(self, logs: Any = None) -> None:
+        self._put(False)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._put(True)
+
+    def _put(self, average: bool) -> None:
+        if average == self._in_place:
+            return
+        self._in_place = average
+        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+        pairs = zip(optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True)
+        for variable, other in pairs:
+            held = np.array(variable.numpy())  # of its own: on PyTorch it would change with the variable
+            variable.assign(other)
+            other.assign(held)
+
+
 class Reporter(keras.callbacks.Callback):
     """Hands the figures of each epoch to `report(epoch, figures)` and keeps the weights of the best one.
 
@@ -34,7 +68,7 @@ class Reporter(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self.network, self.chips_per_epoch, self.report, self.patience = network, chips_per_epoch, report, patience
-        self.best, self.best_epoch, self.weights = -math.inf, 0, network.get_weights()
+        self.best, self.best_epoch, self.weights = -math.inf, 0, self._weights()
         self.started = self.trained = 0.0
         self.enough = False
 
@@ -52,12 +86,15 @@ class Reporter(keras.callbacks.Callback):
         if not math.isfinite(figures["loss"]):
             raise InputError(f"the loss of epoch {epoch + 1} is {figures['loss']}: a lower learning_rate would do")
         if figures["val_iou"] > self.best:
-            self.best, self.best_epoch, self.weights = figures["val_iou"], epoch + 1, self.network.get_weights()
+            self.best, self.best_epoch, self.weights = figures["val_iou"], epoch + 1, self._weights()
         shown = ("loss", "iou", "val_loss", "val_iou", "val_precision", "val_recall", "seconds")
         log.info("epoch %d: %s", epoch + 1, ", ".join(f"{name} {figures[name]:.3f}" for name in shown))
         self.report(epoch + 1, figures)
         self.enough = self.patience is not None and epoch + 1 - self.best_epoch >= self.patience
         self.model.stop_training = self.enough
+
+    def _weights(self) -> list[np.ndarray]:
+        return [np.array(weights) for weights in self.network.get_weights()]  # PyTorch's would go on changing
 
 
 class Keeper(keras.callbacks.Callback):

@@ -35,7 +35,8 @@ def warped(batch: Tensor, matrix: Tensor, *, side: int, interpolation: str, fill
     `bilinear` or `nearest`, and `fill` what lies beyond the edges.
     """
     if keras.backend.backend() != "tensorflow":
-        whole = ops.image.affine_transform(batch, matrix, interpolation, fill_mode="constant", fill_value=fill)
+        own = ops.copy(matrix)  # on PyTorch, Keras changes what it is given
+        whole = ops.image.affine_transform(batch, own, interpolation, fill_mode="constant", fill_value=fill)
         return whole[:, :side, :side]
     import tensorflow as tf
 

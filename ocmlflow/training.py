@@ -137,7 +137,7 @@ def fit(
 
     reporter = callbacks.Reporter(trained, len(train) * train.batch_size, tell, recipe.patience)
     # The average is in place when the reporter keeps weights, and the weights themselves when the keeper does.
-    average = keras.callbacks.SwapEMAWeights(swap_on_epoch=True) if recipe.ema else keras.callbacks.Callback()
+    average = callbacks.Averaged() if recipe.ema else keras.callbacks.Callback()
     with tempfile.TemporaryDirectory() as folder, callbacks.asked_to_end() as asked:
         keeper = callbacks.Keeper(reporter, Path(folder) / "state.npz", save, asked)
         for callback in (average, reporter, keeper):

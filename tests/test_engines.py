@@ -20,12 +20,16 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from test_augment import test_a_roof_moves_with_its_label
+from test_callbacks import test_averages_come_and_go_and_the_best_weights_stay
 from test_training import RECIPE, fit
 
 from ocmlflow import chips, training
 
 folder, devices = Path(sys.argv[1]), int(sys.argv[2])
-recipe = replace(RECIPE, epochs=2, ema=0.3, devices=devices)
+recipe = replace(RECIPE, epochs=5, ema=0.3, devices=devices)
+test_a_roof_moves_with_its_label()
+test_averages_come_and_go_and_the_best_weights_stay()
 training.share_out(devices, batch_size=4)
 network, *_, figures = fit(chips.load(folder), recipe=recipe)
 assert figures[-1]["loss"] < figures[0]["loss"], figures
@@ -49,7 +53,7 @@ def test_a_model_trained_on_one_backend_works_on_another(made, tmp_path, backend
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     found = np.load(tmp_path / "trained.npz")
-    assert found["epochs"] == 2
+    assert found["epochs"] == 5
     network = keras.models.load_model(tmp_path / "trained.keras")
     np.testing.assert_allclose(network.predict_on_batch(found["images"]), found["logits"], atol=1e-4)
 
