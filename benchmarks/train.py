@@ -120,8 +120,8 @@ def accuracy(made: chips.Chips, told: argparse.Namespace, name: str) -> None:
 class Bare(training.Learner):
     """Learns from batches as they are."""
 
-    def call(self, coded: training.Tensor, training: bool = False) -> training.Tensor:
-        return self.answer(coded, training)
+    def seen(self, coded: training.Tensor, training: bool) -> tuple[training.Tensor, training.Tensor]:
+        return super().seen(coded, False)
 
 
 def learner(kind: type[training.Learner], recipe: training.Recipe) -> training.Learner:

@@ -306,8 +306,8 @@ def _augmented(crops: Crops, recipe: Recipe) -> Any:
     while len(shown) < 64:
         (coded,) = crops[len(shown) // crops.batch_size]
         made = augment(coded, seed, crop=recipe.crop, strength=recipe.augment, zoom=recipe.zoom)
-        shown += list(keras.ops.convert_to_numpy(made).round().astype(np.uint8))
-    drawn = [pictures.outlined(chip[..., :3], *labels.decode(chip[..., 3])) for chip in shown[:64]]
+        shown += zip(*(keras.ops.convert_to_numpy(part).round().astype(np.uint8) for part in made), strict=True)
+    drawn = [pictures.outlined(image, *labels.decode(label[..., 0])) for image, label in shown[:64]]
     return pictures.sheet([drawn[number : number + 8] for number in range(0, 64, 8)])
 
 

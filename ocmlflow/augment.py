@@ -33,8 +33,12 @@ def context(crop: int, *, strength: float, zoom: float) -> int:
     return math.ceil(crop * zoom * ((1 + shear) * math.cos(angle) + math.sin(angle)))
 
 
-def augment(coded: Tensor, seed: keras.random.SeedGenerator, *, crop: int, strength: float, zoom: float) -> Tensor:
-    """(batch, crop, crop, 4) float32 of a (batch, side, side, 4) uint8 batch: RGB 0..255 and the coded label.
+def augment(
+    coded: Tensor, seed: keras.random.SeedGenerator, *, crop: int, strength: float, zoom: float
+) -> tuple[Tensor, Tensor]:
+    """Image (batch, crop, crop, 3), RGB 0..255, and coded label (batch, crop, crop, 1), float32.
+
+    They are made of a (batch, side, side, 4) uint8 batch.
 
     `side` is that of `context`, or at least `crop`; what a turn brings in from beyond it is not valid. `zoom` is the
     largest, in and out.
@@ -45,7 +49,7 @@ def augment(coded: Tensor, seed: keras.random.SeedGenerator, *, crop: int, stren
         image = _colour(image, seed, strength)
         image = _noise(image, seed, strength)
         image, label = _holes(image, label, seed, strength)
-    return ops.concatenate([ops.clip(image, 0.0, 255.0), label], axis=-1)
+    return ops.clip(image, 0.0, 255.0), label
 
 
 def _angle(strength: float) -> float:

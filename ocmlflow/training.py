@@ -62,20 +62,20 @@ class Learner(keras.Model):
         self.built = True  # or Keras would try it, without augmentation, on sides that only augmentation makes fit
 
     def call(self, coded: Tensor, training: bool = False) -> Tensor:
-        if training:
-            recipe = self.recipe
-            coded = augment(coded, self.seed, crop=recipe.crop, strength=recipe.augment, zoom=recipe.zoom)
-        return self.answer(coded, training)
-
-    def answer(self, coded: Tensor, training: bool) -> Tensor:
-        """Logits, label and valid (batch, height, width, 3) float32 of a coded batch as it is."""
-        coded = ops.cast(coded, "float32")
-        image, label = coded[..., :3], coded[..., 3:]
+        image, label = self.seen(coded, training)
         logits = self.network(ops.cast(ops.round(image), "uint8"), training=training)
         # Near outlines labels are a little off: nothing is learnt there, but scores count it.
         valid = ops.cast(label < (RING if training else NOT_VALID), "float32")
         building = ops.cast(ops.logical_or(label == 1.0, label == 1.0 + RING), "float32")
         return ops.concatenate([ops.cast(logits, "float32"), building * valid, valid], axis=-1)
+
+    def seen(self, coded: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+        """Image (batch, height, width, 3) and coded label (batch, height, width, 1), float32, of a coded batch."""
+        if training:
+            recipe = self.recipe
+            return augment(coded, self.seed, crop=recipe.crop, strength=recipe.augment, zoom=recipe.zoom)
+        coded = ops.cast(coded, "float32")
+        return coded[..., :3], coded[..., 3:]
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
