@@ -25,7 +25,7 @@ import mlflow
 import numpy as np
 import shapely
 
-from ocmlflow import chips, chipsets, dataset, delivery, remote, storage, store
+from ocmlflow import buckets, chips, chipsets, dataset, delivery, remote, storage, store
 
 SIZE, CROP, BATCH, WORKERS = 512, 364, 8, 2
 SPAN = 700_000
@@ -91,7 +91,7 @@ def files(source: Path, work: Path, rounds: int) -> None:
     # Down comes what a training asks for: a chip at a time.
     spans = [(name, first, SPAN) for name, size in sizes.items() for first in range(0, size, SPAN)]
     print(f"{len(sizes)} files of {megabytes:.0f} MB\n\n| way | up, MB/s | down, MB/s |\n| --- | --- | --- |")
-    s3 = storage.s3_client()
+    s3 = buckets.client()
     for _ in range(rounds):
         prefix, target = f"plain-{uuid.uuid4().hex[:8]}", work / "plain"
 

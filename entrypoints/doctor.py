@@ -128,7 +128,7 @@ def _s3(args: argparse.Namespace) -> str:
     from PIL import Image
     from rasterio.windows import Window
 
-    from ocmlflow import delivery, probe, raster, storage
+    from ocmlflow import buckets, delivery, probe, raster, storage
 
     place = args.s3 or probe.artifact_location()
     if not place.startswith("s3://"):
@@ -142,7 +142,7 @@ def _s3(args: argparse.Namespace) -> str:
             content = file.read_bytes()
             storage.put(file, href)
         try:
-            part = storage.read_span(href, 1000, 1999)
+            part = buckets.read_span(href, 1000, 1999)
             if part != content[1000:2000]:
                 raise RuntimeError(
                     f"{place} answers a range of 1000 bytes with {len(part)}: scenes cannot be read from it"
@@ -155,7 +155,7 @@ def _s3(args: argparse.Namespace) -> str:
         raise RuntimeError(f"{place}: {_s3_why(f'{error!r} {error.__cause__!r}')}. It said: {error}") from error
     if not same:
         raise RuntimeError(f"GDAL reads other pixels from {place} than were written")
-    return f"{place} takes files and gives ranges, to boto3 and to GDAL, at {storage.s3_endpoint() or 'Amazon'}"
+    return f"{place} takes files and gives ranges, to boto3 and to GDAL, at {buckets.endpoint() or 'Amazon'}"
 
 
 def _keras(args: argparse.Namespace) -> str:

@@ -15,13 +15,13 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.types import Schema, TensorSpec
 from PIL import Image
 
-from ocmlflow import outbox, storage
+from ocmlflow import buckets, outbox
 
 log = logging.getLogger(__name__)
 
 CANDIDATE = "candidate"
 """Alias of the version of a registered model that was made last."""
-AWAY = (MlflowException, OSError, *storage.S3_ERRORS)
+AWAY = (MlflowException, OSError, *buckets.ERRORS)
 """What MLflow raises where the tracking server or the artifact store does not do: of its own, of requests, of boto3."""
 
 

@@ -25,7 +25,7 @@ from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 from shapely.geometry import Polygon
 
-from ocmlflow import storage
+from ocmlflow import buckets, storage
 from ocmlflow.errors import InputError
 
 OPAQUE = 127
@@ -352,8 +352,8 @@ def _environment(href: str, cache: int) -> Iterator[None]:
         options |= {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_INGESTED_BYTES_AT_OPEN": "65536"}
         options |= {"GDAL_HTTP_MAX_RETRY": "4", "GDAL_HTTP_RETRY_DELAY": "0.5"}  # seconds, doubled each time
     if href.startswith("s3://"):
-        session, unsigned = storage.s3_session()
-        server = urlparse(storage.s3_endpoint() or "")
+        session, unsigned = buckets.boto_session()
+        server = urlparse(buckets.endpoint() or "")
         if server.netloc:
             options |= {"AWS_HTTPS": "NO" if server.scheme == "http" else "YES", "AWS_VIRTUAL_HOSTING": "FALSE"}
         aws = AWSSession(session, aws_unsigned=unsigned, endpoint_url=server.netloc or None)

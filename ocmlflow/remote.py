@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
-from ocmlflow import storage
+from ocmlflow import buckets, storage
 from ocmlflow.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -215,8 +215,8 @@ def _patiently(href: str, begin: int, end: int) -> bytes:
     began, wait = time.monotonic(), 0.5
     while begin < end:
         try:
-            return storage.read_span(href, begin, end - 1)
-        except storage.AwayError as error:
+            return buckets.read_span(href, begin, end - 1)
+        except buckets.AwayError as error:
             if time.monotonic() + wait > began + PATIENCE_S:
                 raise
             if wait == 0.5:

@@ -16,6 +16,7 @@ ORDER = [
     "errors",
     "workers",
     "outbox",
+    "buckets",
     "storage",
     "remote",
     "catalog",
@@ -70,8 +71,8 @@ ORDER = [
 ]
 AT_HOME = {
     "distributed": {"workers"},
-    "boto3": {"storage"},
-    "botocore": {"storage"},
+    "boto3": {"buckets"},
+    "botocore": {"buckets"},
     "pystac": {"catalog"},
     "keras": {"dataset", "augment", "models", "kernels", "losses", "callbacks", "training", "engine"},
     "mlflow": {"delivery", "tracking", "registry", "chipsets", "elsewhere", "probe"},

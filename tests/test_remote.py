@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ocmlflow import chips, dataset, remote, storage, store
+from ocmlflow import buckets, chips, dataset, remote, storage, store
 from ocmlflow.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -161,13 +161,13 @@ def test_the_limit_is_what_is_set_or_half_of_the_disk(tmp_path, monkeypatch):
 def fetched(monkeypatch) -> list[tuple[str, int]]:
     """The parts that are asked of S3, and their bytes."""
     asked: list[tuple[str, int]] = []
-    read = storage.read_span
+    read = buckets.read_span
 
     def span(href: str, first: int, last: int) -> bytes:
         asked.append((href, last - first + 1))
         return read(href, first, last)
 
-    monkeypatch.setattr(storage, "read_span", span)
+    monkeypatch.setattr(buckets, "read_span", span)
     return asked
 
 
@@ -237,7 +237,7 @@ def test_an_s3_server_that_is_away_for_good_is_an_error_that_names_the_file(
     monkeypatch.setattr(remote, "PATIENCE_S", 1)
     folder = remote.ranges(in_s3, sizes, remote.Cache(tmp_path, 10_000_000), "run")
     line.become(fault)
-    with pytest.raises(storage.AwayError, match=rf"{in_s3}/chips\.json: .*{said}"):
+    with pytest.raises(buckets.AwayError, match=rf"{in_s3}/chips\.json: .*{said}"):
         folder("chips.json", 0, None)
     line.become("open")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")

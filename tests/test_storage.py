@@ -8,7 +8,7 @@ import pytest
 from conftest import noise, pixels, write_image
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from ocmlflow import storage
+from ocmlflow import buckets, storage
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -171,9 +171,9 @@ def test_what_is_not_passing_is_told_with_the_answer(web, status, asked, monkeyp
 
 
 def test_public_data_is_read_unsigned_by_whoever_has_credentials(s3, monkeypatch):
-    assert storage.s3_session()[1] is False
+    assert buckets.boto_session()[1] is False
     monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "YES")
-    assert storage.s3_session()[1] is True
+    assert buckets.boto_session()[1] is True
     with pytest.raises(FileNotFoundError, match="AccessDenied"):  # the test's bucket is not public
         storage.read(f"{s3}/a.txt")
 
@@ -199,7 +199,7 @@ def test_a_profile_is_enough_for_boto3_mlflow_and_gdal(s3, tmp_path, monkeypatch
     monkeypatch.setenv("AWS_PROFILE", "team")
     boto3.setup_default_session()
     try:
-        assert storage.s3_endpoint() == known["ENDPOINT_URL_S3"]
+        assert buckets.endpoint() == known["ENDPOINT_URL_S3"]
         assert storage.size(f"{s3}/a.tif") > 1000
         np.testing.assert_array_equal(pixels(f"{s3}/a.tif").image, image)
         assert [file.path for file in get_artifact_repository(s3).list_artifacts()] == ["a.tif"]
@@ -211,10 +211,10 @@ def test_a_profile_is_enough_for_boto3_mlflow_and_gdal(s3, tmp_path, monkeypatch
 def test_mlflows_setting_of_the_address_is_understood(s3, monkeypatch):
     monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", os.environ["AWS_ENDPOINT_URL_S3"])
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
-    assert storage.s3_endpoint() == os.environ["MLFLOW_S3_ENDPOINT_URL"]
+    assert buckets.endpoint() == os.environ["MLFLOW_S3_ENDPOINT_URL"]
     assert storage.listing(s3) == []
     monkeypatch.delenv("MLFLOW_S3_ENDPOINT_URL")
-    assert storage.s3_endpoint() is None
+    assert buckets.endpoint() is None
 
 
 def test_secrets_of_the_environment_are_not_shown(monkeypatch):
