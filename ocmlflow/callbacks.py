@@ -113,20 +113,21 @@ class Keeper(keras.callbacks.Callback):
         if epoch > self.epochs:
             self.epochs, self.steps = epoch, 0
             self._keep()
-        self._end_if_asked()
+        if self.asked():
+            self._end()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if self.asked():
-            self.steps = batch + 1
-            if hasattr(self.model, "jax_state_sync"):  # JAX has the weights elsewhere while it trains
-                self.model.jax_state_sync()
-            self._keep()
-        self._end_if_asked()
+        if not self.asked():
+            return
+        self.steps = batch + 1
+        if hasattr(self.model, "jax_state_sync"):  # JAX has the weights elsewhere while it trains
+            self.model.jax_state_sync()
+        self._keep()
+        self._end()
 
-    def _end_if_asked(self) -> None:
-        if self.asked():
-            log.warning("asked to end: %d steps into epoch %d", self.steps, self.epochs + 1)
-            raise SystemExit(128 + signal.SIGTERM)
+    def _end(self) -> None:
+        log.warning("asked to end: %d steps into epoch %d", self.steps, self.epochs + 1)
+        raise SystemExit(128 + signal.SIGTERM)
 
     def _keep(self) -> None:
         state: dict[str, Any] = {f"now-{n}": variable.numpy() for n, variable in enumerate(self._variables())}
