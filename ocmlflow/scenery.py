@@ -4,9 +4,8 @@ Shapes are in metres, x to the right and y down from the upper left corner. `sun
 the shadow of a point runs for each metre of its height.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -18,49 +17,16 @@ from scipy import fft, ndimage
 from shapely import MultiPolygon, Point, Polygon
 from shapely.affinity import rotate, translate
 
-Colour = tuple[int, int, int]
-Box = tuple[float, float, float, float]
-Thing = tuple[Polygon, Colour, float]  # height in metres: what has any is convex, stands sharp and casts a shadow
+from ocmlflow import town
+from ocmlflow.town import Colour, House, Thing
 
-WHITE, GREY, ASPHALT, EARTH, GLASS = (232, 232, 226), (158, 154, 146), (112, 110, 108), (206, 184, 158), (38, 44, 50)
-PAINT = ((148, 52, 62), (186, 64, 60), (66, 118, 172), (88, 126, 110), (214, 214, 208), (92, 106, 126))
-CARS = (WHITE, GREY, GLASS, (196, 166, 80), *PAINT)
-ROADS = (7.0, 6.0, 4.5, 3.6)  # metres wide, by how often the ground was cut before
-WINGS = (4, 1, 1, 2, 1, 1, 3, 1, 1, 1)  # of one house after another: a ring around a courtyard, bars, an L, a U
 EDGES = {"flat": slice(4), "hip": slice(4), "gable": slice(2, 4), "mono": slice(2, 3)}  # that a roof rises from
 HEIGHTS = {"flat": 5, "hip": 3.5, "gable": 3, "mono": 2.5}  # of the walls that cast a shadow, in metres
-# What covers a plot without a building and how high, colour and height of lines on it, their number across and along.
-LOTS = (
-    ((104, 132, 66), 0, WHITE, 0, 3, 2),  # pitch
-    ((186, 150, 116), 0, (182, 176, 166), 0.5, 5, 3),  # foundations
-    (GREY, 0.1, WHITE, 0.1, 3, 2),  # paved court
-    ((146, 116, 84), 0, (120, 96, 66), 0, 0, 18),  # field
-)
-
-
-@dataclass(frozen=True)
-class Roof:
-    """Colours of a material, the forms it comes in (see EDGES), and the share of sheets of another colour."""
-
-    colours: tuple[Colour, ...]
-    forms: tuple[str, ...]
-    mixed: float = 0
-
-
-ROOFS = {
-    "rust": Roof(((122, 62, 42), (146, 86, 56), (170, 126, 88), (156, 146, 130)), ("gable", "mono"), 0.45),
-    "iron": Roof(((178, 180, 178), (200, 200, 196), (212, 214, 214), (142, 110, 86)), ("gable", "mono", "hip"), 0.35),
-    "paint": Roof(PAINT, ("gable", "hip")),
-    "tile": Roof(((204, 114, 70), (184, 94, 60), (142, 80, 60)), ("hip", "gable"), 0.15),
-    "concrete": Roof(((168, 162, 150), (192, 185, 172), (144, 136, 122)), ("flat",)),
-    "bitumen": Roof(((64, 62, 60), (82, 80, 78), (50, 52, 56)), ("flat", "mono")),
-    "thatch": Roof(((146, 120, 86), (120, 98, 70)), ("hip",), 0.3),
-}
 
 
 @dataclass(frozen=True)
 class Land:
-    """How the ground of a place looks: two tones of soil and of grass, and the weight of each of ROOFS."""
+    """How the ground of a place looks: two tones of soil and of grass, and the weight of each of town.ROOFS."""
 
     soil: tuple[Colour, Colour]
     grass: tuple[Colour, Colour]
@@ -91,38 +57,6 @@ class _Canvas:
     sun: np.ndarray
 
 
-@dataclass(frozen=True)
-class _Spot:
-    """A rectangle on the ground: its middle, the degrees its long side is turned by, length and width."""
-
-    x: float
-    y: float
-    angle: float
-    size: np.ndarray
-
-    def put(self, shape: Any) -> Any:
-        """A shape drawn around the origin, moved here."""
-        return translate(rotate(shape, self.angle, origin=(0, 0)), self.x, self.y)
-
-    def box(self, left: float, top: float, right: float, bottom: float) -> Polygon:
-        return self.put(shapely.box(left, top, right, bottom))
-
-    def ground(self, margin: float = 0) -> Polygon:
-        x, y = self.size / 2 - margin
-        return self.box(-x, -y, x, y)
-
-
-@dataclass(frozen=True)
-class _House:
-    """Wings under one roof: left, top, right and bottom of each, drawn around the origin and put at a spot."""
-
-    spot: _Spot
-    wings: list[Box]
-    footprint: Any
-    roof: Roof
-    form: str
-
-
 def draw(land: Land, *, shape: tuple[int, int], gsd: float, crowd: float, ragged: bool, seed: Sequence[int]) -> Scenery:
     """Scenery of (height, width) pixels: outskirts at crowd 0, a dense quarter at 1.
 
@@ -130,10 +64,10 @@ def draw(land: Land, *, shape: tuple[int, int], gsd: float, crowd: float, ragged
     """
     rng = np.random.default_rng(seed)
     canvas, size = _bare_ground(land, shape, gsd, crowd, rng), gsd * np.array(shape[::-1])
-    roads, plots = _streets(size, crowd, rng)
-    houses = _houses([plot for i, plot in enumerate(plots) if i % 7 != 3], land, rng)
+    roads, plots = town.streets(size, crowd, rng)
+    houses = town.houses([plot for i, plot in enumerate(plots) if i % 7 != 3], land.roofs, rng)
     footprints = [house.footprint for house in houses]
-    _draw_things(canvas, [*_roads(roads, rng), *_lots(plots[3::7]), *_walls(plots[::3])])
+    _draw_things(canvas, [*town.roads(roads, rng), *town.lots(plots[3::7]), *town.walls(plots[::3])])
     _shade(canvas, [(house.spot.box(*wing), HEIGHTS[house.form]) for house in houses for wing in house.wings])
     for house in houses:
         _draw_roof(canvas, house, rng)
@@ -167,88 +101,6 @@ def _between(first: Any, last: Any, share: np.ndarray) -> np.ndarray:
     """Colours between two, by a share that is clipped to 0..1."""
     first, last = np.asarray(first, np.float32), np.asarray(last, np.float32)
     return np.asarray(first + (last - first) * np.clip(share, 0, 1, dtype=np.float32)[..., None])
-
-
-def _streets(size: np.ndarray, crowd: float, rng: Generator) -> tuple[list[_Spot], list[_Spot]]:
-    """Roads, the main one first, and the plots between them, the middle one first."""
-    x, y = size / 2
-    town, frame = _Spot(x, y, rng.uniform(0, 180), np.full(2, np.hypot(*size) + 24)), shapely.box(0, 0, *size)
-    parts = [(is_road, spot) for is_road, spot in _cut(town, 0, crowd, rng) if frame.intersects(spot.ground())]
-    plots = sorted((spot for is_road, spot in parts if not is_road), key=lambda spot: np.hypot(spot.x - x, spot.y - y))
-    return [spot for is_road, spot in parts if is_road], plots
-
-
-def _cut(spot: _Spot, depth: int, crowd: float, rng: Generator) -> Iterator[tuple[bool, _Spot]]:
-    """Roads, marked True, and plots that ground falls into when it is cut across again and again."""
-    length, width = spot.size
-    if depth >= len(ROADS) and length * width < rng.uniform(0.8, 1.6) * 850 * 0.1**crowd:
-        yield False, spot
-        return
-    gap = ROADS[depth] if depth < len(ROADS) else rng.uniform(0.5, 1.8)
-    start = length * rng.uniform(-0.12, 0.12) - gap / 2
-    if depth < len(ROADS):
-        yield True, _part(spot, start, start + gap)
-    for ends in ((-length / 2, start), (start + gap, length / 2)):
-        yield from _cut(_part(spot, *ends), depth + 1, crowd + rng.normal(0, 0.06), rng)
-
-
-def _part(spot: _Spot, start: float, stop: float) -> _Spot:
-    """The spot from start to stop along its length."""
-    middle, size = spot.put(Point((start + stop) / 2, 0)), np.array([stop - start, spot.size[1]])
-    return _Spot(middle.x, middle.y, spot.angle + 90 * int(size.argmax()), np.sort(size)[::-1])
-
-
-def _houses(plots: list[_Spot], land: Land, rng: Generator) -> list[_House]:
-    """Buildings that do not overlap, one on a plot, some with a shed."""
-    houses: list[_House] = []
-    weights = np.array(list(land.roofs.values())) / sum(land.roofs.values())
-    for plot, wings in zip(plots, cycle(WINGS), strict=False):
-        roof = ROOFS[rng.choice(list(land.roofs), p=weights)]
-        size = np.minimum(plot.size * rng.uniform(0.86, 0.97, 2), rng.uniform((10, 7), (22, 14)))
-        house = _house(plot, size, rng.uniform(-0.7, 0.7, 2), wings, roof, rng)
-        shed = _house(plot, rng.uniform(2.2, 5, 2), rng.choice((-1, 1), 2), 1, ROOFS["rust"], rng)
-        for new in (house, shed)[: rng.integers(1, 3)]:
-            if not shapely.dwithin(new.footprint, [other.footprint for other in houses], 0.25).any():
-                houses.append(new)
-    return houses
-
-
-def _house(plot: _Spot, size: np.ndarray, side: np.ndarray, wings: int, roof: Roof, rng: Generator) -> _House:
-    """A house of `size` metres, pushed from the plot's middle towards a side: -1 to 1 along each axis."""
-    middle = plot.put(Point(side * np.maximum(plot.size - size, 0) / 2))
-    spot = _Spot(middle.x, middle.y, plot.angle + rng.normal(0, 3), size)
-    (x, y), arm = (size / 2).tolist(), rng.uniform(0.3, 0.38) * float(min(size))
-    ring = [(-x, -y, x, arm - y), (-x, -y, arm - x, y), (x - arm, -y, x, y), (-x, y - arm, x, y)]
-    boxes: list[Box] = ring[:wings] if wings > 1 else [(-x, -y, x, y)]
-    form = str(rng.choice(roof.forms))
-    footprint = shapely.union_all([spot.box(*box) for box in boxes])
-    return _House(spot, boxes, footprint, roof, "hip" if wings > 1 and form != "flat" else form)
-
-
-def _roads(roads: list[_Spot], rng: Generator) -> Iterator[Thing]:
-    """Asphalt on the main roads, beaten earth on others, and cars at the edges."""
-    for i, road in enumerate(roads):
-        yield road.ground(0.4 if i < 2 else -0.5), ASPHALT if i < 2 else EARTH, 0
-        for x in np.arange(-road.size[0] / 2, road.size[0] / 2, 12) + rng.uniform(-3, 3):
-            y = (road.size[1] / 2 - 1) * rng.choice((-1, 1))
-            yield road.box(x - 2, y - 0.8, x + 2, y + 0.8).buffer(-0.2).buffer(0.3), rng.choice(CARS), 1.3
-            yield from ((road.box(x + end, y - 0.6, x + end + 0.5, y + 0.6), GLASS, 1.3) for end in (-1.5, 0.4))
-
-
-def _lots(plots: list[_Spot]) -> Iterator[Thing]:
-    for plot, (cover, low, colour, high, across, along) in zip(plots, cycle(LOTS), strict=False):
-        x, y = 0.45 * plot.size
-        yield plot.box(-x, -y, x, y), cover, low
-        yield from ((plot.box(at - 0.13, -y, at + 0.13, y), colour, high) for at in np.linspace(-x, x, across))
-        yield from ((plot.box(-x, at - 0.13, x, at + 0.13), colour, high) for at in np.linspace(-y, y, along))
-
-
-def _walls(plots: list[_Spot]) -> Iterator[Thing]:
-    for plot in plots:
-        x, y = plot.size / 2
-        # The gate stands open.
-        for left, top, right, bottom in ((-x, -y, x, -y), (-x, -y, -x, y), (x, -y, x, y), (-x, y, x / 3, y)):
-            yield plot.box(left - 0.15, top - 0.15, right + 0.15, bottom + 0.15), GREY, 1.7
 
 
 def _burn(canvas: _Canvas, shapes: Sequence[Any]) -> np.ndarray:
@@ -302,7 +154,7 @@ def _light(height: np.ndarray, canvas: _Canvas) -> np.ndarray:
     return np.asarray(light.clip(0.35, 1.35)[..., None], np.float32)
 
 
-def _draw_roof(canvas: _Canvas, house: _House, rng: Generator) -> None:
+def _draw_roof(canvas: _Canvas, house: House, rng: Generator) -> None:
     window, x, y = _window(canvas, house.footprint.bounds)
     spot, turn = house.spot, np.radians(house.spot.angle)
     cos, sin = float(np.cos(turn)), float(np.sin(turn))
@@ -320,7 +172,7 @@ def _draw_roof(canvas: _Canvas, house: _House, rng: Generator) -> None:
     canvas.image[window][roof] = colour[roof]
 
 
-def _cover(house: _House, along: np.ndarray, rise: np.ndarray, gsd: float, rng: Generator) -> np.ndarray:
+def _cover(house: House, along: np.ndarray, rise: np.ndarray, gsd: float, rng: Generator) -> np.ndarray:
     """(height, width, 3) colours of the covering: striped sheets of 0.9 m along the eaves by 2.4 m up the slope."""
     palette, mixed = np.asarray(house.roof.colours, np.float32), house.roof.mixed
     own, other = palette[rng.integers(len(palette))], palette[rng.integers(len(palette), size=(40, 40))]

@@ -27,6 +27,7 @@ ORDER = [
     "labels",
     "footprints",
     "survey",
+    "town",
     "scenery",
     "sample",
     "store",
