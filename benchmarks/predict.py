@@ -27,7 +27,7 @@ from affine import Affine
 from rasterio.windows import Window
 
 from entrypoints import predict as verb
-from ocmlflow import engine, grid, inference, maps, polygons, raster, registry, resample, vector, windows
+from ocmlflow import engine, georef, grid, inference, maps, polygons, raster, registry, resample, vector, windows
 from ocmlflow.catalog import Scene
 from ocmlflow.raster import Pixels
 
@@ -89,7 +89,7 @@ def alone(args: argparse.Namespace, _: Path) -> tuple[float, float, int]:
     """Seconds, CPU seconds and peak memory of the network on the scene's windows that show imagery."""
     network, facts = network_of(args)
     with raster.opened(args.image) as (dataset, own):
-        target = raster.ground_grid(own, gsd=facts["gsd"])
+        target = georef.ground_grid(own, gsd=facts["gsd"])
         tiles = grid.tiles(target.height, target.width, size=OWN.size, margin=OWN.margin, multiple=facts["multiple"])
         with resample.on_grid(dataset, own, target) as read:
             seen = [read(tile.window) for tile in tiles]
@@ -129,7 +129,7 @@ def seams(image: str, uri: str) -> None:
     model = registry.load_model(uri)
     predict = inference.padded(model.keras.predict_on_batch, model.facts["multiple"])
     with raster.opened(image) as (dataset, own):
-        target = raster.ground_grid(own, gsd=model.facts["gsd"])
+        target = georef.ground_grid(own, gsd=model.facts["gsd"])
         height, width = min(target.height, 3000), min(target.width, 3000)
         with resample.on_grid(dataset, own, target) as read:
             whole = read(Window(0, 0, width, height)).image
@@ -194,7 +194,7 @@ def traced(scratch: Path) -> None:
     print(f"{len(whole)} footprints of a mask of 6,000 px square, in blocks and in one piece: equal is {same}\n")
     print("| side, pixels | buildings | seconds, to GeoParquet | peak memory, MB |\n| --- | --- | --- | --- |")
     for side, count in ((6_000, 2_000), (20_000, 22_000), (60_000, 200_000)):
-        place = raster.Grid("EPSG:32630", Affine(GSD, 0, 500_000, 0, -GSD, 620_000), side, side)
+        place = georef.Grid("EPSG:32630", Affine(GSD, 0, 500_000, 0, -GSD, 620_000), side, side)
         found = polygons.trace(blocks(side, count, maps.BLOCK), width=side)
         frames = vector.frames(found, place, scene="one", tolerance=1, min_area_m2=OWN.min_area_m2)
         seconds, _ = timed(partial(vector.write, frames, scratch / "a.parquet"))

@@ -34,7 +34,7 @@ from rasterio.enums import Resampling
 from rasterio.features import rasterize
 from rasterio.windows import Window
 
-from ocmlflow import chips, cutting, grid, raster, resample, storage, store, survey, workers
+from ocmlflow import chips, cutting, georef, grid, raster, resample, storage, store, survey, workers
 from ocmlflow.catalog import Scene
 
 T = TypeVar("T")
@@ -155,7 +155,7 @@ def warm(_: int) -> None:
     time.sleep(0.2)
 
 
-def runs(surveys: list[survey.Survey], stride: int) -> list[tuple[str, raster.Grid, list[Window]]]:
+def runs(surveys: list[survey.Survey], stride: int) -> list[tuple[str, georef.Grid, list[Window]]]:
     """What the same workers have to read: the windows of the same blocks, side by side."""
     side, reach = store.BLOCK * stride, (store.BLOCK - 1) * stride + SIZE
     return [
@@ -165,7 +165,7 @@ def runs(surveys: list[survey.Survey], stride: int) -> list[tuple[str, raster.Gr
     ]
 
 
-def read_only(run: tuple[str, raster.Grid, list[Window]]) -> None:
+def read_only(run: tuple[str, georef.Grid, list[Window]]) -> None:
     """Decode the blocks and bring them to the grid, and nothing else."""
     href, target, windows = run
     with raster.opened(href) as (dataset, own), resample.on_grid(dataset, own, target) as read:
@@ -215,7 +215,7 @@ def timed(function: Callable[..., T], *arguments: Any) -> tuple[T, float, float]
 def regridded(image: str, target: Path) -> str:
     """The scene on the very grid that its chips are cut on, compressed as before."""
     with raster.opened(image) as (dataset, own):
-        ground = raster.ground_grid(own, gsd=0.1)
+        ground = georef.ground_grid(own, gsd=0.1)
         place = {"crs": ground.crs, "transform": ground.transform, "height": ground.height, "width": ground.width}
         profile = {**dataset.profile, **place}
         with rasterio.open(target, "w", **profile) as out, resample.on_grid(dataset, own, ground) as read:

@@ -17,7 +17,7 @@ from typing import Any
 import geopandas as gpd
 import numpy as np
 
-from ocmlflow import grid, ground, raster, storage, store
+from ocmlflow import georef, grid, ground, storage, store
 from ocmlflow.errors import InputError
 from ocmlflow.store import Files
 from ocmlflow.survey import Overview, Survey
@@ -88,7 +88,7 @@ def candidates(found: Survey, *, rules: Rules) -> gpd.GeoDataFrame:
         "y": y,
         "imagery": share,
     }
-    outlines = raster.outlines(found.grid, row, col, size=rules.size)
+    outlines = georef.outlines(found.grid, row, col, size=rules.size)
     return gpd.GeoDataFrame(frame, geometry=outlines, crs="EPSG:4326")
 
 

@@ -18,7 +18,7 @@ import shapely
 from affine import Affine
 from rasterio.windows import Window, union
 
-from ocmlflow import grid, labels, raster, resample, store, survey, workers
+from ocmlflow import georef, grid, labels, raster, resample, store, survey, workers
 from ocmlflow.chips import Rules
 from ocmlflow.errors import InputError
 from ocmlflow.store import BLOCK
@@ -54,7 +54,7 @@ class _Block:
 class _Run:
     scene: str
     image: str
-    grid: raster.Grid
+    grid: georef.Grid
     overview: survey.Overview | None  # where some of the scene's black is no imagery
     blocks: list[_Block]
     part: Path
@@ -201,7 +201,7 @@ def _places(rows: gpd.GeoDataFrame, rules: Rules) -> list[_Place]:
     ]
 
 
-def _bounds(target: raster.Grid, rows: gpd.GeoDataFrame, size: int) -> tuple[float, float, float, float]:
+def _bounds(target: georef.Grid, rows: gpd.GeoDataFrame, size: int) -> tuple[float, float, float, float]:
     left, top = target.transform @ (int(rows.col.min()), int(rows.row.min()))
     right, bottom = target.transform @ (int(rows.col.max()) + size, int(rows.row.max()) + size)
     return left, bottom, right, top

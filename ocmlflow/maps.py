@@ -21,7 +21,7 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window
 from shapely.geometry.base import BaseGeometry
 
-from ocmlflow import grid, inference, labels, mosaic, pictures, polygons, raster, salvage, vector, windows
+from ocmlflow import georef, grid, inference, labels, mosaic, pictures, polygons, raster, salvage, vector, windows
 from ocmlflow.catalog import Scene
 from ocmlflow.errors import InputError
 from ocmlflow.windows import CACHE, Network, Plan, Settings
@@ -77,7 +77,7 @@ class Map:
 def check(scene: Scene, *, settings: Settings) -> Look:
     """What is known of a scene before it is predicted; InputError where it cannot be."""
     with raster.opened(scene.image, gsd=settings.chip_gsd, cache=CACHE) as (dataset, own):
-        raster.ground_grid(own, gsd=settings.gsd)
+        georef.ground_grid(own, gsd=settings.gsd)
         placed = raster.is_placed(dataset)
         if settings.aoi is not None and not placed:
             raise InputError(f"image {scene.image} does not say where it lies, so that no area of interest limits it")
@@ -160,7 +160,7 @@ class _Tide:
 @dataclass(frozen=True)
 class _Job:
     plan: Plan
-    out: raster.Grid  # where the results lie
+    out: georef.Grid  # where the results lie
     holes: list[Window]  # of the ground grid, that could not be read; grows
 
 
@@ -197,7 +197,7 @@ def _draw(job: _Job, tide: _Tide, folder: Path) -> Map:
         _overview(job, files["mask"], folder / f"{name}.jpg"),
         **vars(counts),
         outline=_outline(job.out),
-        unreadable=[raster.outline(job.plan.ground, hole) for hole in holes],
+        unreadable=[georef.outline(job.plan.ground, hole) for hole in holes],
     )
 
 
@@ -206,7 +206,7 @@ def _outline_buildings(job: _Job, blocks: Iterator[polygons.Block], path: Path, 
     settings = job.plan.settings
     found = polygons.trace(blocks, width=job.out.width)
     # A pixel of the network, in pixels of the map: what is finer is interpolation, not knowledge.
-    tolerance = max(1.0, settings.gsd / raster.gsd(job.out))
+    tolerance = max(1.0, settings.gsd / georef.gsd(job.out))
     name, least = job.plan.scene.id, settings.min_area_m2
     # The ground grid's CRS is in metres, whatever the scene's own.
     how = {"squared_in": job.plan.ground.crs if settings.squared else None}
@@ -309,5 +309,5 @@ def _counted(frames: Iterator[gpd.GeoDataFrame], counts: _Counts) -> Iterator[gp
         yield frame
 
 
-def _outline(of: raster.Grid) -> shapely.Polygon:
-    return raster.outline(of, Window(0, 0, of.width, of.height))
+def _outline(of: georef.Grid) -> shapely.Polygon:
+    return georef.outline(of, Window(0, 0, of.width, of.height))

@@ -13,9 +13,9 @@ from rasterio.io import MemoryFile
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
-from ocmlflow import metrics, raster, resample
+from ocmlflow import georef, metrics, raster, resample
+from ocmlflow.georef import Grid
 from ocmlflow.grid import Tile
-from ocmlflow.raster import Grid
 
 PERCENT = 300
 """Steps of probability in one percent: sums of whole percents stay exact."""
@@ -65,7 +65,7 @@ def near(ground: Grid, own: Grid, window: Window) -> Window:
     xs, ys = zip(*own.corners(window), strict=True)
     left, bottom, right, top = transform_bounds(own.crs, ground.crs, min(xs), min(ys), max(xs), max(ys), densify_pts=21)
     (first_col, first_row), (last_col, last_row) = ~ground.transform @ (left, top), ~ground.transform @ (right, bottom)
-    reach = 2 + math.ceil(max(1.0, raster.gsd(own) / raster.gsd(ground)))
+    reach = 2 + math.ceil(max(1.0, georef.gsd(own) / georef.gsd(ground)))
     col, row = max(math.floor(first_col) - reach, 0), max(math.floor(first_row) - reach, 0)
     width = min(math.ceil(last_col) + reach, ground.width) - col
     height = min(math.ceil(last_row) + reach, ground.height) - row

@@ -13,7 +13,8 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from ocmlflow import raster
-from ocmlflow.raster import Grid, Pixels
+from ocmlflow.georef import Grid
+from ocmlflow.raster import Pixels
 
 Read = Callable[[Window], Pixels]
 """A window, which may reach beyond the scene, to its pixels; nothing is valid there."""

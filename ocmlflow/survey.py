@@ -10,11 +10,11 @@ from rasterio.windows import Window
 from scipy import ndimage
 from skimage.measure import label as connected
 
-from ocmlflow import footprints, raster, resample
+from ocmlflow import footprints, georef, raster, resample
 from ocmlflow.catalog import Scene
 from ocmlflow.errors import InputError
 from ocmlflow.footprints import Footprints
-from ocmlflow.raster import Grid
+from ocmlflow.georef import Grid
 
 COARSE_M = 1.0
 """Metres per pixel of the overview that is looked at, or coarser where that is more than SIDE pixels."""
@@ -59,14 +59,14 @@ def survey(
     image, its smallest overview that is fine enough, and the labels. Raises InputError where it cannot be cut.
     """
     with raster.opened(scene.image) as (dataset, own):
-        grid = raster.ground_grid(own, gsd=gsd)
+        grid = georef.ground_grid(own, gsd=gsd)
         whole = Window(0, 0, grid.width, grid.height)
-        if bbox and not raster.outline(grid, whole).intersects(shapely.box(*bbox)):
+        if bbox and not georef.outline(grid, whole).intersects(shapely.box(*bbox)):
             return None
         found = footprints.read(scene, grid.crs)
         _check_on_image(scene, grid, found)
         overview = _overview(dataset, own, grid, black_m2)
-    return Survey(scene, grid, raster.gsd(own), found, _outside(found, grid, overview), overview)
+    return Survey(scene, grid, georef.gsd(own), found, _outside(found, grid, overview), overview)
 
 
 def not_imagery(overview: Overview, image: np.ndarray, window: Window) -> np.ndarray | None:

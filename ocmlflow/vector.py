@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pyogrio
 
 from ocmlflow import polygons
+from ocmlflow.georef import Grid
 from ocmlflow.polygons import Footprint
-from ocmlflow.raster import Grid
 
 DRIVERS = {".fgb": "FlatGeobuf", ".geojson": "GeoJSON"}
 BATCH = 2_000

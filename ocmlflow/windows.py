@@ -14,7 +14,7 @@ import shapely
 from rasterio.windows import Window, intersect, intersection
 from shapely.geometry.base import BaseGeometry
 
-from ocmlflow import grid, inference, mosaic, raster, resample, salvage, workers
+from ocmlflow import georef, grid, inference, mosaic, raster, resample, salvage, workers
 from ocmlflow.catalog import Scene
 
 RUN = 2
@@ -63,9 +63,9 @@ class Plan:
     settings: Settings
     placed: bool
     """Whether the scene says where on earth it lies."""
-    own: raster.Grid
+    own: georef.Grid
     """The scene's own."""
-    ground: raster.Grid
+    ground: georef.Grid
     """What the network sees."""
     kept: Path
     """Folder of what is predicted: a file for each tile."""
@@ -75,7 +75,7 @@ class Plan:
 def plan(scene: Scene, folder: Path, *, settings: Settings) -> Plan:
     """All windows of a scene, whose results are to lie under `folder`; InputError where it cannot be opened."""
     with raster.opened(scene.image, gsd=settings.chip_gsd, cache=CACHE) as (dataset, own):
-        ground, placed = raster.ground_grid(own, gsd=settings.gsd), raster.is_placed(dataset)
+        ground, placed = georef.ground_grid(own, gsd=settings.gsd), raster.is_placed(dataset)
     how = {"size": settings.size, "margin": settings.margin, "multiple": settings.multiple}
     tiles = grid.tiles(ground.height, ground.width, **how)
     return Plan(scene, settings, placed, own, ground, folder / f"{scene.id}-tiles", tiles)
@@ -143,7 +143,7 @@ def holes(whole: Plan) -> list[Window]:
     return [Window(*map(int, path.stem.split("-"))) for path in sorted(whole.kept.glob("*.hole"))]
 
 
-def inside_of(ground: raster.Grid, aoi: BaseGeometry | None) -> Callable[[Window], bool]:
+def inside_of(ground: georef.Grid, aoi: BaseGeometry | None) -> Callable[[Window], bool]:
     """Whether a window of the ground grid meets the area of interest."""
     if aoi is None:
         return lambda window: True

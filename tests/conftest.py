@@ -33,7 +33,7 @@ from containers import base_image, docker_engine, mlflow_server, project_image, 
 from hypothesis import settings
 from rasterio.errors import NotGeoreferencedWarning
 
-from ocmlflow import catalog, chips, cutting, ground, raster, survey
+from ocmlflow import catalog, chips, cutting, georef, ground, raster, survey
 
 CRS = "EPSG:32630"
 GSD = 0.1
@@ -196,7 +196,7 @@ def _write_item(folder: Path, place: str, name: str, key: str, file: str, number
     return f"./{name}/{name}.json"
 
 
-def pixels(href: str, target: raster.Grid | None = None) -> raster.Pixels:
+def pixels(href: str, target: georef.Grid | None = None) -> raster.Pixels:
     """All pixels of an image, on its own grid or on another."""
     with raster.opened(href, gsd=GSD) as (dataset, own):
         if target is None:

@@ -22,7 +22,7 @@ from conftest import (
 )
 from rasterio.windows import Window
 
-from ocmlflow import catalog, chips, labels, raster, resample, survey
+from ocmlflow import catalog, chips, georef, labels, raster, resample, survey
 from ocmlflow.errors import InputError
 
 RULES = rules_with()
@@ -56,7 +56,7 @@ def test_a_chip_is_the_scene_at_its_window(scene, tmp_path, gsd, stride):
     index = cut(scene, tmp_path / "out", rules=rules)
     assert index.id.is_unique
     with raster.opened(scene.image) as (dataset, own):
-        target = raster.ground_grid(own, gsd=gsd)
+        target = georef.ground_grid(own, gsd=gsd)
         covered = np.zeros((target.height, target.width), bool)
         with resample.on_grid(dataset, own, target) as read:
             for row, chip in each(tmp_path / "out", index):
@@ -66,7 +66,7 @@ def test_a_chip_is_the_scene_at_its_window(scene, tmp_path, gsd, stride):
                 np.testing.assert_array_equal(chip[..., 3] != labels.NOT_VALID, found.valid)
                 assert row.valid_share == pytest.approx(found.valid.mean())
                 assert row.building_share == pytest.approx((chip[..., 3] == 1).sum() / found.valid.sum())
-                assert row.geometry.equals_exact(raster.outline(target, window), 1e-12)
+                assert row.geometry.equals_exact(georef.outline(target, window), 1e-12)
                 covered[row.row : row.row + 32, row.col : row.col + 32] = True
             all_valid = read(Window(0, 0, target.width, target.height)).valid
     assert (covered | ~all_valid).mean() > 0.97  # but chips with less imagery than `min_valid`

@@ -11,18 +11,18 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from rasterio.windows import Window
 
-from ocmlflow import ground, raster
+from ocmlflow import georef, ground
 from ocmlflow.errors import InputError
 
 
 def chips_of(scene: str, place: str, *, rows: int, cols: int, transform: Affine = TRANSFORM, stride=32, size=32):
     """An index of chips, without their pixels."""
-    own = raster.Grid(CRS, transform, rows * size, cols * size)
+    own = georef.Grid(CRS, transform, rows * size, cols * size)
     windows = [Window(c * stride, r * stride, size, size) for r in range(rows) for c in range(cols)]
     middles = [transform @ (w.col_off + size / 2, w.row_off + size / 2) for w in windows]
     frame = {"id": [f"{scene}-{n}" for n in range(len(windows))], "scene": scene, "place": place, "utm": CRS}
     frame |= {"x": [x for x, _ in middles], "y": [y for _, y in middles]}
-    return gpd.GeoDataFrame(frame, geometry=[raster.outline(own, w) for w in windows], crs="EPSG:4326")
+    return gpd.GeoDataFrame(frame, geometry=[georef.outline(own, w) for w in windows], crs="EPSG:4326")
 
 
 def split(index, *, validation, block_m, seed, test=None):

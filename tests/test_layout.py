@@ -21,6 +21,7 @@ ORDER = [
     "remote",
     "catalog",
     "grid",
+    "georef",
     "raster",
     "resample",
     "salvage",

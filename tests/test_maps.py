@@ -36,7 +36,7 @@ from rio_cogeo.cogeo import cog_validate
 from scipy import ndimage
 from shapely import affinity
 
-from ocmlflow import catalog, grid, inference, maps, models, raster, resample, salvage, windows, workers
+from ocmlflow import catalog, georef, grid, inference, maps, models, raster, resample, salvage, windows, workers
 from ocmlflow.errors import InputError
 
 SETTINGS = windows.Settings(
@@ -291,7 +291,7 @@ def test_on_the_model_s_grid_the_map_is_what_the_network_said(tmp_path, how, gsd
     href = write_image(tmp_path / "a.tif", roofs(), hole(70, 90), how=how)
     made = draw(href, tmp_path / "out", gsd=gsd, on_own_grid=False)
     with raster.opened(href) as (dataset, own):
-        target = raster.ground_grid(own, gsd=gsd)
+        target = georef.ground_grid(own, gsd=gsd)
         with resample.on_grid(dataset, own, target) as reading:
             seen = reading(Window(0, 0, target.width, target.height))
     percents, about = read(made.probability)

@@ -26,7 +26,7 @@ from rio_cogeo import cog_validate
 from skimage import measure
 
 from entrypoints import evaluate, in_the_making, predict, prepare, train
-from ocmlflow import engine, grid, inference, maps, raster, registry, resample
+from ocmlflow import engine, georef, grid, inference, maps, raster, registry, resample
 from ocmlflow.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -252,7 +252,7 @@ def test_a_real_scene_shows_no_seam(real_line):
     model = registry.load_model("models:/real@champion")
     predict_any = inference.padded(model.keras.predict_on_batch, model.facts["multiple"])
     with raster.opened(str(REAL / "train_tier_1" / "kam" / "kam01" / "kam01.tif")) as (dataset, own):
-        ground = raster.ground_grid(own, gsd=model.facts["gsd"])
+        ground = georef.ground_grid(own, gsd=model.facts["gsd"])
         with resample.on_grid(dataset, own, ground) as read:
             whole = predict_any(read(Window(0, 0, ground.width, ground.height)).image[np.newaxis])[0, ..., 0]
             tiles = grid.tiles(ground.height, ground.width, size=1024, margin=256, multiple=model.facts["multiple"])

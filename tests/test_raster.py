@@ -11,7 +11,7 @@ from rasterio.enums import Resampling
 from rasterio.windows import Window
 from rio_cogeo.cogeo import cog_validate
 
-from ocmlflow import raster
+from ocmlflow import georef, raster
 from ocmlflow.errors import InputError
 
 MONROVIA = -10.8, 6.3  # where two scenes of the challenge are filed in zone 36 in place of 29
@@ -23,7 +23,7 @@ def wrong_zone(*, gsd: float = GSD, size: int = 40) -> Affine:
     return Affine(gsd, 0, x - gsd * size / 2, 0, -gsd, y + gsd * size / 2)
 
 
-def own_grid(href: str) -> raster.Grid:
+def own_grid(href: str) -> georef.Grid:
     with raster.opened(href, gsd=GSD) as (_, own):
         return own
 
@@ -83,33 +83,33 @@ def test_a_window_is_read_as_it_is_inside_and_not_valid_outside(tmp_path_factory
 
 def test_gsd_is_measured_on_the_ground():
     # The scale of UTM is 0.9996 on the middle of a zone.
-    own = raster.Grid(CRS, TRANSFORM, 40, 40)
-    assert raster.gsd(own) == pytest.approx(GSD / 0.9996, rel=1e-4)
+    own = georef.Grid(CRS, TRANSFORM, 40, 40)
+    assert georef.gsd(own) == pytest.approx(GSD / 0.9996, rel=1e-4)
     # Far from it: 0.9996 / sqrt(1 - (cos lat * sin dlon)^2), on the sphere.
     scale = 0.9996 / np.sqrt(1 - (np.cos(np.radians(6.3)) * np.sin(np.radians(33 + 10.8))) ** 2)
-    assert raster.gsd(raster.Grid("EPSG:32636", wrong_zone(), 40, 40)) == pytest.approx(GSD / scale, rel=0.01)
+    assert georef.gsd(georef.Grid("EPSG:32636", wrong_zone(), 40, 40)) == pytest.approx(GSD / scale, rel=0.01)
     # In degrees, at the equator and at 60 degrees north, where a degree of longitude is half as long.
     degree = 1e-6
     for lat, metres in ((0, 0.1109), (60, 0.1109 * np.sqrt(0.5))):
-        own = raster.Grid("EPSG:4326", Affine(degree, 0, 10, 0, -degree, lat), 2, 2)
-        assert raster.gsd(own) == pytest.approx(metres, rel=0.01)
+        own = georef.Grid("EPSG:4326", Affine(degree, 0, 10, 0, -degree, lat), 2, 2)
+        assert georef.gsd(own) == pytest.approx(metres, rel=0.01)
 
 
 def test_the_ground_grid_lies_in_the_zone_of_the_ground():
-    assert raster.ground_grid(raster.Grid("EPSG:32636", wrong_zone(), 40, 40), gsd=0.1).crs == "EPSG:32629"
+    assert georef.ground_grid(georef.Grid("EPSG:32636", wrong_zone(), 40, 40), gsd=0.1).crs == "EPSG:32629"
     south = Affine(1e-6, 0, 39.2, 0, -1e-6, -6.8)
-    assert raster.ground_grid(raster.Grid("EPSG:4326", south, 40, 40), gsd=0.1).crs == "EPSG:32737"
+    assert georef.ground_grid(georef.Grid("EPSG:4326", south, 40, 40), gsd=0.1).crs == "EPSG:32737"
 
 
 def test_a_transform_outside_its_crs_is_refused():
     with pytest.raises(InputError, match="lies outside its CRS"):
-        raster.ground_grid(raster.Grid("EPSG:4326", Affine(1, 0, 500_000, 0, -1, 600_000), 9, 9), gsd=0.1)
+        georef.ground_grid(georef.Grid("EPSG:4326", Affine(1, 0, 500_000, 0, -1, 600_000), 9, 9), gsd=0.1)
 
 
 @given(st.floats(0.02, 0.5), st.integers(1, 300), st.integers(1, 300), st.floats(0.02, 0.5))
 def test_the_ground_grid_covers_the_scene_and_little_more(own_gsd, height, width, gsd):
     transform = Affine(own_gsd, 0, 500_123.4567, 0, -own_gsd, 619_876.543)
-    target = raster.ground_grid(raster.Grid(CRS, transform, height, width), gsd=gsd)
+    target = georef.ground_grid(georef.Grid(CRS, transform, height, width), gsd=gsd)
     (left, top), (right, bottom) = target.transform @ (0, 0), target.transform @ (target.width, target.height)
     east, south = transform @ (width, height)
     slack = 1e-5
@@ -125,7 +125,7 @@ def test_warping_to_the_same_grid_changes_nothing(tmp_path, how):
     own, warped = pixels(href), pixels(href, own_grid(href))
     np.testing.assert_array_equal(warped.valid, own.valid)
     np.testing.assert_array_equal(warped.image, own.image)
-    target = raster.ground_grid(own_grid(href), gsd=GSD)
+    target = georef.ground_grid(own_grid(href), gsd=GSD)
     assert (target.height, target.width) == (30, 40)
     np.testing.assert_array_equal(pixels(href, target).image, own.image)
 
@@ -133,7 +133,7 @@ def test_warping_to_the_same_grid_changes_nothing(tmp_path, how):
 def test_larger_pixels_are_averages(tmp_path, how):
     board = np.indices((40, 40)).sum(axis=0) % 2 * 200 + 20
     href = write_image(tmp_path / "a.tif", np.stack([board] * 3, -1).astype(np.uint8), how=how)
-    found = pixels(href, raster.ground_grid(own_grid(href), gsd=2 * GSD))
+    found = pixels(href, georef.ground_grid(own_grid(href), gsd=2 * GSD))
     assert found.image.shape == (20, 20, 3)
     assert np.abs(found.image[2:-2, 2:-2].astype(int) - 120).max() <= 3
 
@@ -142,7 +142,7 @@ def test_larger_pixels_are_averages(tmp_path, how):
 def test_what_is_not_imagery_does_not_bleed_into_what_is(tmp_path, how, gsd):
     image = np.where(hole(30, 40)[..., np.newaxis], 200, 0).repeat(3, -1).astype(np.uint8)
     href = write_image(tmp_path / "a.tif", image, hole(30, 40), how=how)
-    found = pixels(href, raster.ground_grid(own_grid(href), gsd=gsd))
+    found = pixels(href, georef.ground_grid(own_grid(href), gsd=gsd))
     assert (found.image[found.valid] == 200).all()
     assert found.valid.mean() == pytest.approx(hole(30, 40).mean(), abs=0.05)
 
@@ -154,7 +154,7 @@ def test_a_point_keeps_its_place_on_the_ground(tmp_path, crs, transform):
     image = np.full((60, 60, 3), 20, np.uint8)
     image[39:42, 19:22] = 255
     href = write_image(tmp_path / "a.tif", image, crs=crs, transform=transform)
-    target = raster.ground_grid(own_grid(href), gsd=0.07)
+    target = georef.ground_grid(own_grid(href), gsd=0.07)
     dot = np.argwhere(pixels(href, target).image[..., 0] > 128).mean(axis=0) + 0.5
     drawn = Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(*(transform @ (20.5, 40.5)))
     found = Transformer.from_crs(target.crs, "EPSG:4326", always_xy=True).transform(*(target.transform @ dot[::-1]))
@@ -163,7 +163,7 @@ def test_a_point_keeps_its_place_on_the_ground(tmp_path, crs, transform):
 
 def test_windows_warped_apart_equal_the_whole(tmp_path):
     href = write_image(tmp_path / "a.tif", noise(60, 60), crs="EPSG:32636", transform=wrong_zone())
-    target = raster.ground_grid(own_grid(href), gsd=0.08)
+    target = georef.ground_grid(own_grid(href), gsd=0.08)
     whole = pixels(href, target)
     window = Window(13, 9, 20, 22)
     with raster.opened(href) as (dataset, own), raster.warped(dataset, own, target) as vrt:
@@ -178,7 +178,7 @@ def test_an_image_without_a_place_needs_its_gsd(tmp_path):
         pass
     with raster.opened(href, gsd=0.3) as (dataset, own):
         assert not raster.is_placed(dataset)
-        assert raster.gsd(own) == pytest.approx(0.3, rel=0.001)
+        assert georef.gsd(own) == pytest.approx(0.3, rel=0.001)
 
 
 @pytest.mark.parametrize("gsd", [0.1, 0.3, 0.0518])
@@ -186,7 +186,7 @@ def test_an_image_without_a_place_lies_on_the_ground_grid_of_its_gsd(tmp_path, g
     """Chips of the model's own resolution go through the network pixel by pixel, not blurred by a shift."""
     href = write_image(tmp_path / "chip.tif", noise(8, 9), crs=None)
     with raster.opened(href, gsd=gsd) as (dataset, own):
-        target = raster.ground_grid(own, gsd=gsd)
+        target = georef.ground_grid(own, gsd=gsd)
         with raster.warped(dataset, own, target) as vrt:
             np.testing.assert_array_equal(raster.read(vrt, Window(0, 0, vrt.width, vrt.height)).image, noise(8, 9))
 
@@ -221,7 +221,7 @@ def test_cogs_are_valid_and_keep_their_pixels(tmp_path, height, width):
     values = noise(height, width)[..., 0]
     values[:5] = 255
     plain, cog = tmp_path / "plain.tif", tmp_path / "cog.tif"
-    own = raster.Grid(CRS, TRANSFORM, height, width)
+    own = georef.Grid(CRS, TRANSFORM, height, width)
     with raster.write(plain, own, height=height, width=width, dtype="uint8", nodata=255) as out:
         out.write(values, 1)
     raster.to_cog(plain, cog, overviews=Resampling.nearest)
@@ -232,8 +232,8 @@ def test_cogs_are_valid_and_keep_their_pixels(tmp_path, height, width):
 
 
 def test_outlines_are_in_degrees_around_their_pixels():
-    own = raster.Grid(CRS, TRANSFORM, 40, 40)
-    outline = raster.outline(own, Window(10, 20, 10, 10))
+    own = georef.Grid(CRS, TRANSFORM, 40, 40)
+    outline = georef.outline(own, Window(10, 20, 10, 10))
     area, _ = Geod(ellps="WGS84").geometry_area_perimeter(outline)
     assert abs(area) == pytest.approx((10 * GSD / 0.9996) ** 2, rel=0.001)
-    assert raster.outline(own, Window(0, 0, 40, 40)).covers(outline)
+    assert georef.outline(own, Window(0, 0, 40, 40)).covers(outline)

@@ -10,17 +10,17 @@ from hypothesis import strategies as st
 from rasterio.enums import Resampling
 from rasterio.windows import Window
 
-from ocmlflow import raster, resample
+from ocmlflow import georef, raster, resample
 
 
-def read(href: str, target: raster.Grid, window: Window | None = None) -> raster.Pixels:
+def read(href: str, target: georef.Grid, window: Window | None = None) -> raster.Pixels:
     with raster.opened(href) as (dataset, own), resample.on_grid(dataset, own, target) as found:
         return found(window or Window(0, 0, target.width, target.height))
 
 
-def ground(href: str, gsd: float) -> raster.Grid:
+def ground(href: str, gsd: float) -> georef.Grid:
     with raster.opened(href) as (_, own):
-        return raster.ground_grid(own, gsd=gsd)
+        return georef.ground_grid(own, gsd=gsd)
 
 
 def by_hand(image: np.ndarray, valid: np.ndarray, to_source: Affine, height: int, width: int) -> tuple:
@@ -129,7 +129,7 @@ def test_an_overview_is_read_where_one_is_fine_enough(tmp_path, how):
 def test_real_scenes_are_as_gdal_warps_them(scene):
     href = str(DATA / "train_tier_1" / scene)
     with raster.opened(href) as (dataset, own):
-        target = raster.ground_grid(own, gsd=0.1)
+        target = georef.ground_grid(own, gsd=0.1)
         window = Window(700, 600, 700, 600) if "kam" in scene else Window(3000, 1900, 700, 600)
         with raster.warped(dataset, own, target) as vrt:
             expected = raster.read(vrt, window)
