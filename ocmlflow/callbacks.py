@@ -62,18 +62,22 @@ class Reporter(keras.callbacks.Callback):
     def __init__(
         self,
         network: keras.Model,
-        chips_per_epoch: int,
+        batch_size: int,
         report: Callable[[int, dict[str, float]], None],
         patience: int | None,
     ) -> None:
         super().__init__()
-        self.network, self.chips_per_epoch, self.report, self.patience = network, chips_per_epoch, report, patience
+        self.network, self.batch_size, self.report, self.patience = network, batch_size, report, patience
         self.best, self.best_epoch, self.weights = -math.inf, 0, self._weights()
         self.started = self.trained = 0.0
+        self.steps = 0
         self.enough = False
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self.started = time.perf_counter()
+        self.started, self.steps = time.perf_counter(), 0
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.steps += 1
 
     def on_test_begin(self, logs: Any = None) -> None:
         self.trained = time.perf_counter()
@@ -81,7 +85,7 @@ class Reporter(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         figures = {name: float(value) for name, value in (logs or {}).items()}
         figures["learning_rate"] = float(ops.convert_to_numpy(self.model.optimizer.learning_rate))
-        figures["chips_per_second"] = self.chips_per_epoch / (self.trained - self.started)
+        figures["chips_per_second"] = self.steps * self.batch_size / (self.trained - self.started)
         figures["seconds"] = time.perf_counter() - self.started
         if not math.isfinite(figures["loss"]):
             raise InputError(f"the loss of epoch {epoch + 1} is {figures['loss']}: a lower learning_rate would do")

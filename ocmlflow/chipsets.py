@@ -211,4 +211,4 @@ def log_dataset(index: Any, *, source: str, digest: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # on whole numbers, which are whole here, and on kinds of source
         dataset = from_pandas(rows, source=storage.absolute(source), name="chips", digest=digest)
-    mlflow.log_input(dataset, context="training")
+        mlflow.log_input(dataset, context="training")

@@ -135,7 +135,7 @@ def fit(
         network.set_weights(trained.get_weights())
         report(epoch, figures)
 
-    reporter = callbacks.Reporter(trained, len(train) * train.batch_size, tell, recipe.patience)
+    reporter = callbacks.Reporter(trained, train.batch_size, tell, recipe.patience)
     # The average is in place when the reporter keeps weights, and the weights themselves when the keeper does.
     average = callbacks.Averaged() if recipe.ema else keras.callbacks.Callback()
     with tempfile.TemporaryDirectory() as folder, callbacks.asked_to_end() as asked:
@@ -180,6 +180,7 @@ def _end_epoch(
         learner.train_on_batch(*train[number])
         for variable, sums in zip(learner.metrics_variables, before, strict=True):
             variable.assign_add(sums)
+        reporter.on_train_batch_end(number)
         keeper.on_train_batch_end(number)
     figures = learner.get_metrics_result()
     reporter.on_test_begin()

@@ -143,7 +143,7 @@ class After(logging.Handler):
 @pytest.fixture
 def after():
     """Attaches an `After` to the training."""
-    log = logging.getLogger("ocmlflow.training")
+    log = logging.getLogger("ocmlflow.callbacks")
     handlers: list[After] = []
 
     def attach(**acts) -> None:
@@ -452,7 +452,7 @@ def test_a_training_on_a_full_disk_goes_on_and_is_resumed(team, small_chips, aft
     run = client.search_runs([experiment], "tags.`ocmlflow.verb` = 'train'")[0]
     assert run.info.status == "FAILED"
     assert [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")] == [1, 2]
-    logging.getLogger("ocmlflow.training").handlers.clear()
+    logging.getLogger("ocmlflow.callbacks").handlers.clear()
     train.main(train.parse(["--resume", run.info.run_id]))
     assert client.get_run(run.info.run_id).info.status == "FINISHED"
     assert client.get_model_version_by_alias(name, "candidate").run_id == run.info.run_id
