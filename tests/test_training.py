@@ -1,7 +1,10 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -124,28 +127,51 @@ def test_an_interrupted_training_goes_on_where_it_was(fitted, made, recipe, tmp_
             np.testing.assert_allclose(one, other, atol=1e-3)
 
 
-@pytest.mark.parametrize("at", [(1, 0), (2, 2), (3, 1)])
-def test_a_training_that_is_asked_to_end_in_the_middle_of_an_epoch_goes_on_there(
-    fitted, made, recipe, tmp_path, monkeypatch, at
-):
-    states, steps, after_step = [], [], callbacks.Keeper.on_train_batch_end
+ENDED = """
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sys
+from dataclasses import replace
+from pathlib import Path
 
-    def save(path):
-        states.append(shutil.copy(path, tmp_path / f"{len(states)}.npz"))
+from test_training import RECIPE, fit
 
-    def with_signal(keeper, batch, logs=None):
-        steps.append((keeper.epochs + 1, batch))
-        if steps[-1] == at:
-            os.kill(os.getpid(), signal.SIGTERM)
-        after_step(keeper, batch, logs)
+from ocmlflow import callbacks, chips
 
-    with monkeypatch.context() as patched:
-        patched.setattr(callbacks.Keeper, "on_train_batch_end", with_signal)
-        with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
-            fit(made, recipe=recipe, save=save)
-    assert steps[-1] == at
-    network, best_epoch, best, figures = fitted
-    again, again_epoch, again_best, others = fit(made, recipe=recipe, resume=states[-1])
+at, after_step = (int(sys.argv[3]), int(sys.argv[4])), callbacks.Keeper.on_train_batch_end
+steps = []
+
+
+def with_signal(keeper, batch, logs=None):
+    steps.append((keeper.epochs + 1, batch))
+    if steps[-1] == at:
+        os.kill(os.getpid(), signal.SIGTERM)
+    after_step(keeper, batch, logs)
+
+
+callbacks.Keeper.on_train_batch_end = with_signal
+recipe = replace(RECIPE, ema=float(sys.argv[2]))
+try:
+    fit(chips.load(Path(sys.argv[1])), recipe=recipe, save=lambda path: shutil.copy(path, "state.npz"))
+except SystemExit as ended:
+    assert steps[-1] == at, steps
+    os._exit(ended.code)  # TensorFlow still fetches batches, and would now and then fall over when it is tidied up
+"""
+
+
+@pytest.mark.parametrize(("ema", "at"), [(0, (1, 0)), (0.3, (2, 2)), (0.3, (3, 1))])
+def test_a_training_that_is_asked_to_end_in_the_middle_of_an_epoch_goes_on_there(made, tmp_path, ema, at):
+    folders = (str(folder) for folder in (Path(__file__).parents[1], Path(__file__).parent))
+    command = [sys.executable, "-c", ENDED, str(made.folder), str(ema), *(str(number) for number in at)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 128 + signal.SIGTERM, ended.stderr[-3000:]
+    recipe = replace(RECIPE, ema=ema)
+    network, best_epoch, best, figures = fit(made, recipe=recipe)
+    again, again_epoch, again_best, others = fit(made, recipe=recipe, resume=tmp_path / "state.npz")
     assert (again_epoch, again_best) == (best_epoch, pytest.approx(best, abs=1e-3))
     for name in NAMES:
         expected = [f[name] for f in figures[at[0] - 1 :]]
