@@ -8,7 +8,6 @@ import shapely
 from affine import Affine
 from rasterio.features import shapes
 from rasterio.windows import Window
-from shapely.affinity import affine_transform
 from shapely.geometry.base import BaseGeometry
 from skimage.measure import label as connected
 
@@ -88,20 +87,19 @@ def trace(blocks: Iterable[Block], *, width: int) -> Iterator[Footprint]:
 
 def to_ground(footprints: Iterable[Footprint], transform: Affine, *, tolerance: float) -> list[Footprint]:
     """Footprints in the transform's CRS, their staircases straightened by about `tolerance` of its units."""
-    matrix = (transform.a, transform.b, transform.d, transform.e, transform.c, transform.f)
-
-    def straightened(outline: BaseGeometry) -> BaseGeometry:
-        if shapely.get_num_interior_rings(outline) > HOLES:
-            return outline
-        return outline.simplify(tolerance, preserve_topology=True)
-
-    return [Footprint(straightened(affine_transform(f.outline, matrix)), f.probability) for f in footprints]
+    found = list(footprints)
+    outlines = np.array([footprint.outline for footprint in found], object)
+    # Not as a product of matrices, whose last digits depend on how many threads make it.
+    outlines = shapely.transform(outlines, lambda corners: np.stack(transform @ tuple(corners.T), axis=1))
+    few = shapely.get_num_interior_rings(outlines) <= HOLES
+    outlines[few] = shapely.simplify(outlines[few], tolerance, preserve_topology=True)
+    return [Footprint(outline, one.probability) for outline, one in zip(outlines, found, strict=True)]
 
 
 def _parts(numbered: np.ndarray, block: Block) -> Iterator[tuple[int, _Part]]:
-    flat = numbered.ravel()
-    pixels = np.bincount(flat)
-    sums = np.bincount(flat, weights=block.percents.ravel())
+    numbers = numbered[block.building]
+    pixels = np.bincount(numbers)
+    sums = np.bincount(numbers, weights=block.percents[block.building])
     place = Affine.translation(block.window.col_off, block.window.row_off)
     for outline, i in shapes(numbered, mask=block.building, connectivity=4, transform=place):
         yield int(i), _Part(_polygon(outline["coordinates"]), int(pixels[int(i)]), int(sums[int(i)]))
