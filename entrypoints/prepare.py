@@ -41,7 +41,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--bbox", type=_box, default=None, help="west,south,east,north in degrees: scenes that meet it")
     p.add_argument("--gsd", type=number(0.01, 10), default=0.1, help="metres per pixel of the chips")
     p.add_argument("--size", type=whole(64, 1024), default=512, help="pixels along a side, a multiple of 32")
-    p.add_argument("--stride", type=whole(1), default=None, help="pixels from one chip to the next; size if not given")
+    p.add_argument("--stride", type=whole(1), default=None, help="pixels from one chip to the next, size/1, /2 ...")
     p.add_argument("--min_valid", type=number(0, 1), default=0.1, help="least share of a chip that shows imagery")
     p.add_argument(
         "--empty_share", type=number(0, 1), default=1.0, help="share of the training chips without a building to keep"
@@ -87,8 +87,11 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         p.error(f"argument --size: must be a multiple of 32, got {args.size}")
     if args.folds and args.test:
         p.error(f"argument --folds: each fold is held out in turn, leave out test; got folds={args.folds}")
-    if args.stride > args.size:
-        p.error(f"argument --stride: must be at most the size of {args.size}, or ground is lost; got {args.stride}")
+    if args.stride > args.size or args.size % args.stride:
+        p.error(
+            f"argument --stride: must divide the size of {args.size}, for held-out ground is scored by chips side by "
+            f"side; got {args.stride}, and {args.size // 2} would do"
+        )
     return args
 
 
@@ -211,7 +214,7 @@ def _plan(
     how = {name: getattr(args, name) for name in ("validation", "test", "folds", "block_m", "seed")}
     planned = ground.assign(planned, **how)
     if not args.folds:
-        ground.apart(planned)  # fails now, not after the cutting
+        ground.apart(ground.thin(planned, size=args.size))  # fails now, not after the cutting
     drawn = ground.drawn(planned.id, args.empty_share, args.seed)
     held_out = np.asarray(planned.split != ground.TRAIN) | bool(args.folds)
     return surveys, table, planned.assign(keep_empty=held_out | drawn)
@@ -298,13 +301,12 @@ def _split_and_save(
     from ocmlflow import chips, ground, storage, summary
     from ocmlflow.errors import InputError
 
-    step = ground.step_of(size=args.size, stride=args.stride)
     if args.folds:
-        index = ground.of_fold(index, 0, step=step, empty_share=args.empty_share, seed=args.seed)
+        index = ground.of_fold(index, 0, size=args.size, empty_share=args.empty_share, seed=args.seed)
         dropped = int((index.split == ground.UNUSED).sum())
     else:
-        index, left_out = ground.apart(index)
-        index, dropped = ground.thin(index, step=step), len(left_out)
+        index, left_out = ground.apart(ground.thin(index, size=args.size))
+        dropped = len(left_out)
         if args.test and not (index.split == ground.TEST).any():
             raise InputError(f"test={args.test}: no chip of that ground shows imagery")
     for scene, rows in index.groupby("scene"):

@@ -35,7 +35,7 @@ class Rules:
     size: int
     """Pixels along a side."""
     stride: int
-    """Pixels from one chip to the next."""
+    """Pixels from one chip to the next; divides `size`."""
     min_valid: float
     """Chips with a smaller share of imagery are left out."""
     buffer_m: float
@@ -113,9 +113,8 @@ def load(folder: Files, *, fold: int | None = None) -> Chips:
         return found
     if "fold" not in found.index:
         raise InputError(f"fold={fold}: these chips have no folds; `prepare` makes them with folds=5")
-    step = ground.step_of(size=rules["size"], stride=rules["stride"])
-    index = ground.of_fold(found.index, fold, step=step, empty_share=rules["empty_share"], seed=rules["seed"])
-    return replace(found, index=index)
+    how = {name: rules[name] for name in ("size", "empty_share", "seed")}
+    return replace(found, index=ground.of_fold(found.index, fold, **how))
 
 
 def read(folder: Files, row: Any) -> np.ndarray:

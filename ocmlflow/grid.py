@@ -16,22 +16,14 @@ class Tile:
     """What is kept of it; the cores of a scene touch each pixel once."""
 
 
-def starts(length: int, *, size: int, stride: int) -> list[int]:
-    """First pixel of each window along one axis; the last window ends at the edge."""
-    if not 0 < stride <= size:
-        raise ValueError(f"stride must lie in 1..{size}, the window size, got {stride}")
-    last = max(length - size, 0)
-    return [*range(0, last, stride), last]
-
-
 def reaching(length: int, *, size: int, stride: int) -> list[int]:
-    """First pixel of each window along one axis, in equal steps; the last window may reach beyond the edge.
+    """First pixel of each window along one axis, in equal steps; the last windows may reach beyond the edge.
 
-    With `stride` equal to `size` every pixel lies in one window, so that no score counts it twice.
+    `stride` divides `size`, so that every `size // stride`-th window alone touches each pixel once: those are scored.
     """
-    if not 0 < stride <= size:
-        raise ValueError(f"stride must lie in 1..{size}, the window size, got {stride}")
-    return list(range(0, max(length - size, 0) + stride, stride))
+    if not 0 < stride <= size or size % stride:
+        raise ValueError(f"stride must divide {size}, the window size, got {stride}")
+    return list(range(0, -(-max(length - size, 0) // size) * size + 1, stride))
 
 
 def blocks(height: int, width: int, *, size: int) -> list[Window]:

@@ -58,31 +58,27 @@ def apart(index: gpd.GeoDataFrame) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]:
     return kept, dropped
 
 
-def of_fold(index: gpd.GeoDataFrame, fold: int, *, step: int, empty_share: float, seed: int) -> gpd.GeoDataFrame:
+def of_fold(index: gpd.GeoDataFrame, fold: int, *, size: int, empty_share: float, seed: int) -> gpd.GeoDataFrame:
     """The same rows with that fold held out; training chips that touch it, or are too many empty ones, are `unused`.
 
-    `step` is that of `step_of`: validation chips that overlap others are unused as well.
+    So are validation chips that overlap others, as in `thin`.
     """
     folds = int(index.fold.max()) + 1
     if not 0 <= fold < folds:
         raise InputError(f"fold={fold}: these chips have folds 0 to {folds - 1}")
-    index = index.assign(split=np.where(index.fold == fold, VALIDATION, TRAIN))
-    left_out = (index.split == TRAIN).to_numpy() & meets(index, index[index.split == VALIDATION])
-    left_out |= (index.split == TRAIN) & (index.building_share == 0) & ~drawn(index.id, empty_share, seed)
-    left_out |= (index.split == VALIDATION) & ~_on_steps(index, step)
-    index.loc[left_out, "split"] = UNUSED
+    held_out = np.asarray(index.fold == fold)
+    scored = held_out & _side_by_side(index, size)
+    left_out = meets(index, index[scored])
+    left_out |= np.asarray(index.building_share == 0) & ~drawn(index.id, empty_share, seed)
+    split = np.select([scored, held_out | left_out], [VALIDATION, UNUSED], TRAIN)
+    index = index.assign(split=split)
     check_apart(index)
     return index
 
 
-def step_of(*, size: int, stride: int) -> int:
-    """Pixels from one chip to the next that does not overlap it."""
-    return stride * -(-size // stride)
-
-
-def thin(index: gpd.GeoDataFrame, *, step: int) -> gpd.GeoDataFrame:
-    """The index with held-out chips that do not overlap: a pixel counts once in a score. Training keeps all."""
-    return index[(index.split == TRAIN) | _on_steps(index, step)].reset_index(drop=True)
+def thin(index: gpd.GeoDataFrame, *, size: int) -> gpd.GeoDataFrame:
+    """The index with held-out chips that lie side by side: a pixel counts once in a score. Training keeps all."""
+    return index[(index.split == TRAIN) | _side_by_side(index, size)].reset_index(drop=True)
 
 
 def drawn(ids: pd.Series, share: float, seed: int) -> np.ndarray:
@@ -151,8 +147,8 @@ def _names(text: str) -> set[str]:
     return {name.strip() for name in text.split(",")}
 
 
-def _on_steps(index: gpd.GeoDataFrame, step: int) -> np.ndarray:
-    return np.asarray((index.row % step == 0) & (index.col % step == 0))
+def _side_by_side(index: gpd.GeoDataFrame, size: int) -> np.ndarray:
+    return np.asarray((index.row % size == 0) & (index.col % size == 0))
 
 
 def _blocks(index: gpd.GeoDataFrame, free: np.ndarray, share: float, block_m: float, seed: int) -> np.ndarray:

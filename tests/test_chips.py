@@ -49,7 +49,7 @@ def each(folder, index):
     return [(row, chips.read(folder, row)) for row in index.itertuples()]
 
 
-@pytest.mark.parametrize("stride", [32, 20])
+@pytest.mark.parametrize("stride", [32, 16])
 @pytest.mark.parametrize("gsd", [0.1, 0.14])
 def test_a_chip_is_the_scene_at_its_window(scene, tmp_path, gsd, stride):
     rules = rules_with(gsd=gsd, stride=stride)

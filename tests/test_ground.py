@@ -186,13 +186,14 @@ def test_the_made_chips_are_split_by_place(made):
 
 @pytest.mark.parametrize("held_out", ["validation", "test"])
 def test_ground_that_is_scored_counts_no_pixel_twice(held_out):
-    index = chips_of("a1", "acc", rows=4, cols=4, stride=20)
-    index["row"], index["col"] = np.repeat(np.arange(0, 80, 20), 4), np.tile(np.arange(0, 80, 20), 4)
-    index["split"] = np.where(index.col < 40, held_out, "train")
-    thinned = ground.thin(index, step=ground.step_of(size=32, stride=20))
+    index = chips_of("a1", "acc", rows=5, cols=5, stride=16)
+    index["row"], index["col"] = np.repeat(np.arange(0, 80, 16), 5), np.tile(np.arange(0, 80, 16), 5)
+    index["split"] = np.where(index.col < 48, held_out, "train")
+    thinned = ground.thin(index, size=32)
     assert (thinned.split == "train").sum() == (index.split == "train").sum()
     kept = thinned[thinned.split == held_out]
-    assert sorted(zip(kept.row, kept.col, strict=True)) == [(0, 0), (40, 0)]
+    assert sorted(zip(kept.row, kept.col, strict=True)) == [(r, c) for r in (0, 32, 64) for c in (0, 32)]
+    assert covered(kept).area == pytest.approx(shapely.area(kept.geometry.to_numpy()).sum(), rel=1e-6)
 
 
 def folded(*, rows: int, cols: int, folds: int, seed: int):
@@ -210,7 +211,7 @@ def test_folds_are_alike_in_size_and_each_is_apart_from_its_training(rows, cols,
     assert sizes.max() - sizes.min() <= 36  # one block: 4 x 4 chips, and those that its edge cuts
     for fold in range(folds):
         try:
-            held = ground.of_fold(index, fold, step=32, empty_share=share, seed=seed)
+            held = ground.of_fold(index, fold, size=32, empty_share=share, seed=seed)
         except InputError:
             assume(False)
         validation, train = held[held.split == "validation"], held[held.split == "train"]

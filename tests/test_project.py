@@ -51,7 +51,7 @@ def test_mlproject_declares_what_cannot_be_left_out(verb, capsys):
     [
         ("prepare", "--catalog x --gsd 0", "--gsd: must be 0.01 to 10, got 0"),
         ("prepare", "--catalog x --size 500", "--size: must be a multiple of 32, got 500"),
-        ("prepare", "--catalog x --stride 600", "--stride: must be at most the size of 512"),
+        ("prepare", "--catalog x --stride 384", "--stride: must divide the size of 512, for held-out ground"),
         ("prepare", "--catalog x --min_valid 2", "--min_valid: must be 0 to 1, got 2"),
         ("prepare", "--catalog x --skip_unreadable yes", "--skip_unreadable: true or false is needed, got yes"),
         ("prepare", "--catalog x --folds 3 --test kam", "--folds: each fold is held out in turn, leave out test"),
