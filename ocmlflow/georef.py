@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import shapely
@@ -43,12 +44,17 @@ def gsd(grid: Grid) -> float:
     own, where pixels are not as long as their transform says.
     """
     to_lonlat = Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True)
-    col, row = grid.width / 2, grid.height / 2
-    points = [grid.transform @ p for p in ((col, row), (col + 1, row), (col, row + 1))]
-    xs, ys = zip(*points, strict=True)
-    lons, lats = to_lonlat.transform(xs, ys)
+    lons, lats = to_lonlat.transform(*_middle(grid))
     _, _, metres = Geod(ellps="WGS84").inv([lons[0]] * 2, [lats[0]] * 2, lons[1:], lats[1:])
     return math.sqrt(metres[0] * metres[1])
+
+
+def shrinking(own: Grid, target: Grid) -> tuple[float, float]:
+    """Pixels of the target per pixel of `own` along its rows and its columns, in its middle; 1 where that is more."""
+    to_target = Transformer.from_crs(own.crs, target.crs, always_xy=True)
+    cols, rows = ~target.transform @ to_target.transform(*_middle(own))
+    across, down = np.hypot(cols[1:] - cols[0], rows[1:] - rows[0]).clip(max=1)
+    return float(across), float(down)
 
 
 def ground_grid(own: Grid, *, gsd: float) -> Grid:
@@ -79,6 +85,13 @@ def outlines(grid: Grid, rows: np.ndarray, cols: np.ndarray, *, size: int) -> np
     )
     lons, lats = Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True).transform(xs, ys)
     return np.asarray(shapely.polygons(np.stack([lons, lats], axis=-1)))
+
+
+def _middle(grid: Grid) -> tuple[Any, Any]:
+    """(x, y) of the middle of the grid, of the point a pixel along its row, and of that a pixel down its column."""
+    cols: Any = grid.width / 2 + np.array([0, 1, 0])
+    rows: Any = grid.height / 2 + np.array([0, 0, 1])
+    return grid.transform @ (cols, rows)
 
 
 def _bounds(grid: Grid) -> tuple[float, float, float, float]:

@@ -20,7 +20,7 @@ from rasterio.session import AWSSession
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
-from ocmlflow import buckets, storage
+from ocmlflow import buckets, georef, storage
 from ocmlflow.errors import InputError
 from ocmlflow.georef import Grid
 
@@ -73,6 +73,8 @@ def is_placed(dataset: DatasetReader) -> bool:
 def warped(dataset: DatasetReader, own: Grid, target: Grid) -> WarpedVRT:
     """The dataset on the target grid, warped as it is read; averaged, not skipped, where pixels become larger."""
     has_alpha = ColorInterp.alpha in dataset.colorinterp
+    # GDAL would guess it from the bounds of its blocks, by which what is turned seems to shrink, and blur it.
+    across, down = georef.shrinking(own, target)
     return WarpedVRT(
         dataset,
         src_crs=own.crs,
@@ -85,6 +87,8 @@ def warped(dataset: DatasetReader, own: Grid, target: Grid) -> WarpedVRT:
         # Nodata values, mask bands and the edges of the dataset become alpha, so that one rule says what is imagery.
         add_alpha=not has_alpha,
         tolerance=0.01,  # in pixels; the default of an eighth shifts pixels as the window changes
+        XSCALE=across,
+        YSCALE=down,
     )
 
 

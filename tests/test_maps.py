@@ -166,6 +166,13 @@ def test_a_scene_of_another_resolution_is_mapped_on_its_own_grid(tmp_path, gsd):
     assert iou >= (0.99 if gsd <= GSD else 0.85)
 
 
+def test_a_turned_scene_is_mapped_as_sharply_as_any(tmp_path):
+    image = np.kron(noise(30, 80)[..., :1] > 60, np.full((4, 4, 3), 230)).astype(np.uint8)
+    href = write_image(tmp_path / "a.tif", image, transform=TRANSFORM @ Affine.rotation(45))
+    roof, found = image[..., 0] > 0, read(draw(href, tmp_path / "out", size=512).mask)[0] == 1
+    assert (found & roof).sum() / (found | roof).sum() > 0.99
+
+
 def test_no_window_shows_in_the_map(tmp_path):
     """Windows of any size and margin give the map of one large window."""
     href = write_image(tmp_path / "a.tif", roofs(), crs="EPSG:32636", transform=wrong_zone())

@@ -105,6 +105,24 @@ def test_other_orientations_are_warped_to_the_same_ground(tmp_path, transform):
     assert math.dist(target.transform @ dot[::-1], transform @ (10.5, 40.5)) < 0.07
 
 
+@pytest.mark.parametrize("overviews", [False, True])
+@pytest.mark.parametrize("gsd", [0.05, 0.1, 0.13, 0.2, 0.35])
+def test_a_turned_scene_is_as_sharp_as_one_that_is_not(tmp_path, gsd, overviews):
+    """The same ground, once with its rows running south: warped, it is what it is where it is only resized."""
+    image = noise(20, 100).repeat(3, 0).repeat(3, 1)
+    straight = write_image(tmp_path / "a.tif", image)
+    turned = TRANSFORM @ Affine(0, -1, image.shape[1], 1, 0, 0)
+    href = write_image(tmp_path / "b.tif", np.rot90(image), transform=turned)
+    if overviews:
+        with_overviews(href)
+    target = ground(straight, gsd)
+    expected, found = read(straight, target), read(href, target)
+    assert target == ground(href, gsd)
+    inner = np.s_[2:-2, 2:-2]
+    assert found.valid[inner].all()
+    assert np.abs(found.image[inner].astype(int) - expected.image[inner]).mean() < (1 if gsd <= GSD else 2.5)
+
+
 def with_overviews(href: str) -> None:
     with rasterio.open(href, "r+") as file:
         file.build_overviews([2, 4], Resampling.average)
