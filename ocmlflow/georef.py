@@ -10,9 +10,18 @@ from affine import Affine
 from pyproj import CRS, Geod, Transformer
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window
-from shapely import Polygon
+from shapely.geometry.base import BaseGeometry
 
 from ocmlflow.errors import InputError
+
+ACROSS, DOWN = np.array([0, 1, 1, 0]), np.array([0, 0, 1, 1])
+"""The corners of a window, clockwise from its first pixel's."""
+TURNS = -360, 0, 360
+"""Degrees of longitude by which one place may be told otherwise."""
+NEAR_DEG = 0.1
+"""Beyond what the curved edges of the largest scene, or the margin of its grids, make up."""
+SEGMENT_DEG = 1e-3
+"""Edges of this length, a hundred metres, bend by millimetres."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +52,7 @@ def gsd(grid: Grid) -> float:
     From the ground and not from the transform: two scenes of the challenge are filed in a UTM zone far from their
     own, where pixels are not as long as their transform says.
     """
-    to_lonlat = Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True)
-    lons, lats = to_lonlat.transform(*_middle(grid))
+    lons, lats = _lonlats(grid, *_middle(grid))
     _, _, metres = Geod(ellps="WGS84").inv([lons[0]] * 2, [lats[0]] * 2, lons[1:], lats[1:])
     return math.sqrt(metres[0] * metres[1])
 
@@ -52,7 +60,7 @@ def gsd(grid: Grid) -> float:
 def shrinking(own: Grid, target: Grid) -> tuple[float, float]:
     """Pixels of the target per pixel of `own` along its rows and its columns, in its middle; 1 where that is more."""
     to_target = Transformer.from_crs(own.crs, target.crs, always_xy=True)
-    cols, rows = ~target.transform @ to_target.transform(*_middle(own))
+    cols, rows = ~target.transform @ to_target.transform(*(own.transform @ _middle(own)))
     across, down = np.hypot(cols[1:] - cols[0], rows[1:] - rows[0]).clip(max=1)
     return float(across), float(down)
 
@@ -70,33 +78,62 @@ def ground_grid(own: Grid, *, gsd: float) -> Grid:
     return Grid(crs, Affine(gsd, 0, first_col * gsd, 0, -gsd, -first_row * gsd), height, width)
 
 
-def outline(grid: Grid, window: Window) -> Polygon:
-    """The window's outline in degrees (lon, lat)."""
-    to_lonlat = Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True)
-    xs, ys = zip(*grid.corners(window), strict=True)
-    return Polygon(zip(*to_lonlat.transform(xs, ys), strict=True))
+def outline(grid: Grid, window: Window) -> BaseGeometry:
+    """The window's outline in degrees (lon, lat); two polygons where 180 degrees cut it, as RFC 7946 asks."""
+    cols, rows = window.col_off + window.width * ACROSS, window.row_off + window.height * DOWN
+    return _outlines(grid, cols[np.newaxis], rows[np.newaxis])[0]
 
 
 def outlines(grid: Grid, rows: np.ndarray, cols: np.ndarray, *, size: int) -> np.ndarray:
-    """(count,) polygons in degrees (lon, lat): the outlines of square windows by their first row and column."""
-    xs, ys = grid.transform @ (
-        cols[:, np.newaxis] + np.array([0, size, size, 0]),
-        rows[:, np.newaxis] + np.array([0, 0, size, size]),
-    )
-    lons, lats = Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True).transform(xs, ys)
-    return np.asarray(shapely.polygons(np.stack([lons, lats], axis=-1)))
+    """(count,) outlines, as `outline` gives them, of square windows by their first row and column."""
+    return _outlines(grid, cols[:, np.newaxis] + size * ACROSS, rows[:, np.newaxis] + size * DOWN)
 
 
-def _middle(grid: Grid) -> tuple[Any, Any]:
-    """(x, y) of the middle of the grid, of the point a pixel along its row, and of that a pixel down its column."""
-    cols: Any = grid.width / 2 + np.array([0, 1, 0])
-    rows: Any = grid.height / 2 + np.array([0, 0, 1])
-    return grid.transform @ (cols, rows)
+def on_grid(area: BaseGeometry, grid: Grid) -> BaseGeometry:
+    """What of an area in degrees (lon, lat) lies on the grid or near it, in the grid's CRS.
+
+    Edges that are straight in degrees, as GeoJSON's are, bend in it: by kilometres where they are long.
+    """
+    lons, lats = _lonlats(grid, grid.width * ACROSS, grid.height * DOWN)
+    near = shapely.box(lons.min() - NEAR_DEG, lats.min() - NEAR_DEG, lons.max() + NEAR_DEG, lats.max() + NEAR_DEG)
+    parts = [shapely.affinity.translate(area, turn).intersection(near) for turn in TURNS]
+    fine = shapely.segmentize(shapely.union_all(parts), SEGMENT_DEG)
+    to_grid = Transformer.from_crs("EPSG:4326", grid.crs, always_xy=True)
+    return shapely.transform(fine, lambda points: np.column_stack(to_grid.transform(*points.T)))
+
+
+def equal_area(grid: Grid) -> str:
+    """A CRS around the grid in which areas are true square metres, whatever the grid's own."""
+    lons, _ = _lonlats(grid, *_middle(grid))
+    return f"+proj=cea +lat_ts=30 +lon_0={lons[0]:.0f} +datum=WGS84"
+
+
+def _outlines(grid: Grid, cols: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """(count,) outlines of polygons by the pixel coordinates of their corners, each (count, corners)."""
+    lons, lats = _lonlats(grid, cols, rows)
+    found = np.asarray(shapely.polygons(np.stack([lons, lats], axis=-1)))
+    for number in np.flatnonzero(np.abs(lons).max(axis=-1) > 180):
+        turned = [shapely.affinity.translate(found[number], turn) for turn in TURNS]
+        found[number] = shapely.union_all(shapely.clip_by_rect(turned, -180, -90, 180, 90))
+    return found
+
+
+def _lonlats(grid: Grid, cols: Any, rows: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Degrees of some points of the grid; longitudes go on beyond 180 where the grid does."""
+    to_lonlat = Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True)
+    lons, lats = to_lonlat.transform(*(grid.transform @ (cols, rows)))
+    middle, _ = to_lonlat.transform(*(grid.transform @ (grid.width / 2, grid.height / 2)))
+    return lons + 360 * np.round((middle - lons) / 360), lats
 
 
 def _bounds(grid: Grid) -> tuple[float, float, float, float]:
     xs, ys = zip(*grid.corners(Window(0, 0, grid.width, grid.height)), strict=True)
     return min(xs), min(ys), max(xs), max(ys)
+
+
+def _middle(grid: Grid) -> tuple[Any, Any]:
+    """(cols, rows) of the grid's middle, and of the points a pixel to the right of it and below it."""
+    return grid.width / 2 + np.array([0, 1, 0]), grid.height / 2 + np.array([0, 0, 1])
 
 
 def _utm(grid: Grid) -> str:

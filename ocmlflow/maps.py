@@ -81,7 +81,7 @@ def check(scene: Scene, *, settings: Settings) -> Look:
         placed = raster.is_placed(dataset)
         if settings.aoi is not None and not placed:
             raise InputError(f"image {scene.image} does not say where it lies, so that no area of interest limits it")
-        inside = settings.aoi is None or settings.aoi.intersects(_outline(own))
+        inside = windows.inside_of(own, settings.aoi)(_whole(own))
         return Look(placed, own.height, own.width, inside)
 
 
@@ -196,7 +196,7 @@ def _draw(job: _Job, tide: _Tide, folder: Path) -> Map:
         footprints,
         _overview(job, files["mask"], folder / f"{name}.jpg"),
         **vars(counts),
-        outline=_outline(job.out),
+        outline=georef.outline(job.out, _whole(job.out)),
         unreadable=[georef.outline(job.plan.ground, hole) for hole in holes],
     )
 
@@ -266,14 +266,15 @@ def _paint(job: _Job, tide: _Tide, paths: dict[str, Path], counts: _Counts) -> I
 def _blocks(job: _Job, tide: _Tide, dataset: DatasetReader) -> Iterator[tuple[Window, np.ndarray, np.ndarray]]:
     """Each block of the results' grid with its percents (uint8) and where it is valid (bool)."""
     read = mosaic.reader(job.plan.kept, job.plan.tiles)
-    inside = windows.inside_of(job.plan.ground, job.plan.settings.aoi)
+    aoi = job.plan.settings.aoi
+    inside, area = windows.inside_of(job.plan.ground, aoi), None if aoi is None else [georef.on_grid(aoi, job.out)]
     for window in grid.blocks(job.out.height, job.out.width, size=BLOCK):
         around = mosaic.near(job.plan.ground, job.out, window)
         tide.wait(around.row_off + around.height)
         if inside(around):
             percents = mosaic.percents(read, job.plan.ground, job.out, window)
             valid = read(window)[1] if job.plan.ground == job.out else _valid(job, dataset, window)
-            yield window, percents, valid & _wanted(job, window)
+            yield window, percents, valid & _wanted(job, window, area)
         else:
             shape = (window.height, window.width)
             yield window, np.zeros(shape, np.uint8), np.zeros(shape, bool)
@@ -286,14 +287,13 @@ def _valid(job: _Job, dataset: DatasetReader, window: Window) -> np.ndarray:
     return salvage.array(partial(raster.valid, dataset), window, blank, [])
 
 
-def _wanted(job: _Job, window: Window) -> np.ndarray | np.bool_:
+def _wanted(job: _Job, window: Window, area: list[BaseGeometry] | None) -> np.ndarray | np.bool_:
     """(height, width) bool: inside the area of interest, and not where the image could not be read."""
     place: dict[str, Any] = {"height": int(window.height), "width": int(window.width)}
     place["transform"] = job.out.transform @ Affine.translation(window.col_off, window.row_off)
     wanted: np.ndarray | np.bool_ = np.True_
-    if job.plan.settings.aoi is not None:
-        area = gpd.GeoSeries([job.plan.settings.aoi], crs="EPSG:4326").to_crs(job.out.crs)
-        wanted = wanted & (labels.burn(area.to_numpy(), **place) == 1)
+    if area is not None:
+        wanted = wanted & (labels.burn(area, **place) == 1)
     if job.holes:
         # And what the probabilities next to them would be mixed with.
         near = 2 * job.plan.settings.gsd
@@ -309,5 +309,5 @@ def _counted(frames: Iterator[gpd.GeoDataFrame], counts: _Counts) -> Iterator[gp
         yield frame
 
 
-def _outline(of: georef.Grid) -> shapely.Polygon:
-    return georef.outline(of, Window(0, 0, of.width, of.height))
+def _whole(of: georef.Grid) -> Window:
+    return Window(0, 0, of.width, of.height)

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import geopandas as gpd
 import numpy as np
 import shapely
 from rasterio.windows import Window, intersect, intersection
@@ -143,13 +142,13 @@ def holes(whole: Plan) -> list[Window]:
     return [Window(*map(int, path.stem.split("-"))) for path in sorted(whole.kept.glob("*.hole"))]
 
 
-def inside_of(ground: georef.Grid, aoi: BaseGeometry | None) -> Callable[[Window], bool]:
-    """Whether a window of the ground grid meets the area of interest."""
+def inside_of(of: georef.Grid, aoi: BaseGeometry | None) -> Callable[[Window], bool]:
+    """Whether a window of the grid meets the area of interest."""
     if aoi is None:
         return lambda window: True
-    (area,) = gpd.GeoSeries([aoi], crs="EPSG:4326").to_crs(ground.crs)
+    area = georef.on_grid(aoi, of)
     shapely.prepare(area)
-    return lambda window: bool(area.intersects(shapely.Polygon(ground.corners(window))))
+    return lambda window: bool(area.intersects(shapely.Polygon(of.corners(window))))
 
 
 def _hole(kept: Path, window: Window) -> Path:

@@ -283,6 +283,34 @@ def test_outside_the_area_of_interest_there_is_nothing(tmp_path, gsd, on_own_gri
     assert near <= 0.02 if gsd == GSD else near < 1
 
 
+@pytest.mark.parametrize(
+    ("area", "share"),
+    [
+        (shapely.box(-180, -90, 180, 90), 1),
+        (shapely.box(-180, 0, 180, 90), 1),
+        (shapely.box(0, 45, 4, 50), 0.5),
+        (shapely.box(-170, 45, 170, 50), 0.5),
+        (shapely.box(0, 44, 4, 44.9999), 0),
+    ],
+    ids=["world", "hemisphere", "four degrees", "wide", "south of the scene"],
+)
+@pytest.mark.parametrize("on_own_grid", [True, False])
+def test_the_edges_of_a_large_area_of_interest_are_straight_in_degrees(tmp_path, area, share, on_own_grid):
+    """In metres they are not: the southern edge of four degrees bends by two kilometres."""
+    x, y = Transformer.from_crs("EPSG:4326", "EPSG:32631", always_xy=True).transform(2, 45)
+    transform = Affine(GSD, 0, round(x), 0, -GSD, round(y + 3.5))
+    href = write_image(tmp_path / "a.tif", roofs(), crs="EPSG:32631", transform=transform)
+    how = {"aoi": area, "on_own_grid": on_own_grid}
+    assert maps.check(catalog.Scene("one", "", href), settings=settings(**how)).inside == (share > 0)
+    mask, about = read(draw(href, tmp_path / "out", **how).mask)
+    xs, ys = about["transform"] @ (np.indices(mask.shape)[::-1] + 0.5)
+    inside = shapely.contains_xy(
+        area, *Transformer.from_crs("EPSG:32631", "EPSG:4326", always_xy=True).transform(xs, ys)
+    )
+    assert inside.mean() == pytest.approx(share, abs=0.1)
+    np.testing.assert_array_equal(mask != 255, inside)
+
+
 def test_scenes_away_from_the_area_of_interest_are_told_and_chips_refused(tmp_path):
     scene = catalog.Scene("one", "", write_image(tmp_path / "a.tif", noise(30, 20)))
     away, here = degrees(building(500, 500, 600, 600)), degrees(building(5, 5, 9, 9))
