@@ -85,7 +85,7 @@ def dataset(
     item = pystac.Item(
         id=name,
         geometry=shapely.geometry.mapping(outline),
-        bbox=list(outline.bounds),
+        bbox=_bbox([outline]),
         datetime=None if times else datetime(1970, 1, 1, tzinfo=UTC),  # STAC asks for one, and nobody knows it
         start_datetime=times[0] if times else None,
         end_datetime=times[-1] if times else None,
@@ -105,8 +105,7 @@ def collection(name: str, items: list[dict[str, Any]], *, description: str) -> d
 
     The items get their links to it, the collection's extent is theirs.
     """
-    boxes = [item["bbox"] for item in items]
-    whole = [min(b[0] for b in boxes), min(b[1] for b in boxes), max(b[2] for b in boxes), max(b[3] for b in boxes)]
+    boxes, whole = [item["bbox"] for item in items], _bbox([shapely.geometry.shape(i["geometry"]) for i in items])
     times = sorted(pystac.utils.str_to_datetime(t) for item in items for t in _times(item["properties"]))
     extent = pystac.Extent(
         pystac.SpatialExtent([whole, *boxes] if len(boxes) > 1 else [whole]),
@@ -282,6 +281,15 @@ def _source(item: pystac.Item, images: list[pystac.Item]) -> pystac.Item | None:
 def _place(item: pystac.Item) -> str:
     parent: Any = item.get_parent()
     return parent.id if isinstance(parent, pystac.Collection) else str(item.properties.get("area", ""))
+
+
+def _bbox(outlines: list[BaseGeometry]) -> list[float]:
+    """West, south, east, north; across 180 degrees west is more than east, as RFC 7946 asks."""
+    west, south, east, north = shapely.total_bounds(outlines).tolist()
+    if west == -180 and east == 180:
+        bounds = shapely.bounds(shapely.get_parts(outlines))
+        west, east = float(bounds[bounds[:, 0] >= 0, 0].min()), float(bounds[bounds[:, 0] < 0, 2].max())
+    return [west, south, east, north]
 
 
 def _times(properties: dict[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ import numpy as np
 import shapely
 from affine import Affine
 from pyproj import CRS, Geod, Transformer
+from pyproj.exceptions import ProjError
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 from shapely.geometry.base import BaseGeometry
@@ -63,6 +64,27 @@ def shrinking(own: Grid, target: Grid) -> tuple[float, float]:
     cols, rows = ~target.transform @ to_target.transform(*(own.transform @ _middle(own)))
     across, down = np.hypot(cols[1:] - cols[0], rows[1:] - rows[0]).clip(max=1)
     return float(across), float(down)
+
+
+def check(grid: Grid) -> None:
+    """Raise InputError unless the grid lies on earth, and in one piece: a CRS may have a seam, most at 180 degrees."""
+    try:
+        zone = _utm(grid)
+        to_zone = Transformer.from_crs(grid.crs, zone, always_xy=True)
+    except ProjError as error:
+        raise InputError(
+            f"its CRS, {_name(grid.crs)}, does not say where on earth it lies: export it in one that does, or, if only "
+            "the name is wrong, give it the right one, say with gdal_edit.py -a_srs EPSG:CODE"
+        ) from error
+    cols: Any = grid.width * ACROSS
+    rows: Any = grid.height * DOWN
+    there = to_zone.transform(*(grid.transform @ (cols, rows)))
+    back = ~grid.transform @ to_zone.transform(*there, direction="INVERSE")
+    if not np.hypot(back[0] - cols, back[1] - rows).max() <= max(grid.width, grid.height):  # infinity included
+        raise InputError(
+            f"it reaches beyond the edge of its CRS, {_name(grid.crs)}; bring it to another, say with "
+            f"gdalwarp -t_srs {zone}"
+        )
 
 
 def ground_grid(own: Grid, *, gsd: float) -> Grid:
@@ -141,6 +163,10 @@ def _utm(grid: Grid) -> str:
     x, y = grid.transform @ (grid.width / 2, grid.height / 2)
     lon, lat = Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True).transform(x, y)
     if not (abs(lon) <= 360 and abs(lat) <= 90):  # NaN and infinity included
-        raise InputError(f"the transform {grid.transform[:6]} lies outside its CRS, {CRS(grid.crs).name}")
+        raise InputError(f"the transform {grid.transform[:6]} lies outside its CRS, {_name(grid.crs)}")
     zone = math.floor((lon + 180) / 6) % 60 + 1
     return f"EPSG:{(32600 if lat >= 0 else 32700) + zone}"
+
+
+def _name(crs: str) -> str:
+    return str(CRS(crs).name)

@@ -248,7 +248,17 @@ def _colours(dataset: DatasetReader) -> list[int]:
 
 def _own_grid(dataset: DatasetReader, href: str, gsd: float | None) -> Grid:
     if is_placed(dataset):
-        return Grid(dataset.crs.to_wkt(), dataset.transform, dataset.height, dataset.width)
+        own = Grid(dataset.crs.to_wkt(), dataset.transform, dataset.height, dataset.width)
+        try:
+            georef.check(own)
+        except InputError as error:
+            raise InputError(f"image {href} has no place on the ground: {error}") from error
+        return own
+    if dataset.transform != Affine.identity():
+        raise InputError(
+            f"image {href} has a transform, such as that of a .tfw file, but no CRS, so nobody knows where on earth it "
+            "lies: give it the CRS that it is in, say with gdal_edit.py -a_srs EPSG:CODE"
+        )
     if gsd is None:
         raise InputError(f"image {href} has no georeference (CRS and transform): its place on the ground is needed")
     crs, x, y = _NOWHERE

@@ -31,7 +31,10 @@ def item(index: gpd.GeoDataFrame, scenes: list[Scene], *, gsd: float) -> dict[st
     names = sorted(set(index.scene))
     assets = {name: (f"./{name}.zarr", "application/vnd.zarr; version=3") for name in names}
     assets |= {"index": ("./index.parquet", "application/vnd.apache.parquet")}
-    outlines = [shapely.union_all(rows.to_numpy()).convex_hull for _, rows in index.groupby("scene").geometry]
+    # A scene across 180 degrees has an outline on each side.
+    parts = index[["scene", "geometry"]].explode(ignore_index=True)
+    sides = parts.groupby([parts.scene, parts.bounds.minx < 0]).geometry
+    outlines = [shapely.union_all(rows.to_numpy()).convex_hull for _, rows in sides]
     return catalog.dataset(
         f"chips-{chips.digest(index)}",
         [scene for scene in scenes if scene.id in names],

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyogrio
 
-from ocmlflow import polygons
+from ocmlflow import georef, polygons
 from ocmlflow.georef import Grid
 from ocmlflow.polygons import Footprint
 
@@ -23,8 +23,6 @@ BATCH = 2_000
 """Rows that are held at a time."""
 LEAST_IOU = 0.7
 """Of a squared outline with the outline it was made from."""
-EQUAL_AREA = "EPSG:6933"
-"""Areas are true square metres in it, wherever on earth and whatever the scene's CRS."""
 
 
 def frames(
@@ -41,7 +39,7 @@ def frames(
     Columns scene, probability, area_m2, geometry, in the CRS of `place`; staircases are straightened by about
     `tolerance` pixels. With `squared_in`, a CRS in metres, outlines are made right-angled in it.
     """
-    rest, last = iter(found), False
+    rest, last, equal_area = iter(found), False, georef.equal_area(place)
     while not last:
         units = tolerance * abs(place.transform.determinant) ** 0.5
         some = polygons.to_ground(islice(rest, BATCH), place.transform, tolerance=units)
@@ -55,7 +53,7 @@ def frames(
         )
         if squared_in and len(frame):
             frame = squared(frame, squared_in)
-        frame["area_m2"] = frame.to_crs(EQUAL_AREA).area.round(2)
+        frame["area_m2"] = frame.to_crs(equal_area).area.round(2)
         yield frame[frame.area_m2 >= min_area_m2][["scene", "probability", "area_m2", "geometry"]]
 
 

@@ -272,6 +272,16 @@ def test_the_challenge_s_own_layout_is_read(tier, count, caplog):
     assert not caplog.records
 
 
+def test_boxes_across_180_degrees_have_their_west_east_of_their_east():
+    across = shapely.union_all([shapely.box(179.9, -17, 180, -16), shapely.box(-180, -17, -179.8, -16)])
+    beside, far = shapely.box(178, -18, 179, -17), shapely.box(-1, 5, 1, 6)
+    items = [catalog.dataset("a", [], outline=outline, assets={}) for outline in (across, beside, far)]
+    assert [item["bbox"] for item in items] == [[179.9, -17, -179.8, -16], [178, -18, 179, -17], [-1, 5, 1, 6]]
+    for count, box in ((2, [178, -18, -179.8, -16]), (3, [178, -18, 1, 6])):
+        made = catalog.collection("a", items[:count], description="Some")
+        assert made["extent"]["spatial"]["bbox"][0] == box
+
+
 def test_results_make_a_collection_that_is_valid(tmp_path):
     scenes = [
         catalog.Scene(name, "", f"/scenes/{name}.tif", taken=taken)

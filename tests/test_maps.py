@@ -155,6 +155,19 @@ def test_areas_are_true_square_metres(tmp_path, crs, transform):
     assert footprints(made).area_m2.max() == pytest.approx(area, rel=0.01)
 
 
+@pytest.mark.parametrize("crs", ["EPSG:32760", "EPSG:32701"])
+def test_a_scene_across_180_degrees_is_mapped_as_any(tmp_path, crs):
+    x, y = Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(180, -17)
+    href = write_image(tmp_path / "a.tif", roofs(), crs=crs, transform=Affine(GSD, 0, x - 4, 0, -GSD, y))
+    made = draw(href, tmp_path / "out", aoi=shapely.box(-180, -18, -179, -16))
+    mask = read(made.mask)[0]
+    np.testing.assert_array_equal(mask[:, 42:] == 1, roofs()[:, 42:, 0] > 200)
+    assert (mask[:, :38] == 255).all()
+    assert footprints(made).area_m2.max() == pytest.approx(30 * 20 * GSD**2, rel=0.05)
+    assert made.outline.bounds[::2] == (-180, 180)
+    assert sum(part.bounds[2] - part.bounds[0] for part in made.outline.geoms) < 0.001
+
+
 @pytest.mark.parametrize("gsd", [0.05, 0.1, 0.17, 0.3])
 def test_a_scene_of_another_resolution_is_mapped_on_its_own_grid(tmp_path, gsd):
     image, valid = roofs(), hole(70, 90)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import rasterio
+import shapely
 from affine import Affine
 from conftest import CRS, GSD, NODATA, TRANSFORM, hole, noise, pixels, write_image
 from hypothesis import given
@@ -104,6 +105,37 @@ def test_the_ground_grid_lies_in_the_zone_of_the_ground():
 def test_a_transform_outside_its_crs_is_refused():
     with pytest.raises(InputError, match="lies outside its CRS"):
         georef.ground_grid(georef.Grid("EPSG:4326", Affine(1, 0, 500_000, 0, -1, 600_000), 9, 9), gsd=0.1)
+
+
+STEP = GSD / 111_320  # in degrees
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform", "why"),
+    [
+        ('LOCAL_CS["Local Coordinates",UNIT["metre",1]]', TRANSFORM, "Local Coordinates, does not say where"),
+        ("EPSG:4326", Affine(1, 0, 500_000, 0, -1, 600_000), "lies outside its CRS, WGS 84"),
+        ("EPSG:4326", Affine(STEP, 0, 200, 0, -STEP, 0.5), "edge of its CRS, WGS 84; .* -t_srs EPSG:32604"),
+        ("EPSG:4326", Affine(STEP, 0, -180 - 5 * STEP, 0, -STEP, 0.5), "edge of its CRS, WGS 84; .* -t_srs EPSG:32601"),
+        ("EPSG:3857", Affine(GSD, 0, 20_037_507, 0, -GSD, 0), "edge of its CRS, WGS 84 / Pseudo-Mercator"),
+    ],
+    ids=["local", "metres", "200 degrees", "across 180 degrees", "across 180 degrees in metres"],
+)
+def test_what_has_no_place_on_earth_is_refused_by_name(tmp_path, crs, transform, why):
+    href = write_image(tmp_path / "lost.tif", noise(30, 40), crs=crs, transform=transform)
+    with (
+        pytest.raises(InputError, match=rf"lost\.tif has no place on the ground: .*{why}"),
+        raster.opened(href, gsd=GSD),
+    ):
+        pass
+
+
+def test_a_transform_without_a_crs_is_refused_by_name(tmp_path):
+    """And not taken for a chip of the challenge, which has neither, by which its resolution would be lost."""
+    href = write_image(tmp_path / "world.tif", noise(8, 9), crs=None)
+    (tmp_path / "world.tfw").write_text("0.1\n0\n0\n-0.1\n500000\n620000\n")
+    with pytest.raises(InputError, match=r"world\.tif has a transform, .* but no CRS"), raster.opened(href, gsd=GSD):
+        pass
 
 
 @given(st.floats(0.02, 0.5), st.integers(1, 300), st.integers(1, 300), st.floats(0.02, 0.5))
@@ -237,3 +269,18 @@ def test_outlines_are_in_degrees_around_their_pixels():
     area, _ = Geod(ellps="WGS84").geometry_area_perimeter(outline)
     assert abs(area) == pytest.approx((10 * GSD / 0.9996) ** 2, rel=0.001)
     assert georef.outline(own, Window(0, 0, 40, 40)).covers(outline)
+
+
+def test_outlines_across_180_degrees_are_cut_there():
+    """As RFC 7946 asks: a part on each side, which together are the whole, and meet what lies there."""
+    x, y = Transformer.from_crs("EPSG:4326", "EPSG:32760", always_xy=True).transform(180, -17)
+    own = georef.Grid("EPSG:32760", Affine(GSD, 0, x - 20, 0, -GSD, y), 40, 400)
+    outline = georef.outline(own, Window(0, 0, 400, 40))
+    west, east = sorted(outline.geoms, key=lambda part: -part.bounds[0])
+    assert (west.bounds[2], east.bounds[0]) == (180, -180)
+    area = sum(abs(Geod(ellps="WGS84").geometry_area_perimeter(part)[0]) for part in outline.geoms)
+    assert area == pytest.approx(400 * 40 * georef.gsd(own) ** 2, rel=0.001)
+    found = georef.outlines(own, np.zeros(10, int), np.arange(0, 400, 40), size=40)
+    assert sum(part.geom_type == "MultiPolygon" for part in found) == 1
+    assert all(part.bounds[2] - part.bounds[0] < 0.001 for part in found if part.geom_type == "Polygon")
+    assert shapely.symmetric_difference(shapely.union_all(found), outline).area < 1e-3 * outline.area
