@@ -1,5 +1,6 @@
 """A scene and a predict function, to files that a GIS opens and footprints that a map editor accepts."""
 
+import math
 import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,9 @@ from ocmlflow.windows import CACHE, Network, Plan, Settings
 NODATA = 255
 """In both rasters, where the scene has no imagery."""
 BLOCK = 2 * raster.TILE
-"""Side of what is held in memory of a scene's own grid, in pixels."""
+"""Side of what is held in memory of a scene's grid, in pixels of the network's resolution, or of its own if finer."""
+COARSEST = 20
+"""Times the network's pixels that a scene's may be long: of 2 m for one of 0.1 m, where a house is a few of them."""
 OVERVIEW = 1000
 
 
@@ -77,7 +80,11 @@ class Map:
 def check(scene: Scene, *, settings: Settings) -> Look:
     """What is known of a scene before it is predicted; InputError where it cannot be."""
     with raster.opened(scene.image, gsd=settings.chip_gsd, cache=CACHE) as (dataset, own):
-        georef.ground_grid(own, gsd=settings.gsd)
+        if (metres := georef.gsd(own)) > COARSEST * settings.gsd:
+            raise InputError(
+                f"image {scene.image} has pixels of {metres:.3g} m, over {COARSEST} times the {settings.gsd:g} m of "
+                "the model, which would know no building there: finer imagery would do, or a model of coarser imagery"
+            )
         placed = raster.is_placed(dataset)
         if settings.aoi is not None and not placed:
             raise InputError(f"image {scene.image} does not say where it lies, so that no area of interest limits it")
@@ -268,7 +275,9 @@ def _blocks(job: _Job, tide: _Tide, dataset: DatasetReader) -> Iterator[tuple[Wi
     read = mosaic.reader(job.plan.kept, job.plan.tiles)
     aoi = job.plan.settings.aoi
     inside, area = windows.inside_of(job.plan.ground, aoi), None if aoi is None else [georef.on_grid(aoi, job.out)]
-    for window in grid.blocks(job.out.height, job.out.width, size=BLOCK):
+    # Smaller where pixels are larger than the network's, by a power of two: blocks share the edges of the files' tiles.
+    finer = round(math.log2(max(1.0, georef.gsd(job.out) / job.plan.settings.gsd)))
+    for window in grid.blocks(job.out.height, job.out.width, size=BLOCK >> finer):
         around = mosaic.near(job.plan.ground, job.out, window)
         tide.wait(around.row_off + around.height)
         if inside(around):

@@ -36,7 +36,7 @@ from rio_cogeo.cogeo import cog_validate
 from scipy import ndimage
 from shapely import affinity
 
-from ocmlflow import catalog, georef, grid, inference, maps, models, raster, resample, salvage, windows, workers
+from ocmlflow import catalog, georef, grid, inference, maps, models, mosaic, raster, resample, salvage, windows, workers
 from ocmlflow.errors import InputError
 
 SETTINGS = windows.Settings(
@@ -177,6 +177,22 @@ def test_a_scene_of_another_resolution_is_mapped_on_its_own_grid(tmp_path, gsd):
     found = (mask == 1)[valid]
     iou = (found & roof[valid]).sum() / (found | roof[valid]).sum()
     assert iou >= (0.99 if gsd <= GSD else 0.85)
+
+
+@pytest.mark.parametrize("coarser", [1, 2, 5, 16])
+def test_no_more_is_held_of_a_scene_that_is_coarser_than_the_network(tmp_path, monkeypatch, coarser):
+    held, near = [], mosaic.near
+    monkeypatch.setattr(maps, "BLOCK", 64)
+    monkeypatch.setattr(mosaic, "near", lambda *given: held.append(near(*given)) or held[-1])
+    made = draw(write_image(tmp_path / "a.tif", roofs()), tmp_path / "out", gsd=GSD / coarser, size=512)
+    np.testing.assert_array_equal(read(made.mask)[0] == 1, bright(roofs())[..., 0] >= 0.5)
+    assert max(max(window.height, window.width) for window in held) <= 2**0.5 * 64 + 2 * (coarser + 3)
+
+
+def test_a_scene_that_is_far_coarser_than_the_network_is_refused(tmp_path):
+    scene = catalog.Scene("one", "", write_image(tmp_path / "a.tif", noise(30, 20)))
+    with pytest.raises(InputError, match=r"a\.tif has pixels of 0.1 m, over 20 times the 0.004 m of the model"):
+        maps.check(scene, settings=settings(gsd=0.004))
 
 
 def test_a_turned_scene_is_mapped_as_sharply_as_any(tmp_path):
