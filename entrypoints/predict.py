@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Semaphore
@@ -262,12 +262,16 @@ def _network(models: list[Model], args: argparse.Namespace) -> Network:
 
 def _key(scenes: list[Scene], models: list[Model], settings: Settings, args: argparse.Namespace) -> str:
     """Names inputs, models, parameters and code: equal keys make equal files in one place."""
+    import shapely
+
     from ocmlflow import provenance, storage
 
+    # An area's repr is rounded and cut.
+    how = repr(replace(settings, aoi=None)), str(shapely.to_wkb(settings.aoi, hex=True))
     made_by = [f"{model} {model.facts['run']} {model.temperature}" for model in models]
     seen = [f"{scene.id} {scene.image} {_fingerprint(scene.image)}" for scene in scenes]
     where = [args.tta, args.engine, storage.absolute(args.output)]
-    return storage.digest(provenance.code_digest(), repr(settings), *where, *made_by, *seen)
+    return storage.digest(provenance.code_digest(), *how, *where, *made_by, *seen)
 
 
 def _fingerprint(href: str) -> str:
