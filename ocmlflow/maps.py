@@ -189,6 +189,8 @@ def _draw(job: _Job, tide: _Tide, folder: Path) -> Map:
     else:
         for _ in blocks:
             pass
+        for path in files.values():
+            raster.check_whole(path)
     holes = sorted(set(job.holes), key=lambda hole: hole.toranges())  # in whichever order they were met
     return Map(
         files["probability"],

@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -226,6 +227,17 @@ def one_layer(weight: float, bias: float):
     model = models.with_probability(keras.Model(image, layer(keras.layers.Rescaling(1 / 255)(image))))
     layer.set_weights([np.full((1, 1, 3, 1), weight / 3, np.float32), np.array([bias], np.float32)])
     return model
+
+
+@contextlib.contextmanager
+def room_for(size: int):
+    """Files of this process become no larger: what is written beyond is refused, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def items(sequence, total):

@@ -24,6 +24,7 @@ from conftest import (
     items,
     noise,
     pixels,
+    room_for,
     town,
     write_image,
 )
@@ -422,6 +423,14 @@ def test_a_full_disk_is_an_error_whenever_it_comes_and_leaves_no_half_file(tmp_p
         shutil.rmtree(elsewhere, ignore_errors=True)
     for name in FILES:
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_full_disk_is_an_error_where_a_chip_s_map_ends(tmp_path):
+    href = write_image(tmp_path / "a.tif", np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8), crs=None)
+    size = draw(href, tmp_path / "out").probability.stat().st_size
+    shutil.rmtree(tmp_path / "out")
+    with room_for(size - 1), pytest.raises(OSError, match=r"one-probability\.tif is not whole"):
+        draw(href, tmp_path / "out")
 
 
 def test_a_real_map_of_many_windows_is_the_same_on_workers_and_in_shares(tmp_path):
