@@ -37,10 +37,17 @@ def dataset(
     return item.to_dict(include_self_link=False, transform_hrefs=False)
 
 
-def collection(name: str, items: list[dict[str, Any]], *, description: str) -> dict[str, Any]:
-    """A STAC collection, as JSON, of items as `dataset` makes them, which lie beside it in `items/`.
+def member(name: str, item: dict[str, Any]) -> dict[str, Any]:
+    """An item, as `dataset` makes it, that is to lie in the `items/` of a collection, with its links to that."""
+    media = str(pystac.MediaType.JSON)
+    upwards = [{"rel": rel, "href": "../collection.json", "type": media} for rel in ("collection", "parent", "root")]
+    return {**item, "links": [*upwards, *item["links"]], "collection": name}
 
-    The items get their links to it, the collection's extent is theirs.
+
+def collection(name: str, items: list[dict[str, Any]], *, description: str) -> dict[str, Any]:
+    """A STAC collection, as JSON, of items as `member` makes them, which lie beside it in `items/`.
+
+    Its extent is theirs.
     """
     boxes = [item["bbox"] for item in items]
     whole = [min(b[0] for b in boxes), min(b[1] for b in boxes), max(b[2] for b in boxes), max(b[3] for b in boxes)]
@@ -50,13 +57,9 @@ def collection(name: str, items: list[dict[str, Any]], *, description: str) -> d
         pystac.TemporalExtent([[times[0], times[-1]]]),
     )
     made = pystac.Collection(name, description, extent, license="other")
-    media = {"link": str(pystac.MediaType.JSON), "item": str(pystac.MediaType.GEOJSON)}
+    media = str(pystac.MediaType.GEOJSON)
     for item in items:
-        made.add_link(pystac.Link(pystac.RelType.ITEM, f"./items/{item['id']}.json", media_type=media["item"]))
-        upwards = ("collection", "parent", "root")
-        kept = [link for link in item["links"] if link["rel"] not in upwards]
-        item["links"] = [{"rel": rel, "href": "../collection.json", "type": media["link"]} for rel in upwards] + kept
-        item["collection"] = name
+        made.add_link(pystac.Link(pystac.RelType.ITEM, f"./items/{item['id']}.json", media_type=media))
     return made.to_dict(include_self_link=False, transform_hrefs=False)
 
 

@@ -1,6 +1,5 @@
 """A scene and a predict function, to files that a GIS opens and footprints that a map editor accepts."""
 
-import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -60,6 +59,8 @@ class Map:
     """
     overview: Path | None
     """JPEG of two pictures: the scene, and the same with what is building; None where it cannot be read."""
+    tiles: Path
+    """Folder of what the network said, of no use once the files above are where they belong."""
     pixels: int
     """Pixels with imagery."""
     building_pixels: int
@@ -99,7 +100,7 @@ def draw(
     The scene is brought to the network's resolution as it is read, in windows; the probabilities are brought back to
     the scene's own grid in blocks, in a thread of its own that follows the network down the scene. Of pixels no more
     is held than a window and a block, of outlines only those that are not whole. Windows that a call before this one
-    has predicted, in the same folder, are not predicted again.
+    has predicted, in the same folder, are not predicted again, as long as the map's `tiles` are there.
     """
     whole = windows.plan(scene, folder, settings=settings)
     whole.kept.mkdir(parents=True, exist_ok=True)
@@ -126,9 +127,7 @@ def draw(
                         break
         finally:
             tide.end()
-        result = made.result()
-    shutil.rmtree(whole.kept)
-    return result
+        return made.result()
 
 
 class _Tide:
@@ -197,6 +196,7 @@ def _draw(job: _Job, tide: _Tide, folder: Path) -> Map:
         files["mask"],
         footprints,
         _overview(job, files["mask"], folder / f"{name}.jpg"),
+        job.plan.kept,
         **vars(counts),
         outline=_outline(job.out),
         unreadable=[georef.outline(job.plan.ground, hole) for hole in holes],

@@ -96,10 +96,11 @@ def put(source: Path, href: str) -> None:
         return
     target = path(href)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")  # same file system as the target, so that the rename is atomic
+    # On the file system of the target, so that the rename is atomic; another process may be putting the same.
+    part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
     try:
         shutil.move(source, part)
-    except OSError:
+    except BaseException:
         part.unlink(missing_ok=True)  # on a full disk half a file would be in the way of everything else
         raise
     part.replace(target)

@@ -26,15 +26,10 @@ def test_results_make_a_collection_that_is_valid(tmp_path):
         catalog.Scene(name, "", f"/scenes/{name}.tif", taken=taken)
         for name, taken in (("a", datetime(2020, 2, 7, tzinfo=UTC)), ("b", None))
     ]
+    outlines, assets = ([shapely.box(n, 0, n + 1, 2) for n in range(2)], [f"../masks/{s.id}.tif" for s in scenes])
     items = [
-        filing.dataset(
-            scene.id,
-            [scene],
-            outline=shapely.box(n, 0, n + 1, 2),
-            assets={"mask": (f"../masks/{scene.id}.tif", "image/tiff")},
-            buildings=n,
-        )
-        for n, scene in enumerate(scenes)
+        filing.member("buildings", filing.dataset(s.id, [s], outline=outline, assets={"mask": (mask, "image/tiff")}))
+        for s, outline, mask in zip(scenes, outlines, assets, strict=True)
     ]
     made = filing.collection("buildings", items, description="Two scenes")
     write_json(tmp_path / "collection.json", made)

@@ -59,6 +59,7 @@ ORDER = [
     "windows",
     "maps",
     "submission",
+    "results",
     "evaluation",
     "scorecard",
     "report",

@@ -105,7 +105,7 @@ def test_maps_lie_on_the_scene_s_own_grid(tmp_path, how, batch_size):
     np.testing.assert_array_equal(percent[valid], expected[valid])
     assert (made.pixels, made.building_pixels) == (valid.sum(), (mask == 1).sum())
     assert about["dtype"] == "uint8"
-    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*FILES, made.tiles.name}
 
 
 def test_footprints_are_those_of_the_mask(tmp_path):
@@ -356,7 +356,7 @@ def test_what_was_predicted_before_an_interruption_is_not_predicted_again(tmp_pa
     assert len(calls) <= total + 2
     for name in ("probability", "mask", "footprints"):
         assert getattr(made, name).read_bytes() == getattr(whole, name).read_bytes()
-    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*FILES, made.tiles.name}
 
 
 @pytest.mark.parametrize("crs", [CRS, "EPSG:4326"])

@@ -1,6 +1,8 @@
 """predict on small scenes, with a network of one layer that needs no training."""
 
+import json
 from argparse import Namespace
+from pathlib import Path
 
 import geopandas as gpd
 import mlflow
@@ -10,7 +12,8 @@ import shapely
 from conftest import CRS, building, noise, one_layer, write_image, write_json
 
 from entrypoints import predict
-from ocmlflow import registry, tracking, vector
+from ocmlflow import engine, registry, storage, tracking, vector
+from ocmlflow.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("default")  # MLflow's libraries warn of one another
 NAME = "bright"
@@ -72,3 +75,34 @@ def test_another_area_of_interest_is_another_piece_of_work(files, monkeypatch):
         found = mask.read(1)
     assert (found[32:58, 2:248] == 1).all()
     assert (found[:, 252:] == 255).all()
+
+
+def test_a_collection_of_others_is_refused_before_work(files):
+    own = write_json(files.output / "collection.json", {"id": "precious"})
+    with pytest.raises(InputError, match=r"collection\.json is not of `predict`"):
+        run(files, scene(files.scenes / "a.tif"))
+    assert json.loads(Path(own).read_text()) == {"id": "precious"}
+    assert not files.work.exists()
+
+
+def test_what_the_network_said_is_kept_till_its_files_lie_in_the_output(files, monkeypatch):
+    """And the pictures of what was whole before an interruption are in the run that goes on."""
+    for name in ("a", "b"):
+        scene(files.scenes / f"{name}.tif")
+    put = storage.put
+
+    def full(source, href):
+        if href.endswith("masks/b.tif"):
+            raise OSError(28, "No space left on device")
+        put(source, href)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "put", full)
+        with pytest.raises(OSError, match="No space left"):
+            run(files, files.scenes)
+    monkeypatch.setattr(engine.Network, "__call__", None)
+    assert run(files, files.scenes).status.tolist() == ["predicted"] * 2
+    (newest,) = mlflow.search_runs(experiment_names=[NAME], max_results=1, output_format="list")
+    found = mlflow.artifacts.list_artifacts(run_id=newest.info.run_id, artifact_path="pictures")
+    assert {file.path for file in found} == {"pictures/a.jpg", "pictures/b.jpg"}
+    assert {path.suffix for path in (files.work / "predict").iterdir()} == {".lock"}

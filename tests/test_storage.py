@@ -1,5 +1,6 @@
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import boto3
@@ -113,6 +114,19 @@ def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path):
     done.set()
     reader.join()
     assert seen <= contents
+
+
+def test_several_may_put_the_same_file_at_once(tmp_path):
+    def writer(number: int) -> None:
+        for _ in range(200):
+            put(tmp_path / str(number), str(tmp_path / "target"), bytes([number]) * 1000)
+
+    for number in range(4):
+        (tmp_path / str(number)).mkdir()
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(writer, range(4)))
+    assert (tmp_path / "target").read_bytes() in [bytes([number]) * 1000 for number in range(4)]
+    assert {path.name for path in tmp_path.iterdir()} == {"target", "0", "1", "2", "3"}
 
 
 @pytest.mark.parametrize(
