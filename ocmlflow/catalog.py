@@ -1,9 +1,11 @@
 """STAC catalogues of any version, to the scenes in them."""
 
+import fnmatch
 import glob
 import json
 import logging
 import posixpath
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -49,7 +51,7 @@ def scenes(hrefs: str) -> list[Scene]:
     `<scene>-labels` of the challenge, else by an equal outline. Raises InputError where there is no catalogue, no
     image, or one id twice.
     """
-    return _unique([scene for href in hrefs.split(",") for scene in _labelled(href.strip())])
+    return _unique([scene for href in _parts(hrefs) for scene in _labelled(href)])
 
 
 def choose(found: list[Scene], *, scenes: str | None, places: str | None) -> list[Scene]:
@@ -75,7 +77,8 @@ def area(href: str) -> BaseGeometry:
     try:
         content = json.loads(storage.read(href))
         features = content["features"] if content["type"] == "FeatureCollection" else [content]
-        given = [shapely.geometry.shape(feature.get("geometry") or feature) for feature in features]
+        shapes = [feature.get("geometry", feature) for feature in features]
+        given = [shapely.geometry.shape(shape) for shape in shapes if shape]  # a feature may be without
     except (OSError, ValueError, KeyError, TypeError, AttributeError, shapely.errors.ShapelyError) as error:
         raise InputError(f"aoi={href} is no GeoJSON file that can be read: {error}") from error
     found = shapely.union_all(shapely.make_valid(given))
@@ -90,7 +93,15 @@ def images(hrefs: str) -> list[Scene]:
 
     Each is a STAC file, a GeoTIFF, a folder of GeoTIFFs or a glob of them. Raises InputError for one without images.
     """
-    return _unique([scene for href in hrefs.split(",") for scene in _images(href.strip())])
+    return _unique([scene for href in _parts(hrefs) for scene in _images(href)])
+
+
+def _parts(hrefs: str) -> list[str]:
+    """What stands between commas: an empty href would be the working folder."""
+    found = [part.strip() for part in hrefs.split(",") if part.strip()]
+    if not found:
+        raise InputError(f"no catalogue or image is named by {hrefs!r}")
+    return found
 
 
 def _labelled(href: str) -> list[Scene]:
@@ -158,21 +169,35 @@ def _catalogued(href: str) -> list[Scene]:
 
 
 def _images(href: str) -> list[Scene]:
-    name = Path(urlparse(href).path if storage.is_remote(href) else href)  # a signature is no part of it
-    path = storage.path(href)
-    if name.suffix.lower() in (".json", ".geojson"):
+    if _name(href).suffix.lower() in (".json", ".geojson"):
         return _catalogued(href)
     if _is_folder(href):
         found = _foldered(href)
-    elif storage.is_remote(href):
-        found = [Scene(name.stem, "", href, catalog=href)]
     else:
-        globbed = glob.has_magic(href) and not path.exists()
-        files = sorted(glob.glob(str(path), recursive=True)) if globbed else [str(path)] if path.is_file() else []
-        found = [Scene(Path(file).stem, "", file, catalog=href) for file in files]
+        found = [Scene(_name(file).stem, "", file, catalog=href) for file in _files(href)]
     if not found:
         raise InputError(f"no image at {href}: give a GeoTIFF, a folder or glob of them, or a STAC file")
     return found
+
+
+def _name(href: str) -> Path:
+    return Path(urlparse(href).path if storage.is_remote(href) else href)  # a signature is no part of it
+
+
+def _files(href: str) -> list[str]:
+    """The file at an href, or those that a glob matches; in s3, of one folder."""
+    path = storage.path(href)
+    if href.startswith("s3://") and glob.has_magic(href):
+        try:
+            there = storage.listing(posixpath.dirname(href))
+        except OSError as error:
+            raise InputError(f"images={href} cannot be looked up: {error}") from error
+        return [file for file in there if file == href or fnmatch.fnmatchcase(file, href)]
+    if storage.is_remote(href):
+        return [href]
+    if glob.has_magic(href) and not path.exists():
+        return sorted(glob.glob(str(path), recursive=True))
+    return [str(path)] if path.is_file() else []
 
 
 def _names(text: str | None) -> set[str]:
@@ -185,9 +210,10 @@ def _listed(known: Iterable[str]) -> str:
 
 def _unique(found: list[Scene]) -> list[Scene]:
     for scene in found:
-        if scene.id.startswith(".") or "/" in scene.id or "\\" in scene.id:
+        if re.search(r"^\.|[/\\?#;]", scene.id):  # the last three end a name in links, and pystac decodes none
             raise InputError(
-                f"{scene.catalog} names a scene {scene.id}, which cannot be the name of its results' files"
+                f"{scene.catalog} names a scene {scene.id}, which cannot be the name of its results' files: it begins "
+                "with a dot or holds one of / \\ ? # ;"
             )
     twice = [name for name, count in Counter(scene.id for scene in found).items() if count > 1]
     if twice:

@@ -78,10 +78,15 @@ class Map:
 def check(scene: Scene, *, settings: Settings) -> Look:
     """What is known of a scene before it is predicted; InputError where it cannot be."""
     with raster.opened(scene.image, gsd=settings.chip_gsd, cache=CACHE) as (dataset, own):
-        georef.ground_grid(own, gsd=settings.gsd)
+        ground = georef.ground_grid(own, gsd=settings.gsd)
         placed = raster.is_placed(dataset)
         if settings.aoi is not None and not placed:
             raise InputError(f"image {scene.image} does not say where it lies, so that no area of interest limits it")
+        if not (settings.on_own_grid or placed or own == ground):
+            raise InputError(
+                f"image {scene.image} does not say where it lies, so that its mask is of its own pixels, of "
+                f"{settings.chip_gsd} m, not of the model's, of {settings.gsd} m: leave out grid=model"
+            )
         inside = settings.aoi is None or settings.aoi.intersects(_outline(own))
         return Look(placed, own.height, own.width, inside)
 

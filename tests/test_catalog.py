@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import geopandas as gpd
@@ -324,6 +325,34 @@ def test_a_plain_folder_in_s3_is_listed(tmp_path, s3):
     assert names(catalog.scenes(f"{s3}/town/")) == [("one", "town", 1), ("three", "town", 0), ("two", "town", 1)]
 
 
+def test_images_in_s3_are_a_folder_or_a_glob(tmp_path, s3):
+    upload(plain_folder(tmp_path / "town"), f"{s3}/town")
+    for href, found in (("", ["one", "three", "two"]), ("t*.tif", ["three", "two"]), ("t[w]?.tif", ["two"])):
+        scenes = catalog.images(f"{s3}/town/{href}")
+        assert [scene.id for scene in scenes] == found
+        assert [scene.image for scene in scenes] == [f"{s3}/town/{name}.tif" for name in found]
+    with pytest.raises(InputError, match=r"no image at .*/x\*\.tif"):
+        catalog.images(f"{s3}/town/x*.tif")
+    with pytest.raises(InputError, match=r"images=s3://nosuchbucket/\*\.tif cannot be looked up"):
+        catalog.images("s3://nosuchbucket/*.tif")
+
+
+def test_nothing_between_commas_is_nothing(folder, monkeypatch):
+    plain_folder(folder / "here")
+    monkeypatch.chdir(folder / "here")
+    for read in (catalog.images, catalog.scenes):
+        assert [scene.id for scene in read(f"{folder}/acc/collection.json, ,")] == ["a1", "a2"]
+        with pytest.raises(InputError, match="no catalogue or image is named by ', '"):
+            read(", ")
+
+
+@pytest.mark.parametrize("name", ["x#1", "q?y", "a;b", ".a"])
+def test_names_that_cut_links_short_are_refused(tmp_path, name):
+    write_image(tmp_path / f"{name}.tif", noise(8, 8))
+    with pytest.raises(InputError, match=re.escape(f"names a scene {name}, which cannot be the name")):
+        catalog.images(str(tmp_path))
+
+
 def test_several_catalogues_are_one_and_scenes_are_chosen(folder, tmp_path):
     both = f"{folder}/catalog.json, {plain_folder(tmp_path / 'town')}"
     found = catalog.scenes(both)
@@ -370,6 +399,7 @@ SQUARE = shapely.geometry.mapping(shapely.box(32, 0, 33, 1))
         SQUARE,
         {"type": "Feature", "properties": {}, "geometry": SQUARE},
         {"type": "FeatureCollection", "features": [{"type": "Feature", "properties": {}, "geometry": SQUARE}] * 2},
+        {"type": "FeatureCollection", "features": [{"type": "Feature", "geometry": g} for g in (None, SQUARE)]},
     ],
 )
 def test_an_area_is_what_the_polygons_of_a_file_cover(tmp_path, content):
@@ -382,6 +412,7 @@ def test_an_area_is_what_the_polygons_of_a_file_cover(tmp_path, content):
         ({"type": "Point", "coordinates": [1, 2]}, "holds no polygon in degrees"),
         (shapely.geometry.mapping(shapely.box(5e5, 0, 6e5, 1)), "holds no polygon in degrees"),
         ({"type": "FeatureCollection", "features": []}, "holds no polygon in degrees"),
+        ({"type": "Feature", "properties": {}, "geometry": None}, "holds no polygon in degrees"),
         (["no", "GeoJSON"], "is no GeoJSON file that can be read"),
     ],
 )

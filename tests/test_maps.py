@@ -218,6 +218,10 @@ def test_what_cannot_be_predicted_is_refused_before(tmp_path):
     assert maps.check(scene, settings=SETTINGS) == maps.Look(placed=True, height=30, width=20, inside=True)
     with pytest.raises(InputError, match="cannot open image nowhere"):
         maps.check(catalog.Scene("one", "", "nowhere.tif"), settings=SETTINGS)
+    chip = catalog.Scene("one", "", write_image(tmp_path / "chip.tif", noise(30, 20), crs=None))
+    assert not maps.check(chip, settings=settings(on_own_grid=False)).placed
+    with pytest.raises(InputError, match="leave out grid=model"):
+        maps.check(chip, settings=settings(on_own_grid=False, chip_gsd=0.05))
 
 
 @pytest.mark.parametrize("crs", [CRS, None])
