@@ -132,9 +132,10 @@ def main(args: argparse.Namespace) -> pd.DataFrame | None:
 
 def _predict_share(args: argparse.Namespace) -> None:
     """Predict one share of the windows, and leave all else to the run without `share`."""
-    from ocmlflow import catalog, windows, workers
+    from ocmlflow import catalog, results, windows, workers
 
     scenes = catalog.images(args.images)
+    results.check_free(args.output)  # the run that makes the maps would refuse
     models, settings = _models(args)
     looks, _ = _look(scenes, settings)
     network = _network(models, args)

@@ -26,7 +26,8 @@ _NAME, _MAKER = "buildings", "mapped by ocmlflow"
 def check_free(output: str) -> None:
     """Raise InputError where an output holds a collection that `file` did not write, and would write over."""
     href = storage.join(output, COLLECTION)
-    if href not in storage.listing(output):
+    is_new = not storage.is_remote(output) and not storage.path(output).exists()
+    if is_new or href not in storage.listing(output):
         return
     found = _json(href)
     if found.get("id") != _NAME or not str(found.get("description")).endswith(_MAKER):

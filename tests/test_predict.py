@@ -79,8 +79,9 @@ def test_another_area_of_interest_is_another_piece_of_work(files, monkeypatch):
 
 def test_a_collection_of_others_is_refused_before_work(files):
     own = write_json(files.output / "collection.json", {"id": "precious"})
-    with pytest.raises(InputError, match=r"collection\.json is not of `predict`"):
-        run(files, scene(files.scenes / "a.tif"))
+    for how in ({}, {"share": "0/2"}):
+        with pytest.raises(InputError, match=r"collection\.json is not of `predict`"):
+            run(files, scene(files.scenes / "a.tif"), **how)
     assert json.loads(Path(own).read_text()) == {"id": "precious"}
     assert not files.work.exists()
 

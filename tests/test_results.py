@@ -69,7 +69,6 @@ def test_many_file_at_once(tmp_path):
 
 
 def test_what_is_made_is_taken_for_ones_own_and_nothing_else_is(output, tmp_path):
-    storage.check_writable(output)
     results.check_free(output)
     add(output, tmp_path / "work", "a")
     results.check_free(output)
