@@ -11,9 +11,9 @@ from ocmlflow import models, training, weights
 from ocmlflow.errors import InputError
 
 
-@pytest.fixture(scope="module")
-def network() -> keras.Model:
-    return models.build(architecture="unet", encoder="efficientnet-lite0", pretrained=True)
+@pytest.fixture(scope="module", params=["unet", "fpn"])
+def network(request) -> keras.Model:
+    return models.build(architecture=request.param, encoder="efficientnet-lite0", pretrained=True)
 
 
 def picture(height: int, width: int) -> np.ndarray:
@@ -115,6 +115,12 @@ def test_encoders_of_keras_give_features_at_four_or_five_scales(encoder, skips):
     assert found.std() > 0
     coarser = training.for_training(network, "bfloat16").predict_on_batch(picture(64, 96))
     np.testing.assert_allclose(coarser, found, atol=0.1 * np.ptp(found))
+
+
+def test_a_pyramid_does_without_features_at_half_of_the_size():
+    found = models.build(architecture="fpn", encoder="convnext-tiny", pretrained=False).predict_on_batch(picture(64, 96))
+    assert found.shape == (1, 64, 96, 1)
+    assert found.std() > 0
 
 
 def test_weights_that_cannot_be_fetched_are_told(monkeypatch, tmp_path):
