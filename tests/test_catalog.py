@@ -1,10 +1,8 @@
 import json
 import shutil
-from datetime import UTC, datetime
 
 import geopandas as gpd
 import numpy as np
-import pystac
 import pytest
 import shapely
 from conftest import (
@@ -251,18 +249,6 @@ def test_stac_of_every_version_gives_the_same_scenes(folder, version, caplog):
     assert not caplog.records
 
 
-def test_what_was_made_of_scenes_is_a_valid_item_derived_from_them(folder, tmp_path):
-    found = catalog.scenes(str(folder / "catalog.json"))
-    outline = shapely.union_all([shapely.box(0, 0, 1, 1), shapely.box(5, 5, 6, 6)])
-    item = catalog.dataset("made", found, outline=outline, assets={"index": ("./i.parquet", "application/x")}, gsd=0.1)
-    (tmp_path / "item.json").write_text(json.dumps(item))
-    read = pystac.Item.from_file(str(tmp_path / "item.json"))
-    assert {link.get_absolute_href() for link in read.links if link.rel == "derived_from"} == {s.item for s in found}
-    assert read.properties["gsd"] == 0.1
-    assert read.bbox == [0, 0, 6, 6]
-    assert pystac.serialization.identify_stac_object(item).object_type == pystac.STACObjectType.ITEM
-
-
 @needs_data
 @pytest.mark.parametrize(("tier", "count"), [("train_tier_1", 6), ("reference/train_tier_1", 1), ("test", 25)])
 def test_the_challenge_s_own_layout_is_read(tier, count, caplog):
@@ -270,34 +256,6 @@ def test_the_challenge_s_own_layout_is_read(tier, count, caplog):
     assert len(found) == count
     assert all(bool(scene.labels) == (tier != "test") for scene in found)
     assert not caplog.records
-
-
-def test_results_make_a_collection_that_is_valid(tmp_path):
-    scenes = [
-        catalog.Scene(name, "", f"/scenes/{name}.tif", taken=taken)
-        for name, taken in (("a", datetime(2020, 2, 7, tzinfo=UTC)), ("b", None))
-    ]
-    items = [
-        catalog.dataset(
-            scene.id,
-            [scene],
-            outline=shapely.box(n, 0, n + 1, 2),
-            assets={"mask": (f"../masks/{scene.id}.tif", "image/tiff")},
-            buildings=n,
-        )
-        for n, scene in enumerate(scenes)
-    ]
-    made = catalog.collection("buildings", items, description="Two scenes")
-    write_json(tmp_path / "collection.json", made)
-    for item in items:
-        write_json(tmp_path / "items" / f"{item['id']}.json", item)
-    found = pystac.Collection.from_file(str(tmp_path / "collection.json"))
-    assert found.validate_all() == 2
-    assert found.extent.spatial.bboxes[0] == [0, 0, 2, 2]
-    for item, scene in zip(found.get_items(), scenes, strict=True):
-        assert item.get_single_link("derived_from").href == scene.image
-        assert item.get_collection().id == "buildings"
-        assert item.assets["mask"].get_absolute_href() == str(tmp_path / "masks" / f"{scene.id}.tif")
 
 
 SQUARE = shapely.geometry.mapping(shapely.box(32, 0, 33, 1))
