@@ -378,7 +378,7 @@ def _put(scene: Scene, made: Map, task: _Task) -> None:
 
 def _item(task: _Task, scene: Scene, made: Map) -> dict[str, Any]:
     """The results of a scene as a STAC item."""
-    from ocmlflow import catalog
+    from ocmlflow import filing
 
     cog = "image/tiff; application=geotiff; profile=cloud-optimized"
     assets = {name: (f"../{folder}/{scene.id}.tif", cog) for name, folder in _RASTERS.items()}
@@ -394,7 +394,7 @@ def _item(task: _Task, scene: Scene, made: Map) -> dict[str, Any]:
         "ocmlflow:building_area_m2": round(made.area_m2, 1),
         "ocmlflow:unreadable": [part.wkt for part in made.unreadable],
     }
-    return catalog.dataset(scene.id, [scene], outline=made.outline, assets=assets, **facts)
+    return filing.dataset(scene.id, [scene], outline=made.outline, assets=assets, **facts)
 
 
 _RASTERS = {"probability": "probabilities", "mask": "masks"}
@@ -416,7 +416,7 @@ def _submit(task: _Task) -> None:
 
 def _file(task: _Task) -> None:
     """Write the STAC items of the scenes, and the collection of them and of those that lay there before."""
-    from ocmlflow import catalog, storage
+    from ocmlflow import filing, storage
 
     marks = [task.folder / f"{name}.json" for name, look in task.looks.items() if look.placed]
     items = {item["id"]: item for item in (json.loads(mark.read_text())["item"] for mark in marks)}
@@ -424,7 +424,7 @@ def _file(task: _Task) -> None:
         return
     items = _filed(task.output) | items
     description = f"Buildings of {len(items)} scenes, mapped by ocmlflow"
-    made = catalog.collection("buildings", list(items.values()), description=description)
+    made = filing.collection("buildings", list(items.values()), description=description)
     files = {f"items/{name}.json": item for name, item in items.items()} | {"collection.json": made}
     for name, content in files.items():
         path = task.folder / "stac.new"

@@ -189,14 +189,14 @@ def _cut_share(args: argparse.Namespace) -> None:
 
 
 def _chosen(args: argparse.Namespace) -> list[Scene]:
-    from ocmlflow import catalog
+    from ocmlflow import catalog, stac
     from ocmlflow.errors import InputError
 
     found = catalog.choose(catalog.scenes(args.catalog), scenes=args.scenes, places=args.places)
     if not any(scene.labels for scene in found):
         raise InputError(
             f"none of the {len(found)} scenes of {args.catalog} has labels: a label item is found by its `source` "
-            f"link, by the id SCENE{catalog.LABEL_SUFFIX} or by its scene's geometry, a label file by its image's name"
+            f"link, by the id SCENE{stac.LABEL_SUFFIX} or by its scene's geometry, a label file by its image's name"
         )
     return found
 

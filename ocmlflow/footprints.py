@@ -45,9 +45,15 @@ def read(scene: Scene, crs: str) -> Footprints:
 def _read(scene: Scene, href: str, crs: str) -> Footprints:
     try:
         file = io.BytesIO(storage.read(href)) if storage.is_remote(href) else storage.path(href)
-        frame = gpd.read_file(file, columns=[])
+        layers = gpd.list_layers(file).dropna()  # of tables without geometries, such as styles, it says no type
+        frame = gpd.read_file(file, columns=[], layer=layers.index[0] if len(layers) else None)
     except Exception as error:  # pyogrio, GDAL and the network each have errors of their own
         raise InputError(f"cannot read labels {href} of scene {scene.id}: {error}") from error
+    if len(layers) != 1:
+        raise InputError(
+            f"labels {href} of scene {scene.id} have {len(layers)} layers with geometries ({', '.join(layers.name)}); "
+            "which of them are buildings nobody says: a file of one layer would do"
+        )
     if not len(frame):
         return Footprints(np.empty(0, dtype=object), 0, 0, 0, 0)
     if frame.crs is None:

@@ -4,6 +4,8 @@ import json
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
+import pyogrio
 import pytest
 import shapely
 from conftest import CRS, TRANSFORM, building, write_labels
@@ -88,6 +90,24 @@ def test_vector_files_of_every_kind_are_read(ending, tmp_path):
     frame.to_file(tmp_path / f"a.{ending}")
     found = read(tmp_path / f"a.{ending}")
     assert area(found) == pytest.approx(ROOF.area + OTHER.area, rel=1e-3)
+
+
+def test_labels_on_the_web_are_those_of_the_file(web):
+    folder, address, _ = web
+    write_labels(folder / "a.geojson", [ROOF, OTHER])
+    assert area(read(f"{address}/a.geojson")) == area(read(folder / "a.geojson"))
+
+
+def test_of_several_layers_none_is_taken_for_the_buildings(tmp_path):
+    path, frame = tmp_path / "a.gpkg", gpd.GeoDataFrame(geometry=[ROOF], crs=CRS)
+    pyogrio.write_dataframe(pd.DataFrame({"style": ["red"]}), path, layer="layer_styles")
+    with pytest.raises(InputError, match=r"labels .*a\.gpkg of scene one have 0 layers with geometries"):
+        read(path)
+    frame.to_file(path, layer="buildings")
+    assert area(read(path)) == pytest.approx(ROOF.area)
+    frame.to_file(path, layer="tiles")
+    with pytest.raises(InputError, match=r"labels .*a\.gpkg of scene one have 2 layers .*\(buildings, tiles\)"):
+        read(path)
 
 
 def test_a_file_cut_in_half_is_refused_by_name(tmp_path):
