@@ -23,7 +23,7 @@ class Footprints:
     empty: int
     """Features of them without an area: nulls, points, lines, and what lies nowhere on earth."""
     repaired: int
-    """Polygons that crossed themselves."""
+    """Features of them that are not valid: rings that cross themselves, parts that overlap."""
     duplicates: int
     """Polygons that stood there before."""
 

@@ -26,12 +26,18 @@ INTERIOR, BOUNDARY, TOUCHING = 1, 2, 3
 def polygons(geometries: Iterable[BaseGeometry | None]) -> np.ndarray:
     """(count,) array of the polygonal parts of the geometries, valid and not empty.
 
-    Points, lines, nulls and what lies nowhere (reprojected from outside its CRS, to infinity) are left out.
+    A valid one stays as it is. One whose ring crosses itself becomes all that the ring goes around, once or more, less
+    its holes. Points, lines, nulls and what lies nowhere (reprojected from outside its CRS, to infinity) are left out.
     """
     given = np.array([g for g in geometries if g is not None], dtype=object)
     placed = given[~shapely.is_empty(given) & np.isfinite(shapely.bounds(given)).all(axis=-1)]
-    parts = shapely.get_parts(shapely.get_parts(shapely.make_valid(shapely.force_2d(placed))))
-    return np.asarray(parts[(shapely.get_type_id(parts) == shapely.GeometryType.POLYGON) & (shapely.area(parts) > 0)])
+    parts = shapely.get_parts(shapely.get_parts(shapely.force_2d(placed)))
+    drawn = parts[shapely.get_type_id(parts) == shapely.GeometryType.POLYGON]
+    crooked = ~shapely.is_valid(drawn)
+    # Each by itself, and not by the default method: both would make holes of what is drawn twice.
+    drawn[crooked] = shapely.make_valid(drawn[crooked], method="structure", keep_collapsed=False)
+    found = shapely.get_parts(drawn)
+    return np.asarray(found[shapely.area(found) > 0])
 
 
 def burn(footprints: Footprints, transform: Affine, *, height: int, width: int) -> np.ndarray:

@@ -41,6 +41,13 @@ def test_the_parts_of_multipolygons_are_footprints(tmp_path):
     assert (found.drawn, len(found.polygons)) == (1, 2)
 
 
+def test_parts_that_overlap_are_footprints_that_do(tmp_path):
+    overlapping = shapely.MultiPolygon([ROOF, building(10, 4, 30, 25), ROOF])
+    found = read(write_labels(tmp_path / "a.geojson", [overlapping]))
+    assert (found.drawn, found.repaired, found.duplicates, len(found.polygons)) == (1, 1, 1, 2)
+    assert area(found) == pytest.approx(ROOF.area + 4.2, rel=1e-3)
+
+
 def test_nulls_empties_points_and_lines_are_counted(tmp_path):
     line = shapely.LineString([TRANSFORM @ (0, 0), TRANSFORM @ (9, 9)])
     found = read(write_labels(tmp_path / "a.geojson", [None, shapely.Polygon(), line, ROOF]))

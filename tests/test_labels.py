@@ -48,6 +48,29 @@ def test_polygons_are_what_can_be_burnt(drawn, count, area):
     assert all(p.is_valid and p.geom_type == "Polygon" for p in found)
 
 
+CROOKED = {
+    "around some of it twice": ("(0 0, 6 0, 6 6, 2 6, 2 1, 3 1, 3 8, 0 8, 0 0)", 36 + 6),
+    "holes that overlap": ("(0 0, 6 0, 6 6, 0 6, 0 0), (1 1, 3 1, 3 3, 1 3, 1 1), (2 2, 4 2, 4 4, 2 4, 2 2)", 36 - 7),
+    "a hole that meets the edge": ("(0 0, 6 0, 6 6, 3 6, 4 3, 2 3, 3 6, 0 6, 0 0)", 36 - 3),
+    "cut to its hole": ("(0 0, 6 0, 6 6, 3 6, 3 4, 4 4, 4 2, 2 2, 2 4, 3 4, 3 6, 0 6, 0 0)", 36 - 4),
+    "lobes of two sizes": ("(0 0, 6 0, 2 4, 4 4, 0 0)", 9 + 1),
+}
+
+
+@pytest.mark.parametrize("name", CROOKED)
+def test_what_a_crooked_ring_goes_around_is_building_and_its_holes_are_not(name):
+    rings, area = CROOKED[name]
+    found = labels.polygons([shapely.from_wkt(f"POLYGON ({rings})")])
+    assert shapely.area(found).sum() == pytest.approx(area)
+    assert shapely.is_valid(found).all()
+
+
+def test_what_is_drawn_twice_is_burnt():
+    crossed = shapely.MultiPolygon([shapely.box(0, 0, 3, 3), shapely.box(2, 2, 4, 4)])
+    label = labels.burn(labels.polygons([crossed]), Affine.identity(), height=4, width=4)
+    assert label.tolist() == [[1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 1, 1]]
+
+
 @given(masks, st.data())
 def test_a_coded_label_is_decoded(label, data):
     valid = data.draw(arrays(bool, label.shape))
