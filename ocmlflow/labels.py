@@ -6,7 +6,6 @@ from typing import TypeAlias
 import numpy as np
 import shapely
 from affine import Affine
-from rasterio.enums import MergeAlg
 from rasterio.features import rasterize
 from shapely.geometry.base import BaseGeometry
 
@@ -54,19 +53,22 @@ def ring(footprints: Footprints, transform: Affine, *, height: int, width: int, 
 
 
 def parts(footprints: Footprints, transform: Affine, *, height: int, width: int) -> np.ndarray:
-    """(height, width) uint8: 0 not building, 1 inside of one, 2 its boundary, 3 ground where two buildings touch.
+    """(height, width) uint8: 0 not building, 1 inside of one, 2 its boundary, 3 where two buildings touch.
 
-    As networks learn them that part buildings which stand close, from the U-Net paper (arXiv:1505.04597) on.
+    Inside is what lies deeper than BOUNDARY_M in any footprint; where two touch is ground and boundary nearer than
+    TOUCHING_M to both. Two footprints that overlap so deeply that their insides meet are one building, drawn twice or
+    in pieces, and do not touch. As networks learn them that part buildings which stand close, from the U-Net paper
+    (arXiv:1505.04597) on.
     """
     drawn = np.asarray(footprints, dtype=object)
     place = {"height": height, "width": width}
-    inside = burn(shapely.buffer(drawn, -BOUNDARY_M), transform, **place)
-    found = np.where(inside, INTERIOR, burn(drawn, transform, **place) * BOUNDARY).astype(np.uint8)
-    if len(drawn):
-        shape = {"out_shape": (height, width), "transform": transform, "fill": 0}
-        wide = shapely.buffer(drawn, TOUCHING_M)
-        near = rasterize(wide, default_value=1, merge_alg=MergeAlg.add, dtype="uint16", **shape)
-        found[near > 1] = TOUCHING
+    inside, around = shapely.buffer(drawn, -BOUNDARY_M), shapely.buffer(drawn, TOUCHING_M)
+    one, other = shapely.STRtree(around).query(around)
+    two = (one < other) & ~shapely.intersects(inside[one], inside[other])
+    between = shapely.intersection(around[one[two]], around[other[two]])
+    found = burn(drawn, transform, **place) * BOUNDARY
+    found[burn(polygons(between), transform, **place) > 0] = TOUCHING
+    found[burn(polygons(inside), transform, **place) > 0] = INTERIOR
     return found
 
 
