@@ -54,6 +54,13 @@ def test_nulls_empties_points_and_lines_are_counted(tmp_path):
     assert (found.drawn, found.empty, len(found.polygons)) == (4, 3, 1)
 
 
+def test_what_lies_nowhere_on_earth_is_counted(tmp_path):
+    path = tmp_path / "a.gpkg"
+    gpd.GeoSeries([shapely.box(-3, 5, -2.9, 5.1), shapely.box(320, 95, 321, 96)], crs="EPSG:4326").to_file(path)
+    found = read(path)
+    assert (found.drawn, found.empty, found.repaired, len(found.polygons)) == (2, 1, 0, 1)
+
+
 def test_heights_are_left_out(tmp_path):
     found = read(write_labels(tmp_path / "a.geojson", [shapely.force_3d(ROOF, 12.0)]))
     assert not shapely.has_z(found.polygons).any()
