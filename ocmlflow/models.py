@@ -120,7 +120,8 @@ def fpn(stages: Stages) -> Tensor:
     """Feature pyramid (arXiv:1612.03144) and the head of Panoptic FPN (arXiv:1901.02446), to logits as `unet` gives.
 
     Every level, brought to a quarter of the size by as many convolutions as it is halvings away, adds to one sum; the
-    features at half of the size, where the encoder has any, sharpen it.
+    features at half of the size, where the encoder has any, sharpen it. All is enlarged by nearest pixels: Keras has no
+    other way on TensorFlow where the size is not known.
     """
     *skips, x = stages
     total = []
@@ -133,7 +134,7 @@ def fpn(stages: Stages) -> Tensor:
             x = layers.Conv2D(64, 1, name=f"decoder{level}_lateral")(x)
         seen = _conv_norm_relu(x, 64, f"decoder{level}a")
         for step in range(level):
-            seen = layers.UpSampling2D(2, interpolation="bilinear", name=f"decoder{level}_larger{step}")(seen)
+            seen = layers.UpSampling2D(2, interpolation="nearest", name=f"decoder{level}_larger{step}")(seen)
             if step < level - 1:
                 seen = _conv_norm_relu(seen, 64, f"decoder{level}{'bc'[step]}")
         total.append(seen)
@@ -141,7 +142,7 @@ def fpn(stages: Stages) -> Tensor:
     if skips:
         x = layers.Concatenate(name="decoder_skip")([x, skips.pop()])
     x = layers.Conv2D(4, 3, padding="same", name="decoder_last")(_conv_norm_relu(x, 32, "decoder"))
-    x = layers.UpSampling2D(2, interpolation="bilinear", name="decoder_whole")(x)
+    x = layers.UpSampling2D(2, interpolation="nearest", name="decoder_whole")(x)
     return layers.Conv2D(1, 3, padding="same", dtype="float32", name="logits")(x)
 
 
