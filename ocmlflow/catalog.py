@@ -81,7 +81,7 @@ def area(href: str) -> BaseGeometry:
         given = [shapely.geometry.shape(shape) for shape in shapes if shape]  # a feature may be without
     except (OSError, ValueError, KeyError, TypeError, AttributeError, shapely.errors.ShapelyError) as error:
         raise InputError(f"aoi={href} is no GeoJSON file that can be read: {error}") from error
-    found = shapely.union_all(shapely.make_valid(given))
+    found = shapely.union_all(shapely.make_valid(given, method="structure"))
     west, south, east, north = found.bounds if found.area > 0 else (0, 0, 0, 0)
     if not (found.area > 0 and -180 <= west <= east <= 180 and -90 <= south <= north <= 90):
         raise InputError(f"aoi={href} holds no polygon in degrees (longitude, latitude), as GeoJSON has them")

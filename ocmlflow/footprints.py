@@ -23,7 +23,7 @@ class Footprints:
     empty: int
     """Features of them without an area: nulls, points, lines, and what lies nowhere on earth."""
     repaired: int
-    """Polygons that crossed themselves."""
+    """Features of them that are not valid: rings that cross themselves, parts that overlap."""
     duplicates: int
     """Polygons that stood there before."""
 
@@ -60,14 +60,16 @@ def _read(scene: Scene, href: str, crs: str) -> Footprints:
         raise InputError(f"labels {href} of scene {scene.id} name no CRS; GeoJSON in degrees needs none")
     drawn = frame.geometry.to_numpy()
     placed = frame.geometry[~(shapely.is_missing(drawn) | shapely.is_empty(drawn))]
-    polygons = labels.polygons(placed.to_crs(crs))
+    there = placed.to_crs(crs)
+    polygons = labels.polygons(there)
     if len(placed) and not len(polygons):
         raise InputError(
             f"none of the {len(placed)} geometries of labels {href} of scene {scene.id} is a polygon on earth: "
             f"they are {', '.join(sorted(set(placed.geom_type)))} in {frame.crs.name}, from "
             f"{placed.total_bounds[0]:g}, {placed.total_bounds[1]:g}; GeoJSON is in degrees"
         )
-    areas = placed.geom_type.isin(["Polygon", "MultiPolygon", "GeometryCollection"])
+    on_earth = np.isfinite(there.bounds).all(axis=1)
+    areas = on_earth & placed.geom_type.isin(["Polygon", "MultiPolygon", "GeometryCollection"])
     return Footprints(
         polygons,
         drawn=len(frame),

@@ -406,6 +406,12 @@ def test_an_area_is_what_the_polygons_of_a_file_cover(tmp_path, content):
     assert catalog.area(write_json(tmp_path / "aoi.geojson", content)).equals(shapely.box(32, 0, 33, 1))
 
 
+def test_an_area_whose_parts_overlap_has_no_hole(tmp_path):
+    crossed = shapely.MultiPolygon([shapely.box(32, 0, 34, 2), shapely.box(33, 1, 35, 3)])
+    path = write_json(tmp_path / "aoi.geojson", shapely.geometry.mapping(crossed))
+    assert catalog.area(path).area == pytest.approx(7)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

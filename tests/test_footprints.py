@@ -43,10 +43,24 @@ def test_the_parts_of_multipolygons_are_footprints(tmp_path):
     assert (found.drawn, len(found.polygons)) == (1, 2)
 
 
+def test_parts_that_overlap_are_footprints_that_do(tmp_path):
+    overlapping = shapely.MultiPolygon([ROOF, building(10, 4, 30, 25), ROOF])
+    found = read(write_labels(tmp_path / "a.geojson", [overlapping]))
+    assert (found.drawn, found.repaired, found.duplicates, len(found.polygons)) == (1, 1, 1, 2)
+    assert area(found) == pytest.approx(ROOF.area + 4.2, rel=1e-3)
+
+
 def test_nulls_empties_points_and_lines_are_counted(tmp_path):
     line = shapely.LineString([TRANSFORM @ (0, 0), TRANSFORM @ (9, 9)])
     found = read(write_labels(tmp_path / "a.geojson", [None, shapely.Polygon(), line, ROOF]))
     assert (found.drawn, found.empty, len(found.polygons)) == (4, 3, 1)
+
+
+def test_what_lies_nowhere_on_earth_is_counted(tmp_path):
+    path = tmp_path / "a.gpkg"
+    gpd.GeoSeries([shapely.box(-3, 5, -2.9, 5.1), shapely.box(320, 95, 321, 96)], crs="EPSG:4326").to_file(path)
+    found = read(path)
+    assert (found.drawn, found.empty, found.repaired, len(found.polygons)) == (2, 1, 0, 1)
 
 
 def test_heights_are_left_out(tmp_path):
