@@ -27,8 +27,11 @@ def check_free(output: str) -> None:
     """Raise InputError where an output holds a collection that `file` did not write, and would write over."""
     href = storage.join(output, COLLECTION)
     is_new = not storage.is_remote(output) and not storage.path(output).exists()
-    if is_new or href not in storage.listing(output):
-        return
+    try:
+        if is_new or href not in storage.listing(output):
+            return
+    except OSError as error:
+        raise InputError(f"output={output} cannot be looked into: {error}") from error
     found = _json(href)
     if found.get("id") != _NAME or not str(found.get("description")).endswith(_MAKER):
         raise InputError(

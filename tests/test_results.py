@@ -78,3 +78,5 @@ def test_what_is_made_is_taken_for_ones_own_and_nothing_else_is(output, tmp_path
         storage.put(tmp_path / "collection.json", storage.join(output, "collection.json"))
         with pytest.raises(InputError, match=r"collection\.json is not of `predict`"):
             results.check_free(output)
+    with pytest.raises(InputError, match="output=s3://nosuchbucket/out cannot be looked into"):
+        results.check_free("s3://nosuchbucket/out")
