@@ -159,7 +159,14 @@ def public(text: str) -> str:
     for value in (os.environ.get(name) for name in SECRETS):
         if value and len(value) >= 8:  # shorter ones are words
             text = text.replace(value, "***")
-    return re.sub(r"((?:https?|s3)://)(?:[^/\s@]+@)?([^\s?]*)(?:\?\S*)?", r"\1\2", text)
+    return _ADDRESS.sub(r"\1\2", text)
+
+
+_ADDRESS = re.compile(
+    r"(://)"  # of any scheme: databases too carry passwords
+    r"(?:[^\s/@:\[\"']*:(?!\d+(?:[/?\s]|$))\S*@|[^\s/]*@)?"  # unquoted passwords hold @, / and ?; ports do not
+    r"([^\s?]*)(?:\?\S*)?"
+)
 
 
 def digest(*texts: str) -> str:

@@ -81,7 +81,7 @@ def _begun(verb: str, parameters: Mapping[str, Any], resume: Run | None) -> Iter
 
 def _no_answer(error: Exception) -> InputError:
     return InputError(
-        f"no run can be started at {storage.public(mlflow.get_tracking_uri())}: {error}. "
+        f"no run can be started at {storage.public(mlflow.get_tracking_uri())}: {delivery.said(error)}. "
         "`python -m entrypoints.doctor` says what is wrong"
     )
 
