@@ -106,13 +106,20 @@ def put(source: Path, href: str) -> None:
 
 
 def mirror(source: str, target: str) -> int:
-    """Make the files below `target` those below `source`, folders or s3 addresses; returns how many there are."""
-    names = tree(source)
-    for name in names:
+    """Make the files below `target` those below `source`, folders or s3 addresses; returns how many there are.
+
+    Objects that go while it works are passed over.
+    """
+    names = set(tree(source))
+    for name in sorted(names):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "file"
             if source.startswith("s3://"):
-                buckets.download(join(source, name), file)
+                try:
+                    buckets.download(join(source, name), file)
+                except buckets.GoneError:
+                    names.remove(name)
+                    continue
             else:
                 shutil.copyfile(join(source, name), file)
             put(file, join(target, name))
