@@ -1,6 +1,7 @@
 """The whole line, and its faults, against real servers as `entrypoints.server` starts them."""
 
 import hashlib
+import http.client
 import io
 import json
 import logging
@@ -10,13 +11,16 @@ import resource
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from urllib.parse import urlparse
 
 import alembic.command
@@ -42,6 +46,7 @@ from ocmlflow import (
     chipsets,
     dataset,
     delivery,
+    elsewhere,
     models,
     outbox,
     registry,
@@ -361,6 +366,15 @@ def test_a_server_that_is_away_at_the_start_ends_it_at_once_or_is_waited_for(tea
     assert MlflowClient().get_run(run.info.run_id).info.status == "FINISHED"
 
 
+def test_a_database_that_is_away_is_told_in_one_line_without_its_password(team, monkeypatch):
+    team("sqlite")
+    monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)  # tries that take two minutes
+    mlflow.set_tracking_uri("postgresql+psycopg2://mlflow:hidden@127.0.0.1:9/runs")
+    said = r"no run can be started at postgresql\+psycopg2://127\.0\.0\.1:9/runs: connection to .*refused[^\n]*doctor`"
+    with pytest.raises(InputError, match=said), tracking.run("train", {}):
+        pytest.fail("the work began")
+
+
 @pytest.mark.parametrize("fault", ["busy", "slow", "refused"])
 def test_artifacts_outlast_the_faults_of_s3(fault, team, team_servers, line_to, monkeypatch, tmp_path):
     line = line_to(port_of(team_servers[0]["sqlite"]["s3"]["AWS_ENDPOINT_URL_S3"]))
@@ -463,26 +477,31 @@ def test_no_secret_is_written_anywhere(team, team_servers, tmp_path):
     experiment, settings = team("sqlite"), team_servers[0]["sqlite"]
     catalog = "http://user:planted-1@127.0.0.1:9/catalog.json?X-Amz-Signature=planted-2"
     address = settings["url"].replace("http://", "http://team:planted-3@")
+    database = "postgresql+psycopg2://mlflow:planted-6@127.0.0.1:9/runs"
     planted = {"AWS_SECRET_ACCESS_KEY": "planted-4-key", "AWS_SESSION_TOKEN": "planted-5-token"}
     code = (
         "import entrypoints, os\n"
         "from ocmlflow import tracking\n"
         "def main(_):\n"
-        f"    with tracking.run('prepare', {{'catalog': {catalog!r}}}):\n"
+        f"    with tracking.run('prepare', {{'catalog': {catalog!r}, 'store': {database!r}}}):\n"
         "        tracking.log_metrics({'a': 1.0})\n"
-        f"        raise RuntimeError({catalog!r} + os.environ['AWS_SECRET_ACCESS_KEY'])\n"
+        f"        raise RuntimeError({catalog!r} + os.environ['AWS_SECRET_ACCESS_KEY'] + {database!r})\n"
         "entrypoints.start(main, None)"
     )
     at_work = [
         subprocess.Popen(
             [sys.executable, *words],
             cwd=ROOT,
-            env={**os.environ, **planted, "MLFLOW_TRACKING_URI": address, "MLFLOW_EXPERIMENT_ID": experiment},
+            env={**os.environ, **planted, "MLFLOW_TRACKING_URI": uri, "MLFLOW_EXPERIMENT_ID": experiment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for words in (["-m", "entrypoints.prepare", "--catalog", catalog], ["-c", code])
+        for uri, words in (
+            (address, ["-m", "entrypoints.prepare", "--catalog", catalog]),
+            (address, ["-c", code]),
+            (database, ["-m", "entrypoints.doctor"]),
+        )
     ]
     shown = ""
     for process in at_work:
@@ -497,7 +516,90 @@ def test_no_secret_is_written_anywhere(team, team_servers, tmp_path):
     for path in (tmp_path / "state").rglob("*.json"):
         shown += path.read_text()
     assert "127.0.0.1:9/catalog.json" in shown
+    assert "FAULT  tracking server: postgresql+psycopg2://127.0.0.1:9/runs cannot be opened: connection to" in shown
     assert re.findall(r".{0,60}planted.{0,20}", shown) == []
+
+
+@pytest.fixture
+def guard(team_servers, tmp_path):
+    """A proxy as docs/server.md has it before the server: its address, its certificate, paths that it does not hand on.
+
+    TLS, and a name and password, without which it answers 401.
+    """
+    hidden: set[str] = set()
+
+    class Guard(BaseHTTPRequestHandler):
+        def do_GET(self):
+            content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if self.headers.get("Authorization") != requests.auth._basic_auth_str("team", "open-sesame"):
+                return self.send_error(401)
+            if self.path in hidden:
+                return self.send_error(404)
+            server = http.client.HTTPConnection("127.0.0.1", port_of(team_servers[0]["sqlite"]["url"]))
+            server.request(self.command, self.path, content, dict(self.headers))
+            answer = server.getresponse()
+            content = answer.read()
+            self.send_response(answer.status)
+            self.send_header("Content-Type", answer.headers["Content-Type"])
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815
+
+        def log_message(self, *_):
+            pass
+
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-keyout",
+        key,
+        "-out",
+        certificate,
+        *subject,
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Guard) as proxy:
+        proxy.socket = context.wrap_socket(proxy.socket, server_side=True)
+        Thread(target=proxy.serve_forever, daemon=True).start()
+        yield f"https://127.0.0.1:{proxy.server_port}", certificate, hidden
+        proxy.shutdown()
+
+
+def test_launcher_and_doctor_reach_a_server_behind_tls_and_a_password(team, guard, monkeypatch, capsys, tmp_path):
+    address, certificate, hidden = guard
+    team("sqlite", url=address)
+
+    def consult() -> str:
+        try:
+            doctor.main(doctor.parse(["--work", str(tmp_path), "--free_gb", "0.01"]))
+        except InputError:
+            return capsys.readouterr().out
+        return capsys.readouterr().out
+
+    with pytest.raises(InputError, match="CERTIFICATE_VERIFY_FAILED"):
+        elsewhere.check_server()
+    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(certificate))
+    with pytest.raises(InputError, match="401"):
+        elsewhere.check_server()
+    assert f"FAULT  tracking server: {address} wants credentials" in consult()
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "team")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "open-sesame")
+    assert elsewhere.check_server() == address
+    said = consult()
+    assert re.search(rf"ok     tracking server: {address} answers in \d+ ms, MLflow 3\.", said)
+    assert "ok     artifacts: 100 kB written to and read from mlflow-artifacts:/" in said
+    hidden.add("/version")
+    assert re.search(rf"ok     tracking server: {address} .* MLflow of a version that it does not tell", consult())
 
 
 def test_models_that_could_run_code_are_refused(team):
