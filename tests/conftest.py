@@ -477,7 +477,10 @@ def team_servers():
     databases = ["sqlite", *(["postgresql"] if list(Path("/usr/lib/postgresql").glob("*/bin/initdb")) else [])]
     top = Path(tempfile.mkdtemp(prefix="ocmlflow-"))  # not pytest's folder, which the user postgres cannot reach
     top.chmod(0o755)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "AWS_"))}
+    # Whoever starts a server has settings of his own, for others.
+    foreign = {"AWS_SESSION_TOKEN": "of-another-key", "AWS_NO_SIGN_REQUEST": "YES", "AWS_PROFILE": "nobody"}
+    foreign |= {"MLFLOW_S3_ENDPOINT_URL": "http://127.0.0.1:9", "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    environment = os.environ | foreign | {"PGSSLMODE": "verify-full"}
     root = Path(__file__).parents[1]
     ports = free_block(16)
 

@@ -19,6 +19,8 @@ ORDER = [
     "buckets",
     "storage",
     "remote",
+    "postgresql",
+    "services",
     "catalog",
     "grid",
     "georef",

@@ -49,8 +49,10 @@ from ocmlflow import (
     elsewhere,
     models,
     outbox,
+    postgresql,
     registry,
     remote,
+    services,
     storage,
     store,
     tracking,
@@ -633,6 +635,60 @@ def test_status_tells_what_runs_and_down_forgets_nothing(team_servers, capsys):
         server.main(server.parse(["status", "--folder", str(top / "none")]))
 
 
+def test_the_settings_for_a_shell_hold_beside_temporary_credentials_of_elsewhere(team_servers):
+    code = "from ocmlflow import storage; print(storage.listing('s3://mlflow'))"
+    script = f'set -a; . {team_servers[1]}/sqlite/client.env; exec {sys.executable} -c "{code}"'
+    shell = {**os.environ, "AWS_SESSION_TOKEN": "of-another-key"}
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=shell, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_another_server_at_a_port_is_not_taken_for_a_part_of_this_one(team_servers, tmp_path, capsys):
+    other = team_servers[0]["sqlite"]["ports"]
+    folder, free = tmp_path / "server", free_block(8)
+    words = ["--folder", str(folder), "--database", "sqlite", "--port", str(free[5]), "--s3_port", str(free[0])]
+    for flag, name in (("--port", "mlflow"), ("--s3_port", "s3")):
+        with pytest.raises(InputError, match=rf"port {other[name]}, which {name} needs, is taken by another program"):
+            server.main(server.parse(["up", *words, flag, str(other[name])]))
+    assert not folder.exists()
+    settings = server._settings(folder, server.parse(["up", *words])) | {"ports": other}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match=f"port {other['s3']}, which s3 needs"):
+        server.main(server.parse(["up", *words]))
+    with pytest.raises(InputError, match="s3, mlflow: see the logs"):
+        server.main(server.parse(["status", *words]))
+    assert "mlflow      does not run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fault", ["no program", "no user", "no rights"])
+def test_a_server_whose_database_cannot_be_made_is_made_the_same_way_when_it_can(fault, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 0 if fault == "no user" else 1000)
+    monkeypatch.setattr(postgresql, "DEBIAN", tmp_path)
+    monkeypatch.setenv("PATH", os.environ["PATH"] if fault == "no rights" else "")
+    initdb = tmp_path / "15" / "bin" / "initdb"
+    if fault != "no program":
+        initdb.parent.mkdir(parents=True)
+        initdb.write_text("#!/bin/sh\necho no rights >&2; exit 1\n")
+        initdb.chmod(0o755)
+    monkeypatch.setattr("pwd.getpwnam", {}.__getitem__)
+    ports, folder = free_block(8), tmp_path / "server"
+    words = ["--port", str(ports[5]), "--s3_port", str(ports[0]), "--database_port", str(ports[6])]
+    args = server.parse(["up", "--folder", str(folder), *words])
+    said = {"no program": "initdb is not installed: apt-get", "no user": "there is no user postgres"}
+    for _ in range(2):
+        with pytest.raises(InputError, match=said.get(fault, "makes no database in .*: no rights")):
+            server.main(args)
+        assert not folder.exists() or not list(folder.iterdir())
+    initdb.parent.mkdir(parents=True, exist_ok=True)
+    initdb.write_text('#!/bin/sh\necho 15 > "$2/PG_VERSION"\n')
+    initdb.chmod(0o755)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert server._settings(folder, args)["parts"] == ["s3", "postgresql", "mlflow"]
+    assert (folder / "postgresql" / "PG_VERSION").read_text() == "15\n"
+    assert not list(folder.glob("*.p*"))
+
+
 def test_a_backup_brings_runs_and_artifacts_back(team, team_servers, database, tmp_path):
     team(database)
     settings, top = team_servers
@@ -656,7 +712,7 @@ def test_a_backup_brings_runs_and_artifacts_back(team, team_servers, database, t
         mlflow.set_tracking_uri(second["store"])
         assert mlflow.get_run(run.info.run_id).data.metrics["chips"] == 7
         assert "later" not in sqlalchemy.inspect(sqlalchemy.create_engine(second["store"])).get_table_names()
-        with server._as_owner(second):
+        with services.as_owner(second):
             (note,) = [
                 name for name in storage.tree("s3://mlflow") if name.endswith(f"{run.info.run_id}/artifacts/note.txt")
             ]
@@ -704,7 +760,7 @@ def test_clean_removes_deleted_runs_and_their_artifacts_alone(team, team_servers
     server.main(server.parse(["clean", "--folder", str(top / database), "--older_than", "0d"]))
     with pytest.raises(mlflow.MlflowException, match="not found"):
         client.get_run(gone.info.run_id)
-    with server._as_owner(settings[database]):
+    with services.as_owner(settings[database]):
         names = storage.tree("s3://mlflow")
     assert any(kept.info.run_id in name for name in names)
     assert not any(gone.info.run_id in name for name in names)
