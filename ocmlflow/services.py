@@ -157,6 +157,10 @@ def _command(folder: Path, settings: Mapping[str, Any], name: str) -> tuple[list
     words += ["--artifacts-destination", "s3://mlflow/artifacts"]
     if hosts := settings["allowed_hosts"]:
         words += ["--allowed-hosts", hosts]
+        # Behind a proxy, MLflow takes its own page for a foreign one. An origin that ends in `*` may be anybody's.
+        names = [host for host in map(str.strip, hosts.split(",")) if not host.endswith("*")]
+        origins = [f"{scheme}://{host}" for host in names for scheme in ("https", "http")]
+        words += ["--cors-allowed-origins", ",".join(origins)] if origins else []
     # Nothing here uses MLflow's jobs, whose processes take 1.8 GiB. The password stays off the command line.
     variables = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": settings["store"]}
     return [sys.executable, "-m", "mlflow", "server", *words], {**variables, **settings["s3"]}, {}

@@ -492,6 +492,7 @@ def team_servers():
         started = {}
         for database, first in zip(databases, ports[::8], strict=False):
             words = ["--s3_port", str(first), "--port", str(first + 5), "--database_port", str(first + 6)]
+            words += ["--allowed_hosts", "mlflow.example.org,127.0.0.1:*"]
             started[database] = call(database, "up", *words, "--database", database, "--workers", "2")
         for process in started.values():
             said = process.communicate(timeout=300)[0].decode()

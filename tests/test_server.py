@@ -643,6 +643,18 @@ def test_the_settings_for_a_shell_hold_beside_temporary_credentials_of_elsewhere
     assert done.stdout.strip() == "[]", done.stderr
 
 
+def test_mlflows_page_may_write_under_the_names_that_the_server_has_and_no_other_page(team_servers):
+    address = f"{team_servers[0]['sqlite']['url']}/ajax-api/2.0/mlflow/runs/search"
+    for origin, answer in {
+        "https://mlflow.example.org": 200,
+        "http://mlflow.example.org": 200,
+        "https://a.org": 403,
+    }.items():
+        names = {"Host": "mlflow.example.org", "Origin": origin}
+        found = requests.post(address, json={"experiment_ids": ["0"]}, headers=names, timeout=60)
+        assert (origin, found.status_code) == (origin, answer), found.text
+
+
 def test_another_server_at_a_port_is_not_taken_for_a_part_of_this_one(team_servers, tmp_path, capsys):
     other = team_servers[0]["sqlite"]["ports"]
     folder, free = tmp_path / "server", free_block(8)
@@ -752,10 +764,15 @@ def make_old(store: str) -> None:
     engine.dispose()
 
 
-def test_clean_removes_deleted_runs_and_their_artifacts_alone(team, team_servers, database):
+def test_clean_removes_deleted_runs_and_models_and_their_artifacts_alone(team, team_servers, database, tmp_path):
     team(database)
     (kept, gone), client = ([prepared_note() for _ in range(2)], MlflowClient())
+    logged = [client.create_logged_model(gone.info.experiment_id, source_run_id=gone.info.run_id) for _ in range(2)]
+    for model in logged:
+        client.log_model_artifacts(model.model_id, str(write_note(tmp_path)))
+        client.finalize_logged_model(model.model_id, "READY")
     client.delete_run(gone.info.run_id)
+    client.delete_logged_model(logged[1].model_id)
     settings, top = team_servers
     server.main(server.parse(["clean", "--folder", str(top / database), "--older_than", "0d"]))
     with pytest.raises(mlflow.MlflowException, match="not found"):
@@ -764,6 +781,13 @@ def test_clean_removes_deleted_runs_and_their_artifacts_alone(team, team_servers
         names = storage.tree("s3://mlflow")
     assert any(kept.info.run_id in name for name in names)
     assert not any(gone.info.run_id in name for name in names)
+    assert [any(model.model_id in name for name in names) for model in logged] == [True, False]  # docs/server.md
+
+
+def write_note(folder: Path) -> Path:
+    (folder / "note").mkdir(exist_ok=True)
+    (folder / "note" / "note.txt").write_text("a note")
+    return folder / "note"
 
 
 def prepared_note():
