@@ -232,9 +232,10 @@ def test_a_training_loses_nothing_when_the_server_is_away_in_the_middle_and_at_t
 
 
 @pytest.mark.usefixtures("_tiny")
-def test_the_line_runs_on_the_servers_with_all_data_in_s3(team, database, tmp_path, monkeypatch):
-    """Proxied artifacts on SQLite, direct ones on PostgreSQL; catalogue, images and results in the same S3 server."""
-    direct = database == "postgresql"
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "proxied"])
+def test_the_line_runs_on_the_servers_with_all_data_in_s3(direct, team, team_servers, tmp_path):
+    """Direct artifacts on SQLite, proxied ones on PostgreSQL where it is; catalogue, images, results in the same S3."""
+    database = "postgresql" if "postgresql" in team_servers[0] and not direct else "sqlite"
     experiment, client = team(database, direct=direct), MlflowClient()
     base, name = f"s3://data/{uuid.uuid4().hex}", f"line-{uuid.uuid4().hex[:8]}"
     drawn = {}
