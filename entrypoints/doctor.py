@@ -67,8 +67,8 @@ def _tracking_server(args: argparse.Namespace) -> str:
     except delivery.AWAY as error:
         if not uri.startswith("http"):
             raise InputError(
-                f"{uri} cannot be opened: {delivery.said(error)} Set MLFLOW_TRACKING_URI to a server or a database "
-                "that is up"
+                f"{uri} cannot be opened: set MLFLOW_TRACKING_URI to a server, or a database that is up. "
+                f"It said: {delivery.said(error)}"
             ) from error
         raise InputError(f"{_why(uri, str(error))}. It said: {error}") from error
     took = f"{1000 * (time.perf_counter() - began):.0f} ms"

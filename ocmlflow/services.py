@@ -59,15 +59,16 @@ def run(folder: Path, settings: Mapping[str, Any], name: str) -> None:
 def stop(folder: Path) -> None:
     """Stop what `run` started, MLflow first."""
     for names in (["mlflow"], [name for name in PARTS if name != "mlflow"]):  # what it stands on ends side by side
-        at_work = {name: found for name in names if (found := process(folder, name))}
-        families = {name: [found, *found.children(recursive=True)] for name, found in at_work.items()}
-        for name, found in at_work.items():
-            # PostgreSQL ends on SIGINT what clients have open; MLflow's workers are in the group of its process.
-            with contextlib.suppress(ProcessLookupError):
-                if name == "postgresql":
-                    found.send_signal(signal.SIGINT)
-                else:
-                    os.killpg(found.pid, signal.SIGTERM)
+        families: dict[str, list[psutil.Process]] = {}
+        for name in names:
+            with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+                if found := process(folder, name):
+                    families[name] = [found, *found.children(recursive=True)]
+                    # PostgreSQL ends on SIGINT what clients have open; MLflow's workers are in its process' group.
+                    if name == "postgresql":
+                        found.send_signal(signal.SIGINT)
+                    else:
+                        os.killpg(found.pid, signal.SIGTERM)
         for name, family in families.items():  # all of it, for the ports
             if psutil.wait_procs(family, 60)[1]:
                 with contextlib.suppress(ProcessLookupError):

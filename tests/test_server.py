@@ -376,6 +376,8 @@ def test_a_database_that_is_away_is_told_in_one_line_without_its_password(team, 
     said = r"no run can be started at postgresql\+psycopg2://127\.0\.0\.1:9/runs: connection to .*refused[^\n]*doctor`"
     with pytest.raises(InputError, match=said), tracking.run("train", {}):
         pytest.fail("the work began")
+    with pytest.raises(InputError, match=r"resume=0 names no run of .*, or that is away: connection to .*refused"):
+        tracking.interrupted("train", "0")
 
 
 @pytest.mark.parametrize("fault", ["busy", "slow", "refused"])
@@ -519,7 +521,10 @@ def test_no_secret_is_written_anywhere(team, team_servers, tmp_path):
     for path in (tmp_path / "state").rglob("*.json"):
         shown += path.read_text()
     assert "127.0.0.1:9/catalog.json" in shown
-    assert "FAULT  tracking server: postgresql+psycopg2://127.0.0.1:9/runs cannot be opened: connection to" in shown
+    assert (
+        "FAULT  tracking server: postgresql+psycopg2://127.0.0.1:9/runs cannot be opened: set MLFLOW_TRACKING_URI"
+        in shown
+    )
     assert re.findall(r".{0,60}planted.{0,20}", shown) == []
 
 
