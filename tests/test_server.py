@@ -1,5 +1,6 @@
 """The whole line, and its faults, against real servers as `entrypoints.server` starts them."""
 
+import contextlib
 import hashlib
 import http.client
 import io
@@ -544,9 +545,10 @@ def guard(team_servers, tmp_path):
             if self.path in hidden:
                 return self.send_error(404)
             server = http.client.HTTPConnection("127.0.0.1", port_of(team_servers[0]["sqlite"]["url"]))
-            server.request(self.command, self.path, content, dict(self.headers))
-            answer = server.getresponse()
-            content = answer.read()
+            with contextlib.closing(server):
+                server.request(self.command, self.path, content, dict(self.headers))
+                answer = server.getresponse()
+                content = answer.read()
             self.send_response(answer.status)
             self.send_header("Content-Type", answer.headers["Content-Type"])
             self.send_header("Content-Length", str(len(content)))
