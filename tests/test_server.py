@@ -663,9 +663,10 @@ def test_mlflows_page_may_write_under_the_names_that_the_server_has_and_no_other
         assert (origin, found.status_code) == (origin, answer), found.text
 
 
-def test_another_server_at_a_port_is_not_taken_for_a_part_of_this_one(team_servers, tmp_path, capsys):
+def test_another_server_at_a_port_is_not_taken_for_a_part_of_this_one(team_servers, tmp_path, capsys, request):
     other = team_servers[0]["sqlite"]["ports"]
     folder, free = tmp_path / "server", free_block(8)
+    request.addfinalizer(lambda: server.down(folder))
     words = ["--folder", str(folder), "--database", "sqlite", "--port", str(free[5]), "--s3_port", str(free[0])]
     for flag, name in (("--port", "mlflow"), ("--s3_port", "s3")):
         with pytest.raises(InputError, match=rf"port {other[name]}, which {name} needs, is taken by another program"):
