@@ -107,13 +107,20 @@ def put(source: Path, href: str) -> None:
 
 
 def mirror(source: str, target: str) -> int:
-    """Make the files below `target` those below `source`, folders or s3 addresses; returns how many there are."""
-    names = tree(source)
-    for name in names:
+    """Make the files below `target` those below `source`, folders or s3 addresses; returns how many there are.
+
+    Objects that go while it works are passed over.
+    """
+    names = set(tree(source))
+    for name in sorted(names):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "file"
             if source.startswith("s3://"):
-                buckets.download(join(source, name), file)
+                try:
+                    buckets.download(join(source, name), file)
+                except buckets.GoneError:
+                    names.remove(name)
+                    continue
             else:
                 shutil.copyfile(join(source, name), file)
             put(file, join(target, name))
@@ -160,7 +167,14 @@ def public(text: str) -> str:
     for value in (os.environ.get(name) for name in SECRETS):
         if value and len(value) >= 8:  # shorter ones are words
             text = text.replace(value, "***")
-    return re.sub(r"((?:https?|s3)://)(?:[^/\s@]+@)?([^\s?]*)(?:\?\S*)?", r"\1\2", text)
+    return _ADDRESS.sub(r"\1\2", text)
+
+
+_ADDRESS = re.compile(
+    r"(://)"  # of any scheme: databases too carry passwords
+    r"(?:[^\s/@:\[\"']*:(?!\d+(?:[/?\s]|$))\S*@|[^\s/]*@)?"  # unquoted passwords hold @, / and ?; ports do not
+    r"([^\s?]*)(?:\?\S*)?"
+)
 
 
 def digest(*texts: str) -> str:
