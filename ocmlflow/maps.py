@@ -1,7 +1,6 @@
 """A scene and a predict function, to files that a GIS opens and footprints that a map editor accepts."""
 
 import math
-import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -63,6 +62,8 @@ class Map:
     """
     overview: Path | None
     """JPEG of two pictures: the scene, and the same with what is building; None where it cannot be read."""
+    tiles: Path
+    """Folder of what the network said, of no use once the files above are where they belong."""
     pixels: int
     """Pixels with imagery."""
     building_pixels: int
@@ -85,9 +86,15 @@ def check(scene: Scene, *, settings: Settings) -> Look:
                 f"image {scene.image} has pixels of {metres:.3g} m, over {COARSEST} times the {settings.gsd:g} m of "
                 "the model, which would know no building there: finer imagery would do, or a model of coarser imagery"
             )
+        ground = georef.ground_grid(own, gsd=settings.gsd)
         placed = raster.is_placed(dataset)
         if settings.aoi is not None and not placed:
             raise InputError(f"image {scene.image} does not say where it lies, so that no area of interest limits it")
+        if not (settings.on_own_grid or placed or own == ground):
+            raise InputError(
+                f"image {scene.image} does not say where it lies, so that its mask is of its own pixels, of "
+                f"{settings.chip_gsd} m, not of the model's, of {settings.gsd} m: leave out grid=model"
+            )
         inside = windows.inside_of(own, settings.aoi)(_whole(own))
         return Look(placed, own.height, own.width, inside)
 
@@ -106,7 +113,7 @@ def draw(
     The scene is brought to the network's resolution as it is read, in windows; the probabilities are brought back to
     the scene's own grid in blocks, in a thread of its own that follows the network down the scene. Of pixels no more
     is held than a window and a block, of outlines only those that are not whole. Windows that a call before this one
-    has predicted, in the same folder, are not predicted again.
+    has predicted, in the same folder, are not predicted again, as long as the map's `tiles` are there.
     """
     whole = windows.plan(scene, folder, settings=settings)
     whole.kept.mkdir(parents=True, exist_ok=True)
@@ -133,9 +140,7 @@ def draw(
                         break
         finally:
             tide.end()
-        result = made.result()
-    shutil.rmtree(whole.kept)
-    return result
+        return made.result()
 
 
 class _Tide:
@@ -196,12 +201,15 @@ def _draw(job: _Job, tide: _Tide, folder: Path) -> Map:
     else:
         for _ in blocks:
             pass
+        for path in files.values():
+            raster.check_whole(path)
     holes = sorted(set(job.holes), key=lambda hole: hole.toranges())  # in whichever order they were met
     return Map(
         files["probability"],
         files["mask"],
         footprints,
         _overview(job, files["mask"], folder / f"{name}.jpg"),
+        job.plan.kept,
         **vars(counts),
         outline=georef.outline(job.out, _whole(job.out)),
         unreadable=[georef.outline(job.plan.ground, hole) for hole in holes],

@@ -6,7 +6,7 @@ from typing import Any
 import geopandas as gpd
 import shapely
 
-from ocmlflow import alignment, catalog, chips, ground
+from ocmlflow import alignment, chips, filing, ground
 from ocmlflow.catalog import Scene
 
 SHIFT_CHIPS = 32
@@ -35,7 +35,7 @@ def item(index: gpd.GeoDataFrame, scenes: list[Scene], *, gsd: float) -> dict[st
     parts = index[["scene", "geometry"]].explode(ignore_index=True)
     sides = parts.groupby([parts.scene, parts.bounds.minx < 0]).geometry
     outlines = [shapely.union_all(rows.to_numpy()).convex_hull for _, rows in sides]
-    return catalog.dataset(
+    return filing.dataset(
         f"chips-{chips.digest(index)}",
         [scene for scene in scenes if scene.id in names],
         outline=shapely.union_all(outlines),
