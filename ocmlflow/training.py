@@ -59,6 +59,8 @@ class Learner(keras.Model):
         self.recipe = recipe
         self.seed = keras.random.SeedGenerator(recipe.seed)
         self.scores = PooledScores()
+        # Moving pixels on TensorFlow is no operation of XLA, which Keras would compile steps with on a GPU.
+        self.supports_jit = keras.backend.backend() != "tensorflow"
         self.built = True  # or Keras would try it, without augmentation, on sides that only augmentation makes fit
 
     def call(self, coded: Tensor, training: bool = False) -> Tensor:

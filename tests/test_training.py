@@ -236,3 +236,14 @@ def test_pooled_scores_are_counts_added_up():
     assert found == pytest.approx({"iou": tp / (tp + fp + fn), "precision": tp / (tp + fp), "recall": tp / (tp + fn)})
     scores.reset_state()
     assert float(scores.result()["iou"]) == 0
+
+
+def test_a_gpu_makes_its_steps_on_tensorflow(made, monkeypatch):
+    """Where there is one, Keras hands steps to XLA, which cannot move pixels as TensorFlow does."""
+    import tensorflow as tf
+
+    there = [*tf.config.list_physical_devices(), tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")]
+    listed = tf.config.list_physical_devices
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: listed(kind) if kind else there)
+    *_, figures = fit(made, recipe=replace(RECIPE, epochs=1))
+    assert np.isfinite(figures[0]["loss"])
