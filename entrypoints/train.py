@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from entrypoints import MODEL_NAME, number, parser, start, whole
+from entrypoints import MODEL_NAME, evaluate, number, parser, start, whole
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -27,6 +27,10 @@ log = logging.getLogger(__name__)
 
 CHIPS_RUN = "ocmlflow.chips.run"
 """Tag of a run with the run id of its chips."""
+INIT = "ocmlflow.init"
+"""Tag of a run with the address of the version that it goes on from: an alias may have moved when it is resumed."""
+NETWORK = ("architecture", "encoder", "weights")
+"""Parameters that say which network a training starts with, where no version does."""
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
@@ -77,6 +81,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     given = [name for name, value in vars(args).items() if name != "resume" and value != p.get_default(name)]
     if args.resume and given:
         p.error(f"argument --resume: the run goes on as it was told, leave out {', '.join(given)}")
+    given = [name for name in NETWORK if getattr(args, name) != p.get_default(name)]
+    if args.init and given:
+        p.error(f"argument --init: the network of that version is trained, leave out {', '.join(given)}")
     if args.crop % 32:
         p.error(f"argument --crop: must be a multiple of 32, got {args.crop}")
     return args
@@ -84,10 +91,12 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 def key(args: argparse.Namespace, digest: str) -> str:
     """Names chips, parameters, code and Keras: equal keys make equal models, but for the order of sums."""
-    from ocmlflow import provenance, storage
+    from ocmlflow import provenance, registry, storage
 
     engine = (version("keras"), os.environ.get("KERAS_BACKEND", ""))
     recipe = {name: value for name, value in vars(args).items() if name not in ("chips", "workers", "resume")}
+    if args.init:
+        recipe["init"] = registry.load_model(args.init).pinned
     return storage.digest(provenance.code_digest(), repr(sorted(recipe.items())), repr(engine), digest)
 
 
@@ -99,20 +108,25 @@ def main(args: argparse.Namespace) -> None:
     before = tracking.interrupted("train", args.resume) if args.resume else None
     if before:
         args = _as_told(before)
-    told = {name: value for name, value in vars(args).items() if name != "resume"}
+    told = {
+        name: value for name, value in vars(args).items() if name not in ("resume", *(NETWORK if args.init else ()))
+    }
     with tracking.run("train", told, resume=before) as run, tempfile.TemporaryDirectory() as scratch:
         models.check(architecture=args.architecture, encoder=args.encoder)
         start_from = registry.load_model(args.init) if args.init else None
+        if start_from:
+            args.init = start_from.pinned
         losses.named(args.loss)
         chips_run = chipsets.run_of(args.chips)
         made = chips.load(chipsets.folder(chips_run), fold=args.fold)
         _check(made, args)
         weights = _weights(made, args.catalog_weights)
         if start_from:
-            _check_init(start_from, made)
+            evaluate.check_fair(start_from, made, "validation")
         registry.register(args.name)  # a name that MLflow refuses is to fail now, not after the training
         digest = chips.digest(made.index)
-        mlflow.set_tags({tracking.KEY: key(args, digest), CHIPS_RUN: chips_run})
+        tags = {tracking.KEY: key(args, digest), CHIPS_RUN: chips_run} | ({INIT: args.init} if args.init else {})
+        mlflow.set_tags(tags)
         chipsets.log_dataset(made.index, source=made.rules["catalog"], digest=digest)
         state = tracking.state_of(before, Path(scratch)) if before else None
         model, best_epoch, best = _fit(made, args, weights, start_from, state)
@@ -154,6 +168,13 @@ def _check(made: Chips, args: argparse.Namespace) -> None:
     from ocmlflow.errors import InputError
 
     ground.check_apart(made.index)
+    validation = made.select("validation")
+    twice = validation[ground.shown(validation, made.select("train"))]
+    if len(twice):
+        raise InputError(
+            f"{len(twice)} validation chips of {', '.join(sorted(set(twice.scene)))} show the pixels of training chips "
+            "under another georeference: scores would be flattered. Hold out both scenes, or neither"
+        )
     for split in ("train", "validation"):
         if not made.select(split).building_share.any():
             raise InputError(f"no {split} chip shows a building: there is nothing to learn or to score")
@@ -188,28 +209,24 @@ def _weights(made: Chips, told: str | None) -> dict[str, float]:
     return found
 
 
-def _check_init(start_from: Model, made: Chips) -> None:
-    """Raise InputError where a model cannot be trained on with these chips, or would be flattered by them."""
-    from ocmlflow import chipsets, ground
+def _as_told(before: Run) -> argparse.Namespace:
+    """The parameters that an interrupted run was given, with the very chips and version that it took."""
+    import keras
+
+    from ocmlflow import tracking
     from ocmlflow.errors import InputError
 
-    if start_from.facts["gsd"] != made.rules["gsd"]:
+    told, tags, run_id = before.data.params, before.data.tags, before.info.run_id
+    if CHIPS_RUN not in tags:
+        raise tracking.no_state(before)
+    backend = told.get("keras_backend", keras.backend.backend())
+    if backend != keras.backend.backend():
         raise InputError(
-            f"{start_from} works at {start_from.facts['gsd']} m per pixel, the chips have {made.rules['gsd']} m"
+            f"resume={run_id}: that training was begun on {backend}, this is {keras.backend.backend()}: "
+            f"set KERAS_BACKEND={backend}"
         )
-    seen = int(ground.meets(made.select("validation"), chipsets.trained_on(start_from)).sum())
-    if seen:
-        raise InputError(
-            f"{seen} validation chips lie on ground that {start_from} was trained on: scores would be flattered. "
-            "Hold out the same ground as then, or ground that is new"
-        )
-
-
-def _as_told(before: Run) -> argparse.Namespace:
-    """The parameters that an interrupted run was given, on the very chips that it took."""
-    told = before.data.params
     args = parse([word for name in vars(parse([])) if name in told for word in (f"--{name}", told[name])])
-    args.chips, args.resume = before.data.tags[CHIPS_RUN], before.info.run_id
+    args.chips, args.init, args.resume = tags[CHIPS_RUN], tags.get(INIT, args.init), run_id
     return args
 
 

@@ -256,7 +256,8 @@ def made(tmp_path_factory) -> chips.Chips:
         pd.concat(frames, ignore_index=True), validation="kam", test=None, folds=None, block_m=500, seed=0
     )
     index, _ = ground.apart(index)
-    chips.save(folder / "chips", index, chips.rules_of(rules, seed=0, empty_share=1.0), [], {})
+    kept = chips.rules_of(rules, catalog="towns", validation="kam", seed=0, empty_share=1.0)
+    chips.save(folder / "chips", index, kept, [], {})
     return chips.load(folder / "chips")
 
 
