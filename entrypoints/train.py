@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from entrypoints import MODEL_NAME, evaluate, number, parser, start, whole
+from entrypoints import MODEL_NAME, evaluate, number, parser, seed, start, whole
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -72,7 +72,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     )
     p.add_argument("--devices", type=whole(1), default=1, help="GPUs of this machine to train on, with JAX")
     p.add_argument("--patience", type=whole(1), default=None, help="epochs without a better IoU before it ends early")
-    p.add_argument("--seed", type=whole(0), default=0, help="draws weights, crops and augmentation")
+    p.add_argument("--seed", type=seed, default=0, help="draws weights, crops and augmentation")
     p.add_argument("--picture_epochs", type=whole(1), default=5, help="epochs from one picture to the next")
     p.add_argument("--workers", type=whole(1), default=2, help="threads that read chips")
     p.add_argument("--name", default=MODEL_NAME, help="registered model that gets a new version")
@@ -103,7 +103,7 @@ def key(args: argparse.Namespace, digest: str) -> str:
 def main(args: argparse.Namespace) -> None:
     import mlflow
 
-    from ocmlflow import chips, chipsets, losses, models, registry, tracking
+    from ocmlflow import chips, chipsets, dataset, losses, models, registry, tracking
 
     before = tracking.interrupted("train", args.resume) if args.resume else None
     if before:
@@ -119,8 +119,8 @@ def main(args: argparse.Namespace) -> None:
         losses.named(args.loss)
         chips_run = chipsets.run_of(args.chips)
         made = chips.load(chipsets.folder(chips_run), fold=args.fold)
-        _check(made, args)
-        weights = _weights(made, args.catalog_weights)
+        weights = dataset.catalog_weights(made.select("train").catalog.unique(), args.catalog_weights)
+        _check(made, args, weights)
         if start_from:
             evaluate.check_fair(start_from, made, "validation")
         registry.register(args.name)  # a name that MLflow refuses is to fail now, not after the training
@@ -162,9 +162,9 @@ def main(args: argparse.Namespace) -> None:
         log.info("%s: validation IoU %.3f (epoch %d)", args.name, best, best_epoch)
 
 
-def _check(made: Chips, args: argparse.Namespace) -> None:
+def _check(made: Chips, args: argparse.Namespace, weights: dict[str, float]) -> None:
     """Raise InputError for what cannot be trained, before anything is built."""
-    from ocmlflow import ground
+    from ocmlflow import dataset, ground
     from ocmlflow.errors import InputError
 
     ground.check_apart(made.index)
@@ -178,35 +178,19 @@ def _check(made: Chips, args: argparse.Namespace) -> None:
     for split in ("train", "validation"):
         if not made.select(split).building_share.any():
             raise InputError(f"no {split} chip shows a building: there is nothing to learn or to score")
+    if not dataset.teaches(made, weights):
+        ring = made.rules["buffer_m"]
+        why = (
+            f"buffer_m={ring:g} leaves out all of their buildings; a smaller one in `prepare` would do"
+            if ring
+            else f"catalog_weights={args.catalog_weights} leaves none with a building"
+        )
+        raise InputError(f"the training chips hold nothing to learn from: {why}")
     count = len(made.select("train"))
     if args.batch_size > count:
         raise InputError(f"batch_size={args.batch_size} is more than the {count} training chips")
     if args.crop > made.rules["size"]:
         raise InputError(f"crop={args.crop} is more than the chips' {made.rules['size']} pixels along a side")
-
-
-def _weights(made: Chips, told: str | None) -> dict[str, float]:
-    """Weight of each training catalogue that was given one; InputError for what names none, or leaves nothing."""
-    from ocmlflow.errors import InputError
-
-    found: dict[str, float] = {}
-    catalogs = made.select("train").catalog.unique()
-    for part in told.split(",") if told else ():
-        text, _, value = part.rpartition("=")
-        try:
-            weight = number(0, 1e6)(value)
-        except argparse.ArgumentTypeError as error:
-            raise InputError(f"catalog_weights={told}: {error}") from None
-        named = [catalog for catalog in catalogs if text and text in catalog]
-        if not named:
-            raise InputError(
-                f"catalog_weights={told}: {text or 'nothing'} is in the address of no training catalogue; "
-                f"those are {', '.join(catalogs)}"
-            )
-        found |= dict.fromkeys(named, weight)
-    if not any(found.get(catalog, 1) for catalog in catalogs):
-        raise InputError(f"catalog_weights={told} leaves nothing to train on")
-    return found
 
 
 def _as_told(before: Run) -> argparse.Namespace:

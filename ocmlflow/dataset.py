@@ -4,13 +4,14 @@ A batch is (batch, side, side, 4) uint8: RGB and the coded label (1 building, 0 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import geopandas as gpd
 import keras
 import numpy as np
 
 from ocmlflow import chips
+from ocmlflow.errors import InputError
 from ocmlflow.labels import NOT_VALID
 from ocmlflow.store import Files
 
@@ -88,6 +89,46 @@ class WholeChips(keras.utils.PyDataset):
         read = list(chips.read_all(self.folder, rows.itertuples()))
         missing = -len(read) % self.devices
         return (np.stack([*read, *[np.full_like(read[0], NOT_VALID)] * missing]),)
+
+
+def catalog_weights(catalogs: Iterable[str], told: str | None) -> dict[str, float]:
+    """Weight of each catalogue that was given one, as in `tier_2=0.2,tier_1=1`, by a part of its address.
+
+    InputError for what names no catalogue, or one twice, and where nothing is left.
+    """
+    known = list(catalogs)
+    found: dict[str, float] = {}
+    for part in told.split(",") if told else ():
+        text, _, value = part.rpartition("=")
+        named = [catalog for catalog in known if text and text in catalog]
+        if not named:
+            raise InputError(
+                f"catalog_weights={told}: {text or 'nothing'} is in the address of no training catalogue; "
+                f"those are {', '.join(known)}"
+            )
+        try:
+            weight = float(value)
+        except ValueError:
+            weight = math.nan
+        if not 0 <= weight <= 1e6:
+            raise InputError(f"catalog_weights={told}: {text}= takes a number of 0 to 1e6, got {value or 'nothing'}")
+        for catalog in named:
+            if catalog in found:
+                raise InputError(f"catalog_weights={told}: {catalog} is named twice; which weight is meant?")
+            found[catalog] = weight
+    if not any(found.get(catalog, 1) for catalog in known):
+        raise InputError(f"catalog_weights={told} leaves nothing to train on")
+    return found
+
+
+def teaches(made: chips.Chips, weights: Mapping[str, float]) -> bool:
+    """Whether some building of the training chips that are drawn is learnt from, which near its outline it may not be.
+
+    Reads chips up to the first that shows one.
+    """
+    rows = made.select("train")
+    drawn = rows[(rows.building_share > 0) & rows.catalog.map(lambda catalog: weights.get(catalog, 1) > 0)]
+    return any((coded[..., 3] == 1).any() for coded in chips.read_all(made.folder, drawn.itertuples()))
 
 
 def crop(chip: np.ndarray, *, side: int, inner: int, at_building: bool, draw: np.random.Generator) -> np.ndarray:

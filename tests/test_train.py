@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import mlflow
 import pytest
-from conftest import one_layer
+from conftest import one_layer, rules_with, two_towns
 from mlflow import MlflowClient
 
 from entrypoints import train
@@ -139,6 +139,12 @@ def test_what_evaluate_would_refuse_is_not_trained(line, made, tmp_path):
     other = saved(made, index, tmp_path / "ancestors")
     with pytest.raises(InputError, match=r"1 of the \d+ validation chips lie on ground that towns version 1"):
         train.main(train.parse(words(line, chips=other, init="models:/towns/1")))
+
+
+def test_chips_that_leave_nothing_to_learn_are_refused(line, tmp_path):
+    ringed = keep(two_towns(tmp_path, rules_with(buffer_m=10.0)))
+    with pytest.raises(InputError, match="nothing to learn from: buffer_m=10 leaves out all of their buildings"):
+        train.main(train.parse(words(line, chips=ringed)))
 
 
 def saved(made, index, folder) -> str:
