@@ -11,6 +11,7 @@ from keras import ops
 
 from ocmlflow import callbacks, kernels
 from ocmlflow.augment import augment
+from ocmlflow.dataset import Batches, errors_as_they_were
 from ocmlflow.errors import InputError
 from ocmlflow.labels import NOT_VALID, RING
 from ocmlflow.losses import Loss
@@ -112,8 +113,8 @@ class PooledScores(keras.metrics.Metric):
 
 def fit(
     network: keras.Model,
-    train: keras.utils.PyDataset,
-    validation: keras.utils.PyDataset,
+    train: Batches,
+    validation: Batches,
     *,
     recipe: Recipe,
     loss: Loss,
@@ -140,7 +141,11 @@ def fit(
     reporter = callbacks.Reporter(trained, train.batch_size, tell, recipe.patience)
     # The average is in place when the reporter keeps weights, and the weights themselves when the keeper does.
     average = callbacks.Averaged() if recipe.ema else keras.callbacks.Callback()
-    with tempfile.TemporaryDirectory() as folder, callbacks.asked_to_end() as asked:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        callbacks.asked_to_end() as asked,
+        errors_as_they_were(train, validation),
+    ):
         keeper = callbacks.Keeper(reporter, Path(folder) / "state.npz", save, asked)
         for callback in (average, reporter, keeper):
             callback.set_model(learner)
@@ -167,8 +172,8 @@ def fit(
 
 def _end_epoch(
     learner: Learner,
-    train: keras.utils.PyDataset,
-    validation: keras.utils.PyDataset,
+    train: Batches,
+    validation: Batches,
     average: keras.callbacks.Callback,
     reporter: callbacks.Reporter,
     keeper: callbacks.Keeper,

@@ -247,3 +247,20 @@ def test_a_gpu_makes_its_steps_on_tensorflow(made, monkeypatch):
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: listed(kind) if kind else there)
     *_, figures = fit(made, recipe=replace(RECIPE, epochs=1))
     assert np.isfinite(figures[0]["loss"])
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_chip_that_cannot_be_read_is_named(made, split):
+    """As it is read far away, in a thread: TensorFlow makes an error of its own of that."""
+    scene, asked = made.select(split).scene[0], []
+
+    def fetch(name: str, first: int, count: int | None) -> bytes:
+        asked.append(name.startswith(scene))
+        if asked[-1] and sum(asked) > 60:  # not in the first two batches, which Keras looks at itself
+            raise InputError(f"cannot read {name}: the server is away")
+        with (made.folder / name).open("rb") as file:
+            file.seek(first, os.SEEK_END if first < 0 else os.SEEK_SET)
+            return file.read(-1 if count is None else count)
+
+    with pytest.raises(InputError, match=f"^cannot read {scene}.zarr/.*: the server is away$"):
+        fit(replace(made, folder=fetch))
