@@ -153,14 +153,16 @@ def fit(
         learner.optimizer.build(learner.trainable_variables)
         if resume:
             keeper.load(resume)
-            if keeper.steps:
-                _end_epoch(learner, train, validation, average, reporter, keeper)
-        if keeper.epochs < recipe.epochs and not reporter.enough:
-            train.epoch = keeper.epochs
+        first = keeper.epochs
+        if keeper.steps:
+            _end_epoch(learner, train, validation, average, reporter, keeper)
+            first += 1
+        if first < recipe.epochs and not reporter.enough:
+            train.epoch = first
             learner.fit(
                 train,
                 validation_data=validation,
-                initial_epoch=keeper.epochs,
+                initial_epoch=first,  # before which the keeper keeps the epoch that was ended above
                 epochs=recipe.epochs,
                 shuffle=False,  # the batches are random already, in an order that the seed decides
                 callbacks=[average, reporter, keeper],
@@ -195,7 +197,6 @@ def _end_epoch(
     found = learner.evaluate(validation, return_dict=True, verbose=0)
     reporter.on_epoch_end(epoch, figures | {f"val_{name}": value for name, value in found.items()})
     average.on_test_end()
-    keeper.epochs, keeper.steps = epoch + 1, 0
 
 
 def for_training(network: keras.Model, precision: str) -> keras.Model:

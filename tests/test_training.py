@@ -176,13 +176,24 @@ def test_a_training_that_is_asked_to_end_goes_on_after_that_step_or_epoch(made, 
     assert ended.returncode == 128 + signal.SIGTERM, ended.stderr[-3000:]
     recipe = replace(RECIPE, ema=ema)
     network, best_epoch, best, figures = fit(made, recipe=recipe)
-    again, again_epoch, again_best, others = fit(made, recipe=recipe, resume=tmp_path / "state.npz")
+    states: list[Path] = []
+
+    def save(path: Path) -> None:
+        states.append(Path(shutil.copy(path, tmp_path / f"{len(states)}.npz")))
+
+    again, again_epoch, again_best, others = fit(made, recipe=recipe, save=save, resume=tmp_path / "state.npz")
     assert (again_epoch, again_best) == (best_epoch, pytest.approx(best, abs=1e-3))
     for name in NAMES:
         expected = [f[name] for f in figures[at[0] - (at[1] >= 0) :]]
         np.testing.assert_allclose([f[name] for f in others], expected, rtol=1e-2, err_msg=name)
     for one, other in zip(again.get_weights(), network.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-3)
+    kept = [(int(state["epoch"]), int(state["steps"])) for state in map(np.load, states)]
+    assert kept == [(epoch, 0) for epoch in range(at[0] + (at[1] < 0), RECIPE.epochs)]
+    for state in states[:1]:  # of the epoch whose end was made above
+        _, again_epoch, again_best, others = fit(made, recipe=recipe, resume=state)
+        assert (again_epoch, again_best) == (best_epoch, pytest.approx(best, abs=1e-3))
+        assert others[-1]["loss"] == pytest.approx(figures[-1]["loss"], rel=1e-2)
 
 
 def test_a_state_of_another_network_is_refused(made, tmp_path):
