@@ -15,13 +15,10 @@ from typing import TYPE_CHECKING, Any
 from entrypoints import MODEL_NAME, evaluate, number, parser, seed, start, whole
 
 if TYPE_CHECKING:
-    from geopandas import GeoDataFrame
     from mlflow.entities import Run
 
     from ocmlflow.chips import Chips
-    from ocmlflow.dataset import Crops
     from ocmlflow.registry import Model
-    from ocmlflow.training import Recipe
 
 log = logging.getLogger(__name__)
 
@@ -103,19 +100,18 @@ def key(args: argparse.Namespace, digest: str) -> str:
 def main(args: argparse.Namespace) -> None:
     import mlflow
 
-    from ocmlflow import chips, chipsets, dataset, losses, models, registry, tracking
+    from ocmlflow import chips, chipsets, dataset, losses, models, registry, sheets, tracking
 
     before = tracking.interrupted("train", args.resume) if args.resume else None
     if before:
         args = _as_told(before)
-    told = {
-        name: value for name, value in vars(args).items() if name not in ("resume", *(NETWORK if args.init else ()))
-    }
+    not_told = {"resume", *(NETWORK if args.init else ())}
+    told = {name: value for name, value in vars(args).items() if name not in not_told}
     with tracking.run("train", told, resume=before) as run, tempfile.TemporaryDirectory() as scratch:
         models.check(architecture=args.architecture, encoder=args.encoder)
         start_from = registry.load_model(args.init) if args.init else None
         if start_from:
-            args.init = start_from.pinned
+            args.init = start_from.pinned  # an alias may move on while this works
         losses.named(args.loss)
         chips_run = chipsets.run_of(args.chips)
         made = chips.load(chipsets.folder(chips_run), fold=args.fold)
@@ -131,7 +127,8 @@ def main(args: argparse.Namespace) -> None:
         state = tracking.state_of(before, Path(scratch)) if before else None
         model, best_epoch, best = _fit(made, args, weights, start_from, state)
         # As a file too: that of the model logged, where the steps above end with the last epoch's.
-        tracking.log_image(_picture(model, made, made.select("validation"), args.devices), "validation.jpg")
+        shown = sheets.predicted(model, made.folder, made.select("validation"), args.devices)
+        tracking.log_image(shown, "validation.jpg")
         facts = {
             "gsd": made.rules["gsd"],
             "chips": chips_run,
@@ -225,7 +222,8 @@ def _fit(
     import keras
     import mlflow
 
-    from ocmlflow import augment, dataset, losses, models, tracking, training
+    from ocmlflow import augment, dataset, losses, models, sheets, tracking, training
+    from ocmlflow.learner import Recipe
 
     training.share_out(args.devices, args.batch_size)
     keras.utils.set_random_seed(args.seed)
@@ -253,17 +251,17 @@ def _fit(
     mlflow.log_params({"network_parameters": network.count_params(), "keras_backend": keras.backend.backend()})
 
     def show(epoch: int) -> None:
-        tracking.log_image(_picture(model, made, rows, args.devices), "validation chips", step=epoch)
+        tracking.log_image(sheets.predicted(model, made.folder, rows, args.devices), "validation chips", step=epoch)
 
     def report(epoch: int, figures: dict[str, float]) -> None:
         tracking.log_metrics({_metric(name): value for name, value in figures.items()}, step=epoch)
         if epoch == args.epochs or epoch % args.picture_epochs == 0:
             show(epoch)
 
-    recipe = training.Recipe(**{field.name: getattr(args, field.name) for field in fields(training.Recipe)})
+    recipe = Recipe(**{field.name: getattr(args, field.name) for field in fields(Recipe)})
     if not state:
         show(0)  # MLflow's page shows this step first
-        tracking.log_image(_augmented(crops, recipe), "augmented.jpg")
+        tracking.log_image(sheets.augmented(crops, recipe), "augmented.jpg")
     best_epoch, best = training.fit(
         network,
         crops,
@@ -276,40 +274,6 @@ def _fit(
         progress=sys.stdout.isatty(),
     )
     return model, best_epoch, best
-
-
-def _picture(model: Any, made: Chips, rows: GeoDataFrame, devices: int) -> Any:
-    """Four validation chips, spread over the places, two beside two: image and label, probability, errors."""
-    import numpy as np
-
-    from ocmlflow import evaluation
-
-    chosen = rows[rows.building_share > 0].sort_values(["place", "id"])
-    chosen = chosen.iloc[np.linspace(0, len(chosen) - 1, 4).astype(int)]
-    halves = (chosen.iloc[:2], chosen.iloc[2:])
-
-    def predict(images: np.ndarray) -> np.ndarray:  # one chip, which is to be shared out as well
-        return np.asarray(model.predict_on_batch(np.repeat(images, devices, axis=0))[:1])
-
-    return np.concatenate([evaluation.picture(predict, made.folder, half, threshold=50) for half in halves], axis=1)
-
-
-def _augmented(crops: Crops, recipe: Recipe) -> Any:
-    """Sixty-four crops as the network is shown them, with the outlines of their labels."""
-    import keras
-    import numpy as np
-
-    from ocmlflow import labels, pictures
-    from ocmlflow.augment import augment
-
-    seed = keras.random.SeedGenerator(recipe.seed)
-    shown: list[Any] = []
-    while len(shown) < 64:
-        (coded,) = crops[len(shown) // crops.batch_size]
-        made = augment(coded, seed, crop=recipe.crop, strength=recipe.augment, zoom=recipe.zoom)
-        shown += zip(*(keras.ops.convert_to_numpy(part).round().astype(np.uint8) for part in made), strict=True)
-    drawn = [pictures.outlined(image, *labels.decode(label[..., 0])) for image, label in shown[:64]]
-    return pictures.sheet([drawn[number : number + 8] for number in range(0, 64, 8)])
 
 
 def _metric(name: str) -> str:

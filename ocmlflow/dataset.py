@@ -148,7 +148,7 @@ def catalog_weights(catalogs: Iterable[str], told: str | None) -> dict[str, floa
             if catalog in found:
                 raise InputError(f"catalog_weights={told}: {catalog} is named twice; which weight is meant?")
             found[catalog] = weight
-    if not any(found.get(catalog, 1) for catalog in known):
+    if found and not any(found.get(catalog, 1) for catalog in known):
         raise InputError(f"catalog_weights={told} leaves nothing to train on")
     return found
 

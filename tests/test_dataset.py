@@ -164,7 +164,7 @@ def test_crops_of_a_catalogue_come_as_often_as_its_weight_says(made):
 
 def test_weights_name_catalogues_by_a_part_of_their_address():
     known = ["train_tier_1/catalog.json", "train_tier_2/catalog.json"]
-    assert dataset.catalog_weights(known, None) == {}
+    assert dataset.catalog_weights(known, None) == dataset.catalog_weights([], None) == {}
     assert dataset.catalog_weights(known, "tier_2=0.2") == {known[1]: 0.2}
     assert dataset.catalog_weights(known, "tier=3") == dict.fromkeys(known, 3)
     for told, message in (

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from keras import layers
 
-from ocmlflow import chips, dataset, losses, training
+from ocmlflow import chips, dataset, learner, losses, training
 from ocmlflow.augment import context
 from ocmlflow.errors import InputError
 
-RECIPE = training.Recipe(
+RECIPE = learner.Recipe(
     epochs=3,
     crop=16,
     augment=1,
@@ -229,24 +229,6 @@ def test_training_that_gets_no_better_ends_early(made):
 def test_a_loss_that_is_no_number_ends_the_training(made):
     with pytest.raises(InputError, match="loss of epoch 1 is nan: a lower learning_rate"):
         fit(made, lambda logits, label, valid: losses.bce(logits, label, valid) * float("nan"))
-
-
-def test_pooled_scores_are_counts_added_up():
-    scores = training.PooledScores()
-    draw = np.random.default_rng(0)
-    tp = fp = fn = 0
-    for count in (5, 40):
-        logits = draw.normal(size=(1, count, 1, 1)).astype(np.float32)
-        label, valid = draw.integers(0, 2, (2, 1, count, 1, 1)).astype(np.float32)
-        scores.update_state(logits, label * valid, valid)
-        predicted, truth, counted = logits >= 0, label == 1, valid == 1
-        tp += (predicted & truth & counted).sum()
-        fp += (predicted & ~truth & counted).sum()
-        fn += (~predicted & truth & counted).sum()
-    found = {name: float(value) for name, value in scores.result().items()}
-    assert found == pytest.approx({"iou": tp / (tp + fp + fn), "precision": tp / (tp + fp), "recall": tp / (tp + fn)})
-    scores.reset_state()
-    assert float(scores.result()["iou"]) == 0
 
 
 def test_a_gpu_makes_its_steps_on_tensorflow(made, monkeypatch):
