@@ -9,8 +9,8 @@ import pytest
 from conftest import one_layer, rules_with, two_towns
 from mlflow import MlflowClient
 
-from entrypoints import train
-from ocmlflow import chips, registry, tracking
+from entrypoints import evaluate, train
+from ocmlflow import chips, chipsets, ground, registry, tracking
 from ocmlflow.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("default")  # MLflow's libraries warn of one another
@@ -139,6 +139,21 @@ def test_what_evaluate_would_refuse_is_not_trained(line, made, tmp_path):
     other = saved(made, index, tmp_path / "ancestors")
     with pytest.raises(InputError, match=r"1 of the \d+ validation chips lie on ground that towns version 1"):
         train.main(train.parse(words(line, chips=other, init="models:/towns/1")))
+
+
+def test_a_model_of_a_fold_was_not_trained_on_what_touched_it(line, made, tmp_path):
+    kam = made.index.place == "kam"
+    folded = made.index[kam].assign(fold=made.index.col[kam] // 64 % 2)
+    run_id = saved(made, folded, tmp_path / "folds")
+    held = chips.load(tmp_path / "folds", fold=1)
+    assert ground.meets(held.select("validation"), folded[folded.fold == 0]).any()
+    facts = {"gsd": 0.1, "chips": run_id, "multiple": 1, "fold": 1, "trained_on": [{"chips": run_id, "fold": 1}]}
+    with tracking.run("train", {}) as trained:
+        tracking.log_model(one_layer(4, -2), {**facts, "run": trained.info.run_id}, name="towns")
+    model = registry.load_model("models:/towns/3")
+    evaluate.check_fair(model, held, "validation")
+    for rows, split in ((chipsets.trained_on(model), "train"), (chipsets.chosen_on(model), "validation")):
+        assert set(rows.id) == set(held.select(split).id) > set()
 
 
 def test_chips_that_leave_nothing_to_learn_are_refused(line, tmp_path):
