@@ -50,9 +50,10 @@ def main(args: argparse.Namespace) -> None:
     if len(contestants) < 2:
         raise InputError(f"models={args.models}: two or more models, or folders of predictions, are needed to compare")
     with tracking.run("compare", vars(args)), tempfile.TemporaryDirectory() as work:
-        first = registry.load_model(_names(args.models)[0]).facts if _names(args.models) else {}
-        chips_run = chipsets.run_of(args.chips or first.get("chips"))
-        made = chips.load(chipsets.folder(chips_run), fold=first.get("fold"))
+        first = registry.load_model(_names(args.models)[0]) if _names(args.models) else None
+        chips_run = chipsets.run_of(args.chips or (first.facts["chips"] if first else None))
+        fold = evaluate.fold_of(first, chips_run) if first else None
+        made = chips.load(chipsets.folder(chips_run), fold=fold)
         evaluate.log_ground(chips_run, made)
         cards = [
             _scored(name, made, chips_run, Path(work) / str(at), args, masks=masks)

@@ -62,22 +62,26 @@ def _tracking_server(args: argparse.Namespace) -> str:
     uri = mlflow.get_tracking_uri()
     began = time.perf_counter()
     try:
+        probe.open_database()
         mlflow.MlflowClient().search_experiments(max_results=1)
     except delivery.AWAY as error:
         if not uri.startswith("http"):
             raise InputError(
-                f"{uri} cannot be opened: {error}. Set MLFLOW_TRACKING_URI to a server or a database"
+                f"{uri} cannot be opened: set MLFLOW_TRACKING_URI to a server, or a database that is up. "
+                f"It said: {delivery.said(error)}"
             ) from error
         raise InputError(f"{_why(uri, str(error))}. It said: {error}") from error
     took = f"{1000 * (time.perf_counter() - began):.0f} ms"
     if not uri.startswith("http"):
         return f"{uri} opens in {took}; MLFLOW_TRACKING_URI names a server for a team"
     found = probe.version()
-    if found.split(".")[0] != mlflow.__version__.split(".")[0]:
+    if found and found.split(".")[0] != mlflow.__version__.split(".")[0]:
         raise InputError(
             f"{uri} runs MLflow {found}, this environment {mlflow.__version__}: install the same major version"
         )
-    return f"{uri} answers in {took}, MLflow {found} (here {mlflow.__version__})"
+    return (
+        f"{uri} answers in {took}, MLflow {found or 'of a version that it does not tell'} (here {mlflow.__version__})"
+    )
 
 
 def _why(uri: str, said: str) -> str:

@@ -73,7 +73,7 @@ def main(args: argparse.Namespace) -> None:
             return
         model = registry.load_model(args.model)
         chips_run = chipsets.run_of(args.chips or model.facts["chips"])
-        made = chips.load(chipsets.folder(chips_run), fold=model.facts.get("fold"))
+        made = chips.load(chipsets.folder(chips_run), fold=fold_of(model, chips_run))
         check_fair(model, made, args.split)
         log_ground(chips_run, made)
         card = score_model(model, made, Path(work), args, split=args.split)
@@ -114,6 +114,11 @@ def score_masks(folder: str, made: Chips, work: Path, args: argparse.Namespace, 
 
     rows = _rows(made, split)
     return _score(folder, masks.reader(Path(folder), rows), made, rows, work, args, at=(50, 1.0))
+
+
+def fold_of(model: Model, chips_run: str) -> int | None:
+    """The fold of those chips that a model's training held out; None where it was trained on others."""
+    return model.facts.get("fold") if chips_run == model.facts["chips"] else None
 
 
 def check_fair(model: Model, made: Chips, split: str) -> None:

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Semaphore
@@ -46,11 +46,6 @@ PICTURES = 20
 """Scenes that get a picture in the run."""
 AT_ONCE = 8
 """Scenes of many windows that a Dask cluster predicts at a time; their maps are drawn here."""
-FORMATS = {
-    "footprints": "application/vnd.apache.parquet",
-    "flatgeobuf": "application/vnd.flatgeobuf",
-    "geojson": "application/geo+json",
-}
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
@@ -119,7 +114,7 @@ class _Task:
 
 def main(args: argparse.Namespace) -> pd.DataFrame | None:
     """Does it all; returns a row of figures for each scene, or None after a share of it."""
-    from ocmlflow import catalog, tracking
+    from ocmlflow import catalog, results, tracking
     from ocmlflow.errors import InputError
 
     if args.share:
@@ -130,21 +125,23 @@ def main(args: argparse.Namespace) -> pd.DataFrame | None:
             raise InputError('squared=true needs the extra: pip install -e ".[squared]"')
         scenes = catalog.images(args.images)
         check_writable(args.output)
+        results.check_free(args.output)
         models, settings = _models(args)
         return _map(scenes, models, settings, args)
 
 
 def _predict_share(args: argparse.Namespace) -> None:
     """Predict one share of the windows, and leave all else to the run without `share`."""
-    from ocmlflow import catalog, windows, workers
+    from ocmlflow import catalog, results, windows, workers
 
     scenes = catalog.images(args.images)
+    results.check_free(args.output)  # the run that makes the maps would refuse
     models, settings = _models(args)
     looks, _ = _look(scenes, settings)
     network = _network(models, args)
     share, of = args.share
     with in_the_making(_folder(scenes, models, settings, args), shared=True) as folder:
-        todo = [scene for scene in scenes if scene.id in looks and not (folder / f"{scene.id}.json").exists()]
+        todo = [scene for scene in scenes if scene.id in looks and not _mark(folder, scene.id).exists()]
         plans = [windows.plan(scene, folder, settings=settings) for scene in todo]
         runs = [run for plan in plans for run in windows.runs(plan)][share::of]
         with workers.executor(args.workers, args.scheduler) as executor:
@@ -161,6 +158,8 @@ def _map(scenes: list[Scene], models: list[Model], settings: Settings, args: arg
     import mlflow
     import pandas as pd
 
+    from ocmlflow import results
+
     looks, rows = _look(scenes, settings)
     mlflow.set_tags({"ocmlflow.model": _names(models), "ocmlflow.model.run": models[0].facts["run"]})
     mlflow.log_metric("threshold_used", settings.threshold / 100)
@@ -169,7 +168,9 @@ def _map(scenes: list[Scene], models: list[Model], settings: Settings, args: arg
         task = _Task(scenes, looks, network, settings, models, args.output, folder)
         rows |= _draw(task, args)
         _submit(task)
-        _file(task)
+        items = [item for item in (_marked(folder, name)["item"] for name in looks) if item]
+        if items:
+            results.file(items, args.output, folder)
     table = pd.DataFrame([rows[scene.id] for scene in scenes])
     _log(table, f"{len(table)} scenes of `{args.images}` by **{_names(models)}**, in `{args.output}`")
     return table
@@ -262,12 +263,16 @@ def _network(models: list[Model], args: argparse.Namespace) -> Network:
 
 def _key(scenes: list[Scene], models: list[Model], settings: Settings, args: argparse.Namespace) -> str:
     """Names inputs, models, parameters and code: equal keys make equal files in one place."""
+    import shapely
+
     from ocmlflow import provenance, storage
 
+    # An area's repr is rounded and cut.
+    how = repr(replace(settings, aoi=None)), str(shapely.to_wkb(settings.aoi, hex=True))
     made_by = [f"{model} {model.facts['run']} {model.temperature}" for model in models]
     seen = [f"{scene.id} {scene.image} {_fingerprint(scene.image)}" for scene in scenes]
     where = [args.tta, args.engine, storage.absolute(args.output)]
-    return storage.digest(provenance.code_digest(), repr(settings), *where, *made_by, *seen)
+    return storage.digest(provenance.code_digest(), *how, *where, *made_by, *seen)
 
 
 def _fingerprint(href: str) -> str:
@@ -286,31 +291,47 @@ def _draw(task: _Task, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """
     import mlflow
 
+    from ocmlflow import results
+
     todo = [scene for scene in task.scenes if scene.id in task.looks]
-    marks = {scene.id: task.folder / f"{scene.id}.json" for scene in todo}
-    left = [scene for scene in todo if not marks[scene.id].exists()]
+    left = [scene for scene in todo if not _mark(task.folder, scene.id).exists()]
+    with_picture = {scene.id for scene in todo[:PICTURES]}
+    pictures, chips = (task.folder / name for name in ("pictures", "chips"))
+    for kept in (pictures, chips):
+        kept.mkdir(exist_ok=True)
     if len(left) < len(todo):
         log.info("%d scenes are whole already", len(todo) - len(left))
-    with_picture = {scene.id for scene in todo[:PICTURES]}
+        mlflow.log_artifacts(str(pictures), "pictures")
     for scene, made, seconds in progress(_maps(left, task, args), len(left), "predicting"):
         if made.overview and scene.id in with_picture:
-            mlflow.log_artifact(str(made.overview), "pictures")
+            picture = shutil.copyfile(made.overview, pictures / made.overview.name)
+            mlflow.log_artifact(str(picture), "pictures")
         row: dict[str, Any] = _row(scene, made) | {"seconds": seconds}
         item = None
         if made.footprints is None:  # kept beside the output, for the archive
-            (task.folder / "chips").mkdir(exist_ok=True)
-            shutil.copyfile(made.mask, task.folder / "chips" / f"{scene.id}.tif")
+            shutil.copyfile(made.mask, chips / f"{scene.id}.tif")
         else:
-            item = _item(task, scene, made)
-        _put(scene, made, task)
-        new = marks[scene.id].with_suffix(".new")
+            item = results.item(scene, made, model=_names(task.models), threshold=task.settings.threshold)
+        results.put(scene, made, task.output)
+        mark = _mark(task.folder, scene.id)
+        new = mark.with_suffix(".new")
         new.write_text(json.dumps({"row": row, "item": item}))
-        new.replace(marks[scene.id])
+        new.replace(mark)
+        shutil.rmtree(made.tiles)  # not before: whatever fails till here, the network has done its part
         found = f"{row['building_megapixels']:.2f} Mpx building"
         if made.footprints is not None:
             found = f"{made.buildings} buildings"
         log.info("scene %s: %.2f Mpx, %s, %.1f s", scene.id, row["megapixels"], found, seconds)
-    return {name: json.loads(mark.read_text())["row"] for name, mark in marks.items()}
+    return {scene.id: _marked(task.folder, scene.id)["row"] for scene in todo}
+
+
+def _mark(folder: Path, name: str) -> Path:
+    """What says that a scene's files lie in the output, with its row of the table and its item."""
+    return folder / f"{name}.json"
+
+
+def _marked(folder: Path, name: str) -> dict[str, Any]:
+    return dict(json.loads(_mark(folder, name).read_text()))
 
 
 def _maps(scenes: list[Scene], task: _Task, args: argparse.Namespace) -> Iterator[tuple[Scene, Map, float]]:
@@ -362,44 +383,6 @@ def _row(scene: Scene, made: Map) -> dict[str, Any]:
     }
 
 
-def _put(scene: Scene, made: Map, task: _Task) -> None:
-    """Move a scene's files to the output."""
-    from ocmlflow import storage, vector
-
-    files = {"probabilities": [made.probability], "masks": [made.mask]}
-    if made.overview:
-        files["overviews"] = [made.overview]
-    if made.footprints:
-        files["footprints"] = [made.footprints, *(made.footprints.with_suffix(suffix) for suffix in vector.DRIVERS)]
-    for folder, paths in files.items():
-        for path in paths:
-            storage.put(path, storage.join(task.output, folder, f"{scene.id}{path.suffix}"))
-
-
-def _item(task: _Task, scene: Scene, made: Map) -> dict[str, Any]:
-    """The results of a scene as a STAC item."""
-    from ocmlflow import catalog
-
-    cog = "image/tiff; application=geotiff; profile=cloud-optimized"
-    assets = {name: (f"../{folder}/{scene.id}.tif", cog) for name, folder in _RASTERS.items()}
-    endings = (".parquet", ".fgb", ".geojson")
-    for (name, media), ending in zip(FORMATS.items(), endings, strict=True):
-        assets[name] = (f"../footprints/{scene.id}{ending}", media)
-    if made.overview:
-        assets["overview"] = (f"../overviews/{scene.id}.jpg", "image/jpeg")
-    facts = {
-        "ocmlflow:model": _names(task.models),
-        "ocmlflow:threshold": task.settings.threshold / 100,
-        "ocmlflow:buildings": made.buildings,
-        "ocmlflow:building_area_m2": round(made.area_m2, 1),
-        "ocmlflow:unreadable": [part.wkt for part in made.unreadable],
-    }
-    return catalog.dataset(scene.id, [scene], outline=made.outline, assets=assets, **facts)
-
-
-_RASTERS = {"probability": "probabilities", "mask": "masks"}
-
-
 def _submit(task: _Task) -> None:
     """Pack the masks of the images that do not say where they lie, checked, into the challenge's submission."""
     from ocmlflow import storage, submission
@@ -412,37 +395,6 @@ def _submit(task: _Task) -> None:
     submission.pack(masks, task.folder / "submission.tgz")
     storage.put(task.folder / "submission.tgz", storage.join(task.output, "submission.tgz"))
     log.info("submission of %d chips checked and packed", len(chips))
-
-
-def _file(task: _Task) -> None:
-    """Write the STAC items of the scenes, and the collection of them and of those that lay there before."""
-    from ocmlflow import catalog, storage
-
-    marks = [task.folder / f"{name}.json" for name, look in task.looks.items() if look.placed]
-    items = {item["id"]: item for item in (json.loads(mark.read_text())["item"] for mark in marks)}
-    if not items:
-        return
-    items = _filed(task.output) | items
-    description = f"Buildings of {len(items)} scenes, mapped by ocmlflow"
-    made = catalog.collection("buildings", list(items.values()), description=description)
-    files = {f"items/{name}.json": item for name, item in items.items()} | {"collection.json": made}
-    for name, content in files.items():
-        path = task.folder / "stac.new"
-        path.write_text(json.dumps(content, indent=1))
-        storage.put(path, storage.join(task.output, name))
-
-
-def _filed(output: str) -> dict[str, dict[str, Any]]:
-    """The items of the collection that lies in the output already, by their ids."""
-    from ocmlflow import storage
-
-    try:
-        links = json.loads(storage.read(storage.join(output, "collection.json")))["links"]
-    except FileNotFoundError:
-        return {}
-    hrefs = [link["href"] for link in links if link["rel"] == "item"]
-    found = [json.loads(storage.read(storage.join(output, href.removeprefix("./")))) for href in hrefs]
-    return {item["id"]: item for item in found}
 
 
 def _log(table: pd.DataFrame, what: str) -> None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # imported where used: --help must not wait for them
 
 log = logging.getLogger(__name__)
 
+UNREADABLE = "unreadable_scenes"
+"""Metric of a run: scenes that were left out because they could not be read."""
 Table = dict[str, dict[str, Any]]
 """What is known of each scene, by its id: a row of the table in the run."""
 
@@ -113,12 +115,14 @@ def _cut_key(args: argparse.Namespace, scenes: list[Scene]) -> str:
     """Names what the chips hold, however they are split."""
     from ocmlflow import provenance, storage
 
-    hrefs = [href for scene in scenes for href in (scene.image, *scene.labels)]
+    read = [
+        [scene.id, scene.place, scene.catalog, *map(_fingerprint, (scene.image, *scene.labels))] for scene in scenes
+    ]
     rules = [args.bbox, args.gsd, args.size, args.stride, args.min_valid, args.empty_share, args.label]
     rules += [args.buffer_m, args.black_m2, args.skip_unreadable]
     if args.empty_share < 1:  # which empty chips are written depends on the ground held out
         rules += _split(args)
-    return storage.digest(provenance.code_digest(), repr(rules), *map(_fingerprint, hrefs))
+    return storage.digest(provenance.code_digest(), repr(rules), repr(read))
 
 
 def _split(args: argparse.Namespace) -> list[Any]:
@@ -146,6 +150,8 @@ def main(args: argparse.Namespace) -> None:
     with in_the_making(Path(args.work) / "prepare" / cut) as folder:
         known = {tracking.KEY: _key(args, cut), tracking.PLACE: f"{socket.gethostname()}:{folder}"}
         before = tracking.earlier("prepare", key=known[tracking.KEY], place=known[tracking.PLACE])
+        if before and before.data.metrics.get(UNREADABLE):  # what could not be read then may be readable now
+            before = None
         if before and before.info.status == "FINISHED" and chipsets.are_there(before.info.run_id):
             log.info("run %s made these chips, and they are all there: nothing is cut or sent", before.info.run_id)
             tracking.goes_on_in(before)
@@ -183,14 +189,14 @@ def _cut_share(args: argparse.Namespace) -> None:
 
 
 def _chosen(args: argparse.Namespace) -> list[Scene]:
-    from ocmlflow import catalog
+    from ocmlflow import catalog, stac
     from ocmlflow.errors import InputError
 
     found = catalog.choose(catalog.scenes(args.catalog), scenes=args.scenes, places=args.places)
     if not any(scene.labels for scene in found):
         raise InputError(
             f"none of the {len(found)} scenes of {args.catalog} has labels: a label item is found by its `source` "
-            f"link, by the id SCENE{catalog.LABEL_SUFFIX} or by its scene's geometry, a label file by its image's name"
+            f"link, by the id SCENE{stac.LABEL_SUFFIX} or by its scene's geometry, a label file by its image's name"
         )
     return found
 
@@ -338,7 +344,7 @@ def _log(made: Chips, folder: Path, rows: list[dict[str, Any]], dropped: int) ->
     log.info("%d chips left out, because they touch chips held out", dropped)
     table = pd.DataFrame(rows)
     unreadable = int(table.status.str.startswith("unreadable").sum())
-    mlflow.log_metrics({"dropped_chips": dropped, "unreadable_scenes": unreadable})
+    mlflow.log_metrics({"dropped_chips": dropped, UNREADABLE: unreadable})
     mlflow.log_table(table.astype(object).where(table.notna(), None), "scenes.json")
     mlflow.log_figure(pictures.split_map(made.index), "split.png")
     for scene, chosen in made.index.groupby("scene"):

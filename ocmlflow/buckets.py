@@ -30,6 +30,10 @@ class AwayError(FileNotFoundError):
     """An S3 server does not answer, or is busy: it may do a while later."""
 
 
+class GoneError(FileNotFoundError):
+    """An S3 server has no object of that name."""
+
+
 def read(href: str) -> bytes:
     """All bytes of an address."""
     with _told_of(href):
@@ -63,12 +67,14 @@ def head(href: str) -> dict[str, Any]:
 
 def upload(source: Path, href: str) -> None:
     """Put a local file there; the object appears only when it is whole."""
-    client().upload_file(str(source), *_bucket_and_key(href))
+    with _told_of(href):
+        client().upload_file(str(source), *_bucket_and_key(href))
 
 
 def download(href: str, target: Path) -> None:
     """Put what lies there into a local file."""
-    client().download_file(*_bucket_and_key(href), str(target))
+    with _told_of(href):
+        client().download_file(*_bucket_and_key(href), str(target))
 
 
 def delete(href: str) -> None:
@@ -146,12 +152,14 @@ def _told_of(href: str) -> Iterator[None]:
     try:
         yield
     except botocore.exceptions.ClientError as error:
-        said = f"{href}: the S3 server answers {error.response['Error']['Code']}"
-        passing = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in PASSING
-        raise (AwayError if passing else FileNotFoundError)(said) from error
+        code = error.response["Error"]["Code"]
+        said = f"{href}: the S3 server answers {code}"
+        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in PASSING:
+            raise AwayError(said) from error
+        raise (GoneError if code in ("404", "NoSuchKey") else FileNotFoundError)(said) from error
     except (botocore.exceptions.HTTPClientError, botocore.exceptions.IncompleteReadError, HTTPError) as error:
         raise AwayError(f"{href}: {error}") from error
-    except botocore.exceptions.BotoCoreError as error:  # no region, broken credentials
+    except (botocore.exceptions.BotoCoreError, boto3.exceptions.Boto3Error) as error:  # no region, broken credentials
         raise FileNotFoundError(f"{href}: {error}") from error
 
 

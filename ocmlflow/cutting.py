@@ -174,12 +174,14 @@ def _runs(
     side = BLOCK * rules.stride
     _, across = _blocks(found, rules)
     tree = shapely.STRtree(found.footprints.polygons)
+    # What is drawn around a footprint reaches into blocks beside it; the pixel more is for what rounding takes.
+    reach = max(rules.buffer_m, labels.TOUCHING_M if rules.parts else 0) + rules.gsd
     overview = found.overview if found.overview.black.any() else None
     blocks: dict[int, list[_Block]] = {}
     for (down, right), rows in candidates.groupby([candidates.row // side, candidates.col // side]):
         number = int(down * across + right)
         if number not in done and mine(number):
-            near = tree.query(shapely.box(*_bounds(found.grid, rows, rules.size)))
+            near = tree.query(shapely.box(*_bounds(found.grid, rows, rules.size)), "dwithin", reach)
             drawn = found.footprints.polygons[np.sort(near)]
             blocks.setdefault(down, []).append(_Block(number, _places(rows, rules), drawn))
     return [

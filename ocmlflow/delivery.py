@@ -9,6 +9,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import sqlalchemy.exc
 from mlflow.entities import Metric, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -21,8 +22,14 @@ log = logging.getLogger(__name__)
 
 CANDIDATE = "candidate"
 """Alias of the version of a registered model that was made last."""
-AWAY = (MlflowException, OSError, *buckets.ERRORS)
-"""What MLflow raises where the tracking server or the artifact store does not do: of its own, of requests, of boto3."""
+AWAY = (MlflowException, OSError, sqlalchemy.exc.SQLAlchemyError, *buckets.ERRORS)
+"""What MLflow raises where the tracking server, its database or the artifact store does not do: of its own, and what it
+lets through of requests, SQLAlchemy and boto3."""
+
+
+def said(error: Exception) -> str:
+    """What the error says in one line: of SQLAlchemy's what the database said, without an address of SQLAlchemy's."""
+    return " ".join(str(getattr(error, "orig", error)).split())
 
 
 def unsent_folder() -> Path:

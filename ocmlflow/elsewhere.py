@@ -10,7 +10,7 @@ import requests
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from ocmlflow import provenance, storage
+from ocmlflow import probe, provenance, storage
 from ocmlflow.errors import InputError
 
 
@@ -30,7 +30,7 @@ def check_server(address: str | None = None) -> str:
             )
     try:
         if urlparse(ours).scheme.startswith("http"):  # MLflow itself would ask again for minutes
-            requests.get(f"{ours.rstrip('/')}/health", timeout=10).raise_for_status()
+            probe.ask("/health").raise_for_status()
         mlflow.MlflowClient().search_experiments(max_results=1)
     except (MlflowException, requests.RequestException) as error:
         raise InputError(f"the tracking server {ours} does not answer: {error}") from error

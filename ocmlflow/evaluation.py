@@ -1,5 +1,7 @@
 """Predictions against labels, to scores of pixels and of buildings, by scene, by place, by ground and in all."""
 
+import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ocmlflow import chips, ground, labels, metrics, objects, pictures
+from ocmlflow.errors import InputError
 from ocmlflow.inference import Predict, Progress
 from ocmlflow.metrics import Counts
 from ocmlflow.objects import Objects
@@ -143,6 +146,7 @@ def predictions(
     for number, (row, chip) in progress(enumerate(read), len(rows)):
         if not len(levels):
             shape = (len(rows), *chip.shape[:2])
+            _check_room(work, 3 * math.prod(shape))
             levels = np.lib.format.open_memmap(work / "levels.npy", "w+", np.uint16, shape)
             coded = np.lib.format.open_memmap(work / "coded.npy", "w+", np.uint8, shape)
         levels[number] = metrics.fine(probabilities(row, chip[..., :3]))
@@ -237,6 +241,15 @@ def pick(evaluation: Evaluation, threshold: int, *, count: int) -> tuple[list[in
     half = min(count, len(order) // 2 or len(order))
     first = (len(order) - half) // 2
     return order[::-1][:half], order[:half], order[first : first + half]
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    """Raise InputError unless so many bytes fit in: a process is killed that writes to a map of a full disk."""
+    if needed > shutil.disk_usage(folder).free:
+        raise InputError(
+            f"predictions take {needed / 1e6:.0f} MB, and {folder} has {shutil.disk_usage(folder).free / 1e6:.0f} MB "
+            "left: set TMPDIR to a folder on a larger disk"
+        )
 
 
 def _classes(values: pd.Series, limits: dict[float, str]) -> list[str]:

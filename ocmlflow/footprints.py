@@ -23,7 +23,7 @@ class Footprints:
     empty: int
     """Features of them without an area: nulls, points, lines, and what lies nowhere on earth."""
     repaired: int
-    """Polygons that crossed themselves."""
+    """Features of them that are not valid: rings that cross themselves, parts that overlap."""
     duplicates: int
     """Polygons that stood there before."""
 
@@ -45,23 +45,31 @@ def read(scene: Scene, crs: str) -> Footprints:
 def _read(scene: Scene, href: str, crs: str) -> Footprints:
     try:
         file = io.BytesIO(storage.read(href)) if storage.is_remote(href) else storage.path(href)
-        frame = gpd.read_file(file, columns=[])
+        layers = gpd.list_layers(file).dropna()  # of tables without geometries, such as styles, it says no type
+        frame = gpd.read_file(file, columns=[], layer=layers.index[0] if len(layers) else None)
     except Exception as error:  # pyogrio, GDAL and the network each have errors of their own
         raise InputError(f"cannot read labels {href} of scene {scene.id}: {error}") from error
+    if len(layers) != 1:
+        raise InputError(
+            f"labels {href} of scene {scene.id} have {len(layers)} layers with geometries ({', '.join(layers.name)}); "
+            "which of them are buildings nobody says: a file of one layer would do"
+        )
     if not len(frame):
         return Footprints(np.empty(0, dtype=object), 0, 0, 0, 0)
     if frame.crs is None:
         raise InputError(f"labels {href} of scene {scene.id} name no CRS; GeoJSON in degrees needs none")
     drawn = frame.geometry.to_numpy()
     placed = frame.geometry[~(shapely.is_missing(drawn) | shapely.is_empty(drawn))]
-    polygons = labels.polygons(placed.to_crs(crs))
+    there = placed.to_crs(crs)
+    polygons = labels.polygons(there)
     if len(placed) and not len(polygons):
         raise InputError(
             f"none of the {len(placed)} geometries of labels {href} of scene {scene.id} is a polygon on earth: "
             f"they are {', '.join(sorted(set(placed.geom_type)))} in {frame.crs.name}, from "
             f"{placed.total_bounds[0]:g}, {placed.total_bounds[1]:g}; GeoJSON is in degrees"
         )
-    areas = placed.geom_type.isin(["Polygon", "MultiPolygon", "GeometryCollection"])
+    on_earth = np.isfinite(there.bounds).all(axis=1)
+    areas = on_earth & placed.geom_type.isin(["Polygon", "MultiPolygon", "GeometryCollection"])
     return Footprints(
         polygons,
         drawn=len(frame),

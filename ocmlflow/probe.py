@@ -8,19 +8,39 @@ from pathlib import Path
 
 import mlflow
 import requests
+import sqlalchemy
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.db.db_types import DATABASE_ENGINES
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
 
-from ocmlflow import delivery, storage
+from ocmlflow import delivery
+
+ANSWER_S = 10
 
 
-def version() -> str:
-    """The version of MLflow that the tracking server runs."""
-    with suppress(ValueError):
-        found = requests.get(f"{mlflow.get_tracking_uri().rstrip('/')}/version", timeout=storage.TIMEOUT_S)
+def ask(path: str) -> requests.Response:
+    """What the tracking server answers there, asked once, as MLflow's client asks: with its credentials, its trust."""
+    server = get_default_host_creds(mlflow.get_tracking_uri())
+    return http_request(server, path, "GET", max_retries=0, timeout=ANSWER_S, raise_on_status=False)
+
+
+def open_database() -> None:
+    """Raise one of `delivery.AWAY` if runs are in a database that does not open. MLflow itself tries for minutes."""
+    address = mlflow.get_tracking_uri()
+    if re.match(rf"({'|'.join(DATABASE_ENGINES)})\b", address) and not address.startswith("sqlite"):
+        sqlalchemy.create_engine(address).connect().close()
+
+
+def version() -> str | None:
+    """The version of MLflow that the tracking server runs, if it tells."""
+    with suppress(MlflowException):
+        found = ask("/version")
         if found.ok and re.match(r"\d+\.\d+", found.text):
             return found.text.strip()
-    return "of a version that it does not tell"
+    return None
 
 
 def artifact_location() -> str:

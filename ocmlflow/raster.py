@@ -185,6 +185,19 @@ def reopened(path: Path) -> DatasetReader:
         return rasterio.open(path)
 
 
+def check_whole(path: Path) -> None:
+    """Raise OSError, naming it, unless all of a raster that was written here can be read.
+
+    GDAL does not tell of a disk that was full when a file was closed.
+    """
+    try:
+        with reopened(path) as dataset:
+            for _, window in dataset.block_windows(1):
+                dataset.read(1, window=window)
+    except rasterio.errors.RasterioIOError as error:
+        raise OSError(f"{path} is not whole, as if the disk had been full: {error}") from error
+
+
 def overview(dataset: DatasetReader, level: int) -> DatasetReader:
     """The dataset's overview of that number, open for reading."""
     with _quietly():
@@ -192,7 +205,7 @@ def overview(dataset: DatasetReader, level: int) -> DatasetReader:
 
 
 def to_cog(source: Path, target: Path, *, overviews: Resampling) -> None:
-    """Copy a GeoTIFF to a cloud-optimized one with overviews."""
+    """Copy a GeoTIFF to a cloud-optimized one with overviews; OSError, naming it, where it does not become whole."""
     with rasterio.Env(GDAL_CACHEMAX=WRITING):  # else a twentieth of the machine's memory
         rasterio.shutil.copy(
             source,
@@ -206,6 +219,7 @@ def to_cog(source: Path, target: Path, *, overviews: Resampling) -> None:
             bigtiff="if_safer",
             num_threads="all_cpus",
         )
+        check_whole(target)
 
 
 _FILTERS = Lock()

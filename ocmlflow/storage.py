@@ -96,23 +96,31 @@ def put(source: Path, href: str) -> None:
         return
     target = path(href)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")  # same file system as the target, so that the rename is atomic
+    # On the file system of the target, so that the rename is atomic; another process may be putting the same.
+    part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
     try:
         shutil.move(source, part)
-    except OSError:
+    except BaseException:
         part.unlink(missing_ok=True)  # on a full disk half a file would be in the way of everything else
         raise
     part.replace(target)
 
 
 def mirror(source: str, target: str) -> int:
-    """Make the files below `target` those below `source`, folders or s3 addresses; returns how many there are."""
-    names = tree(source)
-    for name in names:
+    """Make the files below `target` those below `source`, folders or s3 addresses; returns how many there are.
+
+    Objects that go while it works are passed over.
+    """
+    names = set(tree(source))
+    for name in sorted(names):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "file"
             if source.startswith("s3://"):
-                buckets.download(join(source, name), file)
+                try:
+                    buckets.download(join(source, name), file)
+                except buckets.GoneError:
+                    names.remove(name)
+                    continue
             else:
                 shutil.copyfile(join(source, name), file)
             put(file, join(target, name))
@@ -159,7 +167,14 @@ def public(text: str) -> str:
     for value in (os.environ.get(name) for name in SECRETS):
         if value and len(value) >= 8:  # shorter ones are words
             text = text.replace(value, "***")
-    return re.sub(r"((?:https?|s3)://)(?:[^/\s@]+@)?([^\s?]*)(?:\?\S*)?", r"\1\2", text)
+    return _ADDRESS.sub(r"\1\2", text)
+
+
+_ADDRESS = re.compile(
+    r"(://)"  # of any scheme: databases too carry passwords
+    r"(?:[^\s/@:\[\"']*:(?!\d+(?:[/?\s]|$))\S*@|[^\s/]*@)?"  # unquoted passwords hold @, / and ?; ports do not
+    r"([^\s?]*)(?:\?\S*)?"
+)
 
 
 def digest(*texts: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import geopandas as gpd
 import shapely
 
-from ocmlflow import alignment, catalog, chips, ground
+from ocmlflow import alignment, chips, filing, ground
 from ocmlflow.catalog import Scene
 
 SHIFT_CHIPS = 32
@@ -32,7 +32,7 @@ def item(index: gpd.GeoDataFrame, scenes: list[Scene], *, gsd: float) -> dict[st
     assets = {name: (f"./{name}.zarr", "application/vnd.zarr; version=3") for name in names}
     assets |= {"index": ("./index.parquet", "application/vnd.apache.parquet")}
     outlines = [shapely.union_all(rows.to_numpy()).convex_hull for _, rows in index.groupby("scene").geometry]
-    return catalog.dataset(
+    return filing.dataset(
         f"chips-{chips.digest(index)}",
         [scene for scene in scenes if scene.id in names],
         outline=shapely.union_all(outlines),

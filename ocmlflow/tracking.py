@@ -81,7 +81,7 @@ def _begun(verb: str, parameters: Mapping[str, Any], resume: Run | None) -> Iter
 
 def _no_answer(error: Exception) -> InputError:
     return InputError(
-        f"no run can be started at {storage.public(mlflow.get_tracking_uri())}: {error}. "
+        f"no run can be started at {storage.public(mlflow.get_tracking_uri())}: {delivery.said(error)}. "
         "`python -m entrypoints.doctor` says what is wrong"
     )
 
@@ -125,8 +125,10 @@ def interrupted(verb: str, run_id: str) -> Run:
         delivery.send(delivery.unsent_folder() / run_id)
     try:
         found = mlflow.get_run(run_id)
-    except MlflowException as error:
-        raise InputError(f"resume={run_id} names no run of {mlflow.get_tracking_uri()}") from error
+    except AWAY as error:
+        raise InputError(
+            f"resume={run_id} names no run of {mlflow.get_tracking_uri()}, or that is away: {delivery.said(error)}"
+        ) from error
     if found.data.tags.get(VERB) != verb or found.info.status == "FINISHED":
         raise InputError(
             f"resume={run_id}: a `{verb}` run that was interrupted is needed, that one is a {found.info.status} "

@@ -93,7 +93,8 @@ def write(frames: Iterable[gpd.GeoDataFrame], path: Path) -> None:
 def convert(source: Path, target: Path) -> None:
     """Write the polygons of a GeoParquet file as one of DRIVERS, by the target's suffix.
 
-    GeoJSON is that of RFC 7946: in degrees of seven decimals, a centimetre.
+    GeoJSON is that of RFC 7946: in degrees of seven decimals, a centimetre. Raises OSError, naming the target, where it
+    does not become whole.
     """
     with pq.ParquetFile(source) as file:
         crs = json.loads(file.schema_arrow.metadata[b"geo"])["columns"]["geometry"]["crs"]
@@ -108,6 +109,18 @@ def convert(source: Path, target: Path) -> None:
             crs=json.dumps(crs),
             layer_options={"RFC7946": "YES"} if target.suffix == ".geojson" else {},
         )
+        _check_whole(target, file.metadata.num_rows)
+
+
+def _check_whole(path: Path, rows: int) -> None:
+    """Raise OSError, naming it, unless so many rows can be read: GDAL does not tell what is lost at the very end."""
+    try:
+        with pyogrio.open_arrow(path, columns=[], batch_size=BATCH) as (_, stream):
+            found = sum(len(batch) for batch in pa.RecordBatchReader.from_stream(stream))
+    except (OSError, pyogrio.errors.DataSourceError) as error:
+        raise OSError(f"{path} is not whole, as if the disk had been full: {error}") from error
+    if found != rows:
+        raise OSError(f"{path} is not whole, as if the disk had been full: {found} of {rows} footprints can be read")
 
 
 def _table(frame: gpd.GeoDataFrame) -> pa.Table:

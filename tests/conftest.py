@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -226,6 +227,17 @@ def one_layer(weight: float, bias: float):
     model = models.with_probability(keras.Model(image, layer(keras.layers.Rescaling(1 / 255)(image))))
     layer.set_weights([np.full((1, 1, 3, 1), weight / 3, np.float32), np.array([bias], np.float32)])
     return model
+
+
+@contextlib.contextmanager
+def room_for(size: int):
+    """Files of this process become no larger: what is written beyond is refused, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def items(sequence, total):
@@ -481,7 +493,10 @@ def team_servers():
     databases = ["sqlite", *(["postgresql"] if list(Path("/usr/lib/postgresql").glob("*/bin/initdb")) else [])]
     top = Path(tempfile.mkdtemp(prefix="ocmlflow-"))  # not pytest's folder, which the user postgres cannot reach
     top.chmod(0o755)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "AWS_"))}
+    # Whoever starts a server has settings of his own, for others.
+    foreign = {"AWS_SESSION_TOKEN": "of-another-key", "AWS_NO_SIGN_REQUEST": "YES", "AWS_PROFILE": "nobody"}
+    foreign |= {"MLFLOW_S3_ENDPOINT_URL": "http://127.0.0.1:9", "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    environment = os.environ | foreign | {"PGSSLMODE": "verify-full"}
     root = Path(__file__).parents[1]
     ports = free_block(16)
 
@@ -493,6 +508,7 @@ def team_servers():
         started = {}
         for database, first in zip(databases, ports[::8], strict=False):
             words = ["--s3_port", str(first), "--port", str(first + 5), "--database_port", str(first + 6)]
+            words += ["--allowed_hosts", "mlflow.example.org,127.0.0.1:*"]
             started[database] = call(database, "up", *words, "--database", database, "--workers", "2")
         for process in started.values():
             said = process.communicate(timeout=300)[0].decode()

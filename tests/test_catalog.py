@@ -1,10 +1,9 @@
 import json
+import re
 import shutil
-from datetime import UTC, datetime
 
 import geopandas as gpd
 import numpy as np
-import pystac
 import pytest
 import shapely
 from conftest import (
@@ -69,6 +68,89 @@ def test_labels_of_another_name_are_paired_by(way, folder):
     assert names(catalog.scenes(str(folder / "catalog.json"))) == expected
 
 
+def test_labels_of_several_images_are_those_of_each(folder, caplog):
+    links = [{"rel": "source", "href": f"../{name}/{name}.json"} for name in ("a1", "a2")]
+    change(folder / "acc/a1-labels/a1-labels.json", id="drawn-by-hand", links=links, geometry=None, bbox=None)
+    assert names(catalog.scenes(str(folder / "catalog.json"))) == [("a1", "acc", 1), ("a2", "acc", 1), ("k1", "kam", 1)]
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "raster",
+    [
+        {"raster": {"href": "a1.tif", "type": "image/tiff", "roles": ["labels", "labels-raster"]}},
+        {"raster_labels": {"href": "a1.tif", "type": "image/tiff"}},
+        {"mask": {"href": "a1.tif"}},
+    ],
+)
+@pytest.mark.parametrize("name", ["a1-labels", "drawn-by-hand"])
+def test_an_item_that_holds_its_labels_as_a_raster_too_is_no_scene(folder, raster, name, caplog):
+    vector = {"labels": {"href": "a1.geojson", "type": "application/geo+json"}}
+    links = [{"rel": "source", "href": "../a1/a1.json"}] if name == "drawn-by-hand" else []
+    change(folder / "acc/a1-labels/a1-labels.json", id=name, assets=raster | vector, links=links)
+    (found, *others) = catalog.scenes(str(folder / "catalog.json"))
+    assert found.image == str(folder / "acc/a1/a1.tif")
+    assert found.labels == (str(folder / "acc/a1-labels/a1.geojson"),)
+    assert [scene.id for scene in others] == ["a2", "k1"]
+    assert not caplog.records
+
+
+def test_labels_in_a_raster_alone_are_not_passed_over(folder):
+    raster = {"raster_labels": {"href": "a1.tif", "type": "image/tiff"}}
+    change(folder / "acc/a1-labels/a1-labels.json", assets=raster)
+    (found, *_) = catalog.scenes(str(folder / "catalog.json"))
+    assert found.labels == (str(folder / "acc/a1-labels/a1.tif"),)  # which is then refused by its name
+
+
+@pytest.mark.parametrize(
+    "media",
+    [
+        "image/vnd.stac.geotiff",
+        "image/vnd.stac.geotiff; cloud-optimized=true",
+        "image/x.geotiff",
+        "IMAGE/TIFF;application=geotiff",
+        None,
+    ],
+)
+def test_assets_are_known_by_media_types_of_every_version_or_else_by_their_names(folder, media, caplog):
+    image = {"href": "a1.TIF"} | ({"type": media} if media else {})
+    other = {"href": "heights.tif"} if media else {"href": "heights.png"}
+    change(folder / "acc/a1/a1.json", assets={"heights": other, "visual": image})
+    vector = {"href": "a1.GeoJSON"} | ({"type": "application/geo+json; charset=utf-8"} if media else {})
+    change(folder / "acc/a1-labels/a1-labels.json", assets={"buildings": vector})
+    (found, *_) = catalog.scenes(str(folder / "catalog.json"))
+    assert found.image == str(folder / "acc/a1/a1.TIF")
+    assert found.labels == (str(folder / "acc/a1-labels/a1.GeoJSON"),)
+    assert not caplog.records
+
+
+def test_the_place_is_the_nearest_collection_however_far_above(folder):
+    years = {"id": "2020", "stac_version": "1.0.0", "type": "Catalog", "description": "", "links": []}
+    years["links"] = [{"rel": "item", "href": "../a1/a1.json"}, {"rel": "parent", "href": "../collection.json"}]
+    write_json(folder / "acc/2020/catalog.json", years)
+    change(folder / "acc/collection.json", links=[{"rel": "child", "href": "2020/catalog.json"}])
+    change(folder / "acc/a1/a1.json", properties={"datetime": "2017-09-19T00:00:00Z"})
+    assert [scene.place for scene in catalog.scenes(str(folder / "catalog.json"))] == ["acc", "kam"]
+    change(folder / "acc/a1/a1.json", collection="named")
+    for href in ("acc/2020/catalog.json", "acc/a1/a1.json"):  # what lies above is not read
+        assert [scene.place for scene in catalog.scenes(str(folder / href))] == ["named"]
+
+
+@pytest.mark.parametrize("given", [None, "", 7])
+def test_an_item_without_an_id_is_refused_by_its_address(folder, given):
+    for name in ("a1", "a1-labels"):
+        change(folder / f"acc/{name}/{name}.json", id=given)
+        with pytest.raises(InputError, match=r"acc/a1\S*/a1\S*\.json of .*catalog\.json is not an item with an id"):
+            catalog.scenes(str(folder / "catalog.json"))
+
+
+@pytest.mark.parametrize(("rel", "told"), [("child", "is among its own children"), ("item", "is not an item")])
+def test_a_catalogue_that_links_to_itself_is_refused_by_its_address(folder, rel, told):
+    change(folder / "acc/collection.json", links=[{"rel": rel, "href": "../catalog.json"}])
+    with pytest.raises(InputError, match=rf"{folder}/catalog\.json .*{told}"):
+        catalog.scenes(str(folder / "catalog.json"))
+
+
 def test_labels_of_no_scene_are_told(folder, caplog):
     change(folder / "acc/a1-labels/a1-labels.json", id="stray", geometry=None, bbox=None)
     assert names(catalog.scenes(str(folder / "catalog.json")))[0] == ("a1", "acc", 0)
@@ -120,6 +202,7 @@ def test_a_missing_catalogue_and_one_without_images_are_refused(tmp_path):
         ("catalog.json", ["a1", "a2", "k1"]),
         ("", ["a1", "a2", "k1"]),  # a folder with a catalogue in it
         ("acc/collection.json", ["a1", "a2"]),
+        ("acc", ["a1", "a2"]),  # a folder with a collection in it
         ("kam/k1/k1.json", ["k1"]),
         ("kam/k1/k1.tif", ["k1"]),
         ("kam/k1", ["k1"]),
@@ -138,7 +221,7 @@ def test_a_remote_image_is_one_scene():
     assert (scene.id, scene.image) == ("one", "s3://bucket/maps/one.tif")
 
 
-@pytest.mark.parametrize("href", ["nowhere", "nowhere/*.tif", "acc"])
+@pytest.mark.parametrize("href", ["nowhere", "nowhere/*.tif", "acc/a1-labels"])
 def test_no_image_is_refused_by_name(href, folder):
     with pytest.raises(InputError, match="no image at"):
         catalog.images(str(folder / href))
@@ -167,11 +250,21 @@ def test_a_catalogue_in_s3_gives_the_scenes_and_pixels_of_the_local_one(folder, 
     assert storage.read(remote[0].labels[0]) == storage.read(local[0].labels[0])
 
 
+@pytest.mark.parametrize("find", [catalog.scenes, catalog.images])
+def test_a_folder_that_does_not_answer_is_refused_by_its_address(find, s3, web):
+    _, address, _ = web
+    with pytest.raises(InputError, match="folder s3://nowhere/maps/ cannot be read"):
+        find("s3://nowhere/maps/")
+    with pytest.raises(InputError, match=rf"no STAC catalogue at {address}/maps/catalog\.json: .* answers 404"):
+        find(f"{address}/maps/")
+
+
 def test_a_catalogue_on_the_web_gives_the_scenes_and_pixels_of_the_local_one(web):
     folder, address, _ = web
     write_image(folder / "acc/a1/a1.tif", noise(8, 8))
     write_catalog(folder, {"acc/a1": []})
     (scene,) = catalog.scenes(f"{address}/catalog.json")
+    assert names(catalog.scenes(f"{address}/")) == names([scene])
     np.testing.assert_array_equal(pixels(scene.image).image, noise(8, 8))
 
 
@@ -214,13 +307,50 @@ def plain_folder(folder):
 def test_a_plain_folder_pairs_images_and_labels_by_name(tmp_path):
     found = catalog.scenes(str(plain_folder(tmp_path / "town")))
     assert names(found) == [("one", "town", 1), ("three", "town", 0), ("two", "town", 1)]
-    with pytest.raises(InputError, match=r"holds no catalog\.json and no GeoTIFF"):
+    with pytest.raises(InputError, match=r"holds no catalog\.json or collection\.json and no GeoTIFF"):
         catalog.scenes(str(tmp_path))
+
+
+@pytest.mark.parametrize(("image", "label"), [("a.tif", "a.GeoJSON"), ("a.TIFF", "a.GPKG"), ("a.Tif", "a.gpkg")])
+def test_the_files_of_a_folder_may_have_endings_of_any_case(tmp_path, image, label):
+    for name in (image, label, "b.geojson", "a.txt"):
+        (tmp_path / name).touch()
+    (scene,) = catalog.scenes(str(tmp_path))
+    assert (scene.image, scene.labels) == (str(tmp_path / image), (str(tmp_path / label),))
 
 
 def test_a_plain_folder_in_s3_is_listed(tmp_path, s3):
     upload(plain_folder(tmp_path / "town"), f"{s3}/town")
+    assert [scene.id for scene in catalog.images(f"{s3}/town/")] == ["one", "three", "two"]
     assert names(catalog.scenes(f"{s3}/town/")) == [("one", "town", 1), ("three", "town", 0), ("two", "town", 1)]
+
+
+def test_images_in_s3_are_a_folder_or_a_glob(tmp_path, s3):
+    upload(plain_folder(tmp_path / "town"), f"{s3}/town")
+    for href, found in (("", ["one", "three", "two"]), ("t*.tif", ["three", "two"]), ("t[w]?.tif", ["two"])):
+        scenes = catalog.images(f"{s3}/town/{href}")
+        assert [scene.id for scene in scenes] == found
+        assert [scene.image for scene in scenes] == [f"{s3}/town/{name}.tif" for name in found]
+    with pytest.raises(InputError, match=r"no image at .*/x\*\.tif"):
+        catalog.images(f"{s3}/town/x*.tif")
+    with pytest.raises(InputError, match=r"images=s3://nosuchbucket/\*\.tif cannot be looked up"):
+        catalog.images("s3://nosuchbucket/*.tif")
+
+
+def test_nothing_between_commas_is_nothing(folder, monkeypatch):
+    plain_folder(folder / "here")
+    monkeypatch.chdir(folder / "here")
+    for read in (catalog.images, catalog.scenes):
+        assert [scene.id for scene in read(f"{folder}/acc/collection.json, ,")] == ["a1", "a2"]
+        with pytest.raises(InputError, match="no catalogue or image is named by ', '"):
+            read(", ")
+
+
+@pytest.mark.parametrize("name", ["x#1", "q?y", "a;b", ".a"])
+def test_names_that_cut_links_short_are_refused(tmp_path, name):
+    write_image(tmp_path / f"{name}.tif", noise(8, 8))
+    with pytest.raises(InputError, match=re.escape(f"names a scene {name}, which cannot be the name")):
+        catalog.images(str(tmp_path))
 
 
 def test_several_catalogues_are_one_and_scenes_are_chosen(folder, tmp_path):
@@ -251,18 +381,6 @@ def test_stac_of_every_version_gives_the_same_scenes(folder, version, caplog):
     assert not caplog.records
 
 
-def test_what_was_made_of_scenes_is_a_valid_item_derived_from_them(folder, tmp_path):
-    found = catalog.scenes(str(folder / "catalog.json"))
-    outline = shapely.union_all([shapely.box(0, 0, 1, 1), shapely.box(5, 5, 6, 6)])
-    item = catalog.dataset("made", found, outline=outline, assets={"index": ("./i.parquet", "application/x")}, gsd=0.1)
-    (tmp_path / "item.json").write_text(json.dumps(item))
-    read = pystac.Item.from_file(str(tmp_path / "item.json"))
-    assert {link.get_absolute_href() for link in read.links if link.rel == "derived_from"} == {s.item for s in found}
-    assert read.properties["gsd"] == 0.1
-    assert read.bbox == [0, 0, 6, 6]
-    assert pystac.serialization.identify_stac_object(item).object_type == pystac.STACObjectType.ITEM
-
-
 @needs_data
 @pytest.mark.parametrize(("tier", "count"), [("train_tier_1", 6), ("reference/train_tier_1", 1), ("test", 25)])
 def test_the_challenge_s_own_layout_is_read(tier, count, caplog):
@@ -270,34 +388,6 @@ def test_the_challenge_s_own_layout_is_read(tier, count, caplog):
     assert len(found) == count
     assert all(bool(scene.labels) == (tier != "test") for scene in found)
     assert not caplog.records
-
-
-def test_results_make_a_collection_that_is_valid(tmp_path):
-    scenes = [
-        catalog.Scene(name, "", f"/scenes/{name}.tif", taken=taken)
-        for name, taken in (("a", datetime(2020, 2, 7, tzinfo=UTC)), ("b", None))
-    ]
-    items = [
-        catalog.dataset(
-            scene.id,
-            [scene],
-            outline=shapely.box(n, 0, n + 1, 2),
-            assets={"mask": (f"../masks/{scene.id}.tif", "image/tiff")},
-            buildings=n,
-        )
-        for n, scene in enumerate(scenes)
-    ]
-    made = catalog.collection("buildings", items, description="Two scenes")
-    write_json(tmp_path / "collection.json", made)
-    for item in items:
-        write_json(tmp_path / "items" / f"{item['id']}.json", item)
-    found = pystac.Collection.from_file(str(tmp_path / "collection.json"))
-    assert found.validate_all() == 2
-    assert found.extent.spatial.bboxes[0] == [0, 0, 2, 2]
-    for item, scene in zip(found.get_items(), scenes, strict=True):
-        assert item.get_single_link("derived_from").href == scene.image
-        assert item.get_collection().id == "buildings"
-        assert item.assets["mask"].get_absolute_href() == str(tmp_path / "masks" / f"{scene.id}.tif")
 
 
 SQUARE = shapely.geometry.mapping(shapely.box(32, 0, 33, 1))
@@ -309,10 +399,17 @@ SQUARE = shapely.geometry.mapping(shapely.box(32, 0, 33, 1))
         SQUARE,
         {"type": "Feature", "properties": {}, "geometry": SQUARE},
         {"type": "FeatureCollection", "features": [{"type": "Feature", "properties": {}, "geometry": SQUARE}] * 2},
+        {"type": "FeatureCollection", "features": [{"type": "Feature", "geometry": g} for g in (None, SQUARE)]},
     ],
 )
 def test_an_area_is_what_the_polygons_of_a_file_cover(tmp_path, content):
     assert catalog.area(write_json(tmp_path / "aoi.geojson", content)).equals(shapely.box(32, 0, 33, 1))
+
+
+def test_an_area_whose_parts_overlap_has_no_hole(tmp_path):
+    crossed = shapely.MultiPolygon([shapely.box(32, 0, 34, 2), shapely.box(33, 1, 35, 3)])
+    path = write_json(tmp_path / "aoi.geojson", shapely.geometry.mapping(crossed))
+    assert catalog.area(path).area == pytest.approx(7)
 
 
 @pytest.mark.parametrize(
@@ -321,6 +418,7 @@ def test_an_area_is_what_the_polygons_of_a_file_cover(tmp_path, content):
         ({"type": "Point", "coordinates": [1, 2]}, "holds no polygon in degrees"),
         (shapely.geometry.mapping(shapely.box(5e5, 0, 6e5, 1)), "holds no polygon in degrees"),
         ({"type": "FeatureCollection", "features": []}, "holds no polygon in degrees"),
+        ({"type": "Feature", "properties": {}, "geometry": None}, "holds no polygon in degrees"),
         (["no", "GeoJSON"], "is no GeoJSON file that can be read"),
     ],
 )

@@ -4,6 +4,8 @@ import json
 import re
 import shutil
 from argparse import Namespace
+from dataclasses import replace
+from types import SimpleNamespace
 
 import mlflow
 import numpy as np
@@ -14,7 +16,7 @@ from conftest import one_layer
 from mlflow import MlflowClient
 
 from entrypoints import compare, evaluate
-from ocmlflow import chips, chipsets, masks, registry, tracking
+from ocmlflow import chips, chipsets, evaluation, masks, registry, tracking
 from ocmlflow.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("default")  # MLflow's libraries warn of one another
@@ -205,6 +207,56 @@ def test_masks_that_cannot_be_scored_are_refused(line, made, tmp_path):
         small.write(np.zeros((32, 30), np.uint8), 1)
     with pytest.raises(InputError, match="32 x 30 pixels, the chip 32 x 32"):
         run("evaluate", evaluate, predictions=tmp_path / "masks", chips=line.chips)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ({"transform": Affine(0.1, 0, 900_000, 0, -0.1, 900_000)}, "lies elsewhere than the"),
+        ({"crs": "EPSG:32736"}, "lies elsewhere than the"),
+        ({"transform": Affine.identity()}, "does not say where it lies"),
+    ],
+)
+def test_masks_that_lie_elsewhere_are_refused(made, tmp_path, place, message):
+    write_masks(tmp_path / "masks", made, by="scene")
+    (file,) = (tmp_path / "masks").iterdir()
+    with rasterio.open(file) as before:
+        profile, values = {**before.profile, **place}, before.read()
+    with rasterio.open(file, "w", **profile) as after:
+        after.write(values)
+    with pytest.raises(InputError, match=message):
+        masks.reader(tmp_path / "masks", made.select("validation"))
+
+
+def test_masks_of_floats_may_hold_nan_where_they_are_incomplete_and_broken_ones_are_named(made, tmp_path, caplog):
+    write_masks(tmp_path / "masks", made, by="scene")
+    rows = made.select("validation")
+    (file,) = (tmp_path / "masks").iterdir()
+    with rasterio.open(file) as before:
+        profile, values = before.profile, before.read(1)
+    floats = np.where(values == 255, np.nan, values).astype(np.float32)[:, :64]
+    with rasterio.open(file, "w", **{**profile, "dtype": "float32", "nodata": np.nan, "width": 64}) as after:
+        after.write(floats, 1)
+    read = masks.reader(tmp_path / "masks", rows)
+    assert re.search(r"\d+ of \d+ chips lie beyond it, and count as no building", caplog.text)
+    row = rows[rows.col == 0].iloc[0]
+    np.testing.assert_array_equal(read(row, np.zeros((32, 32, 3))), floats[row.row : row.row + 32, :32] == 1)
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(InputError, match=rf"cannot read mask .*{file.name}"):
+        read(row, np.zeros((32, 32, 3)))
+
+
+def test_a_fold_is_that_of_the_chips_that_a_model_was_trained_on(line):
+    model = replace(registry.load_model(f"models:/{NAME}/1"), facts={"fold": 2, "chips": "theirs"})
+    assert evaluate.fold_of(model, "theirs") == 2
+    assert evaluate.fold_of(model, "others") is None
+
+
+def test_a_disk_without_room_for_predictions_is_told(made, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    how = {"work": tmp_path, "block_m": 100, "progress": lambda items, _: items}
+    with pytest.raises(InputError, match=r"predictions take 0 MB, and .* has 0 MB left: set TMPDIR"):
+        evaluation.predictions(lambda row, image: image[..., 0], made.folder, made.select("validation"), **how)
 
 
 def test_ground_that_a_model_trained_on_is_refused_by_outline_and_by_content(line, made, monkeypatch):

@@ -13,9 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import rasterio
+import shapely
 import zarr
 from conftest import (
     ELSEWHERE,
+    GSD,
     TRANSFORM,
     building,
     cut,
@@ -252,6 +254,30 @@ def test_parts_tell_boundaries_and_touching_ground(tmp_path):
         np.isin(parts, (labels.INTERIOR, labels.BOUNDARY)) | (parts == labels.TOUCHING),
         label | (parts == labels.TOUCHING),
     )
+
+
+@pytest.mark.parametrize(("stride", "buffer_m"), [(16, 0.3), (32, 2.0)])
+def test_chips_show_what_is_drawn_around_footprints_of_other_blocks(tmp_path, stride, buffer_m):
+    """Chips, overlapping or not, of blocks of two sizes, are windows of one drawing of the whole scene."""
+    rng = np.random.default_rng(2)
+    corners = TRANSFORM @ rng.uniform(0, 320, (2, 40))
+    boxes = [shapely.box(x, y, x + 3, y + 2) for x, y in zip(*corners, strict=True)]
+    footprints = [shapely.affinity.rotate(one, angle) for one, angle in zip(boxes, range(40), strict=True)]
+    image = write_image(tmp_path / "one.tif", noise(320, 320), how="nothing")
+    scene = catalog.Scene("one", "acc", image, (write_labels(tmp_path / "one.geojson", footprints),))
+    rules = rules_with(stride=stride, buffer_m=buffer_m, parts=True)
+    index = cut(scene, tmp_path / "out", rules=rules)
+    drawn = survey.survey(scene, gsd=GSD, black_m2=0, bbox=None).footprints.polygons
+    place = {"transform": TRANSFORM, "height": 320, "width": 320}
+    ring = labels.ring(drawn, buffer_m=buffer_m, **place)
+    coded = labels.encode(labels.burn(drawn, **place), np.True_, ring)
+    parts = labels.parts(drawn, **place)
+    stored = zarr.open_group(tmp_path / "out" / "one.zarr", mode="r")["parts"]
+    assert len(index) == (320 // stride - 32 // stride + 1) ** 2
+    for chip in index.itertuples():
+        at = np.s_[chip.row : chip.row + 32, chip.col : chip.col + 32]
+        np.testing.assert_array_equal(chips.read(tmp_path / "out", chip)[..., 3], coded[at])
+        np.testing.assert_array_equal(stored[chip.position], parts[at])
 
 
 def spoil(path: str, *, how: str) -> None:

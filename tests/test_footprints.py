@@ -4,6 +4,8 @@ import json
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
+import pyogrio
 import pytest
 import shapely
 from conftest import CRS, TRANSFORM, building, write_labels
@@ -41,10 +43,24 @@ def test_the_parts_of_multipolygons_are_footprints(tmp_path):
     assert (found.drawn, len(found.polygons)) == (1, 2)
 
 
+def test_parts_that_overlap_are_footprints_that_do(tmp_path):
+    overlapping = shapely.MultiPolygon([ROOF, building(10, 4, 30, 25), ROOF])
+    found = read(write_labels(tmp_path / "a.geojson", [overlapping]))
+    assert (found.drawn, found.repaired, found.duplicates, len(found.polygons)) == (1, 1, 1, 2)
+    assert area(found) == pytest.approx(ROOF.area + 4.2, rel=1e-3)
+
+
 def test_nulls_empties_points_and_lines_are_counted(tmp_path):
     line = shapely.LineString([TRANSFORM @ (0, 0), TRANSFORM @ (9, 9)])
     found = read(write_labels(tmp_path / "a.geojson", [None, shapely.Polygon(), line, ROOF]))
     assert (found.drawn, found.empty, len(found.polygons)) == (4, 3, 1)
+
+
+def test_what_lies_nowhere_on_earth_is_counted(tmp_path):
+    path = tmp_path / "a.gpkg"
+    gpd.GeoSeries([shapely.box(-3, 5, -2.9, 5.1), shapely.box(320, 95, 321, 96)], crs="EPSG:4326").to_file(path)
+    found = read(path)
+    assert (found.drawn, found.empty, found.repaired, len(found.polygons)) == (2, 1, 0, 1)
 
 
 def test_heights_are_left_out(tmp_path):
@@ -88,6 +104,24 @@ def test_vector_files_of_every_kind_are_read(ending, tmp_path):
     frame.to_file(tmp_path / f"a.{ending}")
     found = read(tmp_path / f"a.{ending}")
     assert area(found) == pytest.approx(ROOF.area + OTHER.area, rel=1e-3)
+
+
+def test_labels_on_the_web_are_those_of_the_file(web):
+    folder, address, _ = web
+    write_labels(folder / "a.geojson", [ROOF, OTHER])
+    assert area(read(f"{address}/a.geojson")) == area(read(folder / "a.geojson"))
+
+
+def test_of_several_layers_none_is_taken_for_the_buildings(tmp_path):
+    path, frame = tmp_path / "a.gpkg", gpd.GeoDataFrame(geometry=[ROOF], crs=CRS)
+    pyogrio.write_dataframe(pd.DataFrame({"style": ["red"]}), path, layer="layer_styles")
+    with pytest.raises(InputError, match=r"labels .*a\.gpkg of scene one have 0 layers with geometries"):
+        read(path)
+    frame.to_file(path, layer="buildings")
+    assert area(read(path)) == pytest.approx(ROOF.area)
+    frame.to_file(path, layer="tiles")
+    with pytest.raises(InputError, match=r"labels .*a\.gpkg of scene one have 2 layers .*\(buildings, tiles\)"):
+        read(path)
 
 
 def test_a_file_cut_in_half_is_refused_by_name(tmp_path):

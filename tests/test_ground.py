@@ -62,6 +62,22 @@ def test_a_split_needs_both_sides(validation):
         split(chips_of("a1", "acc", rows=3, cols=3), validation=validation, block_m=500.0, seed=0)
 
 
+def test_names_may_be_of_digits_alone():
+    scenes = [chips_of(name, place, rows=2, cols=2) for name, place in (("401175", "mon"), ("353093", "2019"))]
+    index = pd.concat(scenes, ignore_index=True)
+    for told, scene in (("401175", "401175"), ("2019", "353093")):
+        held_out = ground.assign(index, validation=told, test=None, folds=None, block_m=500.0, seed=0)
+        assert set(held_out[held_out.split == "validation"].scene) == {scene}
+
+
+def test_held_out_chips_that_only_overlap_others_are_no_split():
+    index = chips_of("a1", "acc", rows=1, cols=5, stride=16)
+    index["row"], index["col"] = 0, np.arange(0, 80, 16)
+    index["split"] = np.where(index.col == 80 - 16, "train", np.where(index.col == 16, "validation", "unused"))
+    with pytest.raises(InputError, match="1 chips for training and 0 for validation"):
+        ground.apart(ground.thin(index, size=32))
+
+
 def test_chips_all_on_one_block_of_ground_are_refused():
     with pytest.raises(InputError, match=r"validation=0\.2 puts 9 of 9 chips into validation"):
         split(chips_of("a1", "acc", rows=3, cols=3), validation="0.2", block_m=500.0, seed=0)
@@ -193,7 +209,7 @@ def test_ground_that_is_scored_counts_no_pixel_twice(held_out):
     assert (thinned.split == "train").sum() == (index.split == "train").sum()
     kept = thinned[thinned.split == held_out]
     assert sorted(zip(kept.row, kept.col, strict=True)) == [(r, c) for r in (0, 32, 64) for c in (0, 32)]
-    assert covered(kept).area == pytest.approx(shapely.area(kept.geometry.to_numpy()).sum(), rel=1e-6)
+    assert covered(kept).area == pytest.approx(kept.to_crs(CRS).area.sum(), rel=1e-6)
 
 
 def folded(*, rows: int, cols: int, folds: int, seed: int):

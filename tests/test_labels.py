@@ -48,6 +48,57 @@ def test_polygons_are_what_can_be_burnt(drawn, count, area):
     assert all(p.is_valid and p.geom_type == "Polygon" for p in found)
 
 
+CROOKED = {
+    "around some of it twice": ("(0 0, 6 0, 6 6, 2 6, 2 1, 3 1, 3 8, 0 8, 0 0)", 36 + 6),
+    "holes that overlap": ("(0 0, 6 0, 6 6, 0 6, 0 0), (1 1, 3 1, 3 3, 1 3, 1 1), (2 2, 4 2, 4 4, 2 4, 2 2)", 36 - 7),
+    "a hole that meets the edge": ("(0 0, 6 0, 6 6, 3 6, 4 3, 2 3, 3 6, 0 6, 0 0)", 36 - 3),
+    "cut to its hole": ("(0 0, 6 0, 6 6, 3 6, 3 4, 4 4, 4 2, 2 2, 2 4, 3 4, 3 6, 0 6, 0 0)", 36 - 4),
+    "lobes of two sizes": ("(0 0, 6 0, 2 4, 4 4, 0 0)", 9 + 1),
+}
+
+
+@pytest.mark.parametrize("name", CROOKED)
+def test_what_a_crooked_ring_goes_around_is_building_and_its_holes_are_not(name):
+    rings, area = CROOKED[name]
+    found = labels.polygons([shapely.from_wkt(f"POLYGON ({rings})")])
+    assert shapely.area(found).sum() == pytest.approx(area)
+    assert shapely.is_valid(found).all()
+
+
+def test_what_is_drawn_twice_is_burnt():
+    crossed = shapely.MultiPolygon([shapely.box(0, 0, 3, 3), shapely.box(2, 2, 4, 4)])
+    label = labels.burn(labels.polygons([crossed]), Affine.identity(), height=4, width=4)
+    assert label.tolist() == [[1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 1, 1]]
+
+
+def parts_of(*footprints: shapely.Polygon) -> np.ndarray:
+    """(100, 100) at 0.1 m, row and column 0 at the origin."""
+    return labels.parts(footprints, Affine.scale(0.1), height=100, width=100)
+
+
+def test_a_building_drawn_twice_is_one():
+    found = parts_of(shapely.box(2, 2, 8, 8), shapely.box(2.2, 2.2, 8.2, 8.2))
+    assert (found != labels.TOUCHING).all()
+    assert (found[25:77, 25:77] == labels.INTERIOR).all()
+    assert (found[[20, 22, 50, 81], [20, 50, 81, 50]] == labels.BOUNDARY).all()
+    assert not found[50, [18, 83]].any()
+
+
+@pytest.mark.parametrize("gap", [-0.2, 0, 0.4, 1])
+def test_neighbours_touch_outside_of_their_insides(gap):
+    one, other = shapely.box(1, 2, 5 - gap / 2, 8), shapely.box(5 + gap / 2, 2, 9, 8)
+    found = parts_of(one, other)
+    inside = parts_of(one) + parts_of(other) == labels.INTERIOR
+    near = np.abs(np.arange(100) + 0.5 - 50) < 6 - gap * 5
+    np.testing.assert_array_equal(found[50] == labels.TOUCHING, near & ~inside[50])
+    np.testing.assert_array_equal(found == labels.INTERIOR, inside)
+    assert near.any()
+
+
+def test_buildings_that_only_just_do_not_touch_have_no_pixel_between():
+    assert (parts_of(shapely.box(1, 2, 4.4, 8), shapely.box(5.6, 2, 9, 8)) != labels.TOUCHING).all()
+
+
 @given(masks, st.data())
 def test_a_coded_label_is_decoded(label, data):
     valid = data.draw(arrays(bool, label.shape))

@@ -222,6 +222,12 @@ def test_only_code_is_staged_and_other_code_has_another_name(tmp_path):
         staging.stage(folder, tmp_path / "four")
 
 
+def test_the_servers_secrets_are_neither_committed_nor_sent():
+    assert {".env", ".server/"} <= set((ROOT / ".gitignore").read_text().splitlines())
+    assert "**/.env" in (ROOT / ".dockerignore").read_text().splitlines()
+    assert {"**/.env", ".server/**"} <= set(yaml.safe_load((ROOT / "databricks.yml").read_text())["sync"]["exclude"])
+
+
 def test_docker_is_sent_what_the_launcher_stages():
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert allowed == set(staging.FILES) - {"Dockerfile", ".dockerignore"}

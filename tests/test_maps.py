@@ -24,6 +24,7 @@ from conftest import (
     items,
     noise,
     pixels,
+    room_for,
     town,
     write_image,
 )
@@ -104,7 +105,7 @@ def test_maps_lie_on_the_scene_s_own_grid(tmp_path, how, batch_size):
     np.testing.assert_array_equal(percent[valid], expected[valid])
     assert (made.pixels, made.building_pixels) == (valid.sum(), (mask == 1).sum())
     assert about["dtype"] == "uint8"
-    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*FILES, made.tiles.name}
 
 
 def test_footprints_are_those_of_the_mask(tmp_path):
@@ -217,6 +218,10 @@ def test_what_cannot_be_predicted_is_refused_before(tmp_path):
     assert maps.check(scene, settings=SETTINGS) == maps.Look(placed=True, height=30, width=20, inside=True)
     with pytest.raises(InputError, match="cannot open image nowhere"):
         maps.check(catalog.Scene("one", "", "nowhere.tif"), settings=SETTINGS)
+    chip = catalog.Scene("one", "", write_image(tmp_path / "chip.tif", noise(30, 20), crs=None))
+    assert not maps.check(chip, settings=settings(on_own_grid=False)).placed
+    with pytest.raises(InputError, match="leave out grid=model"):
+        maps.check(chip, settings=settings(on_own_grid=False, chip_gsd=0.05))
 
 
 @pytest.mark.parametrize("crs", [CRS, None])
@@ -355,7 +360,7 @@ def test_what_was_predicted_before_an_interruption_is_not_predicted_again(tmp_pa
     assert len(calls) <= total + 2
     for name in ("probability", "mask", "footprints"):
         assert getattr(made, name).read_bytes() == getattr(whole, name).read_bytes()
-    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*FILES, made.tiles.name}
 
 
 @pytest.mark.parametrize("crs", [CRS, "EPSG:4326"])
@@ -422,6 +427,14 @@ def test_a_full_disk_is_an_error_whenever_it_comes_and_leaves_no_half_file(tmp_p
         shutil.rmtree(elsewhere, ignore_errors=True)
     for name in FILES:
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_full_disk_is_an_error_where_a_chip_s_map_ends(tmp_path):
+    href = write_image(tmp_path / "a.tif", np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8), crs=None)
+    size = draw(href, tmp_path / "out").probability.stat().st_size
+    shutil.rmtree(tmp_path / "out")
+    with room_for(size - 1), pytest.raises(OSError, match=r"one-probability\.tif is not whole"):
+        draw(href, tmp_path / "out")
 
 
 def test_a_real_map_of_many_windows_is_the_same_on_workers_and_in_shares(tmp_path):

@@ -11,9 +11,9 @@ from ocmlflow import models, training, weights
 from ocmlflow.errors import InputError
 
 
-@pytest.fixture(scope="module")
-def network() -> keras.Model:
-    return models.build(architecture="unet", encoder="efficientnet-lite0", pretrained=True)
+@pytest.fixture(scope="module", params=["unet", "fpn"])
+def network(request) -> keras.Model:
+    return models.build(architecture=request.param, encoder="efficientnet-lite0", pretrained=True)
 
 
 def picture(height: int, width: int) -> np.ndarray:
@@ -57,7 +57,7 @@ def test_unknown_names_are_refused_with_those_known(names, message):
 
 
 def test_without_imagenet_the_weights_are_other_ones(network):
-    scratch = models.build(architecture="unet", encoder="efficientnet-lite0", pretrained=False)
+    scratch = models.build(architecture=network.name.split("-")[0], encoder="efficientnet-lite0", pretrained=False)
     assert scratch.count_params() == network.count_params()
     kernels = [model.get_layer("stem_conv").get_weights()[0] for model in (scratch, network)]
     assert not np.allclose(*kernels)
@@ -115,6 +115,13 @@ def test_encoders_of_keras_give_features_at_four_or_five_scales(encoder, skips):
     assert found.std() > 0
     coarser = training.for_training(network, "bfloat16").predict_on_batch(picture(64, 96))
     np.testing.assert_allclose(coarser, found, atol=0.1 * np.ptp(found))
+
+
+def test_a_pyramid_does_without_features_at_half_of_the_size():
+    network = models.build(architecture="fpn", encoder="convnext-tiny", pretrained=False)
+    found = network.predict_on_batch(picture(64, 96))
+    assert found.shape == (1, 64, 96, 1)
+    assert found.std() > 0
 
 
 def test_weights_that_cannot_be_fetched_are_told(monkeypatch, tmp_path):

@@ -269,6 +269,18 @@ def test_a_scene_that_cannot_be_read_fails_the_run_or_is_counted(tmp_path, run, 
     assert status["a1"] == status["k1"] == "cut"
     assert status["a2"].startswith("unreadable: cannot ")
     assert sorted(path.name for path in found.folder.glob("*.zarr*")) == ["a1.zarr", "k1.zarr"]
+    again, _ = run(catalog=catalog, validation="kam", skip_unreadable="true")
+    assert again.info.run_id != made.info.run_id  # it is tried anew: the fault may have passed
+
+
+def test_what_a_scene_is_called_and_where_it_belongs_names_its_chips_too(tmp_path, run):
+    catalog = places(tmp_path)
+    first, _ = run(catalog=catalog, validation="kam")
+    path = tmp_path / "acc/collection.json"
+    path.write_text(path.read_text().replace('"acc"', '"mon"'))
+    second, found = run(catalog=catalog, validation="kam")
+    assert second.info.run_id != first.info.run_id
+    assert set(found.index.place) == {"mon", "kam"}
 
 
 @pytest.mark.parametrize(("status", "times", "fails"), [(503, 2, False), (403, 99, True), (404, 99, True)])

@@ -162,8 +162,9 @@ def test_compose_starts_the_three_on_loopback_with_secrets_from_outside():
     assert set(yaml.safe_load(text)["volumes"]) == {"postgresql", "s3"}
     for name, value in re.findall(r"^ +(\w*(?:PASSWORD|KEY)\w*): (.*)$", text, re.MULTILINE):
         assert re.fullmatch(r"\$\{\w+:\?see docs/server\.md\}", value), name
+    assert "${MLFLOW_ALLOWED_ORIGINS:-" in services["mlflow"]["environment"]["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"]
     # What is tested without containers is what the containers run.
-    script = (ROOT / "entrypoints" / "server.py").read_text()
+    script = (ROOT / "ocmlflow" / "services.py").read_text()
     for words in (services["s3"]["command"], services["mlflow"]["command"]):
         flags = {word.partition("=")[0] for word in words.split() if word.startswith("-")}
         assert all(flag in script for flag in flags - {"-bucket", "-dir"}), flags

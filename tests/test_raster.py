@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
-from conftest import CRS, GSD, NODATA, TRANSFORM, hole, noise, pixels, write_image
+from conftest import CRS, GSD, NODATA, TRANSFORM, hole, noise, pixels, room_for, write_image
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pyproj import Geod, Transformer
+from rasterio._err import CPLE_BaseError
 from rasterio.enums import Resampling
 from rasterio.windows import Window
 from rio_cogeo.cogeo import cog_validate
@@ -229,6 +230,20 @@ def test_cogs_are_valid_and_keep_their_pixels(tmp_path, height, width):
     with rasterio.open(cog) as file:
         np.testing.assert_array_equal(file.read(1), values)
         assert (file.crs, file.transform, file.nodata) == (rasterio.CRS.from_string(CRS), TRANSFORM, 255)
+
+
+@pytest.mark.parametrize("lost", [1, 100, 3_000, 30_000, 200_000])
+def test_a_cog_without_room_is_an_error_and_never_half_a_file(tmp_path, lost):
+    values = noise(700, 1100)[..., 0]
+    plain, cog = tmp_path / "plain.tif", tmp_path / "cog.tif"
+    own = georef.Grid(CRS, TRANSFORM, 700, 1100)
+    with raster.write(plain, own, height=700, width=1100, dtype="uint8", nodata=255) as out:
+        out.write(values, 1)
+    raster.to_cog(plain, cog, overviews=Resampling.nearest)
+    size = cog.stat().st_size
+    cog.unlink()
+    with room_for(size - lost), pytest.raises((OSError, CPLE_BaseError)):
+        raster.to_cog(plain, cog, overviews=Resampling.nearest)
 
 
 def test_outlines_are_in_degrees_around_their_pixels():

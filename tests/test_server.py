@@ -1,6 +1,8 @@
 """The whole line, and its faults, against real servers as `entrypoints.server` starts them."""
 
+import contextlib
 import hashlib
+import http.client
 import io
 import json
 import logging
@@ -10,13 +12,16 @@ import resource
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from urllib.parse import urlparse
 
 import alembic.command
@@ -42,10 +47,13 @@ from ocmlflow import (
     chipsets,
     dataset,
     delivery,
+    elsewhere,
     models,
     outbox,
+    postgresql,
     registry,
     remote,
+    services,
     storage,
     store,
     tracking,
@@ -225,9 +233,10 @@ def test_a_training_loses_nothing_when_the_server_is_away_in_the_middle_and_at_t
 
 
 @pytest.mark.usefixtures("_tiny")
-def test_the_line_runs_on_the_servers_with_all_data_in_s3(team, database, tmp_path, monkeypatch):
-    """Proxied artifacts on SQLite, direct ones on PostgreSQL; catalogue, images and results in the same S3 server."""
-    direct = database == "postgresql"
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "proxied"])
+def test_the_line_runs_on_the_servers_with_all_data_in_s3(direct, team, team_servers, tmp_path):
+    """Direct artifacts on SQLite, proxied ones on PostgreSQL where it is; catalogue, images, results in the same S3."""
+    database = "postgresql" if "postgresql" in team_servers[0] and not direct else "sqlite"
     experiment, client = team(database, direct=direct), MlflowClient()
     base, name = f"s3://data/{uuid.uuid4().hex}", f"line-{uuid.uuid4().hex[:8]}"
     drawn = {}
@@ -361,6 +370,17 @@ def test_a_server_that_is_away_at_the_start_ends_it_at_once_or_is_waited_for(tea
     assert MlflowClient().get_run(run.info.run_id).info.status == "FINISHED"
 
 
+def test_a_database_that_is_away_is_told_in_one_line_without_its_password(team, monkeypatch):
+    team("sqlite")
+    monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)  # tries that take two minutes
+    mlflow.set_tracking_uri("postgresql+psycopg2://mlflow:hidden@127.0.0.1:9/runs")
+    said = r"no run can be started at postgresql\+psycopg2://127\.0\.0\.1:9/runs: connection to .*refused[^\n]*doctor`"
+    with pytest.raises(InputError, match=said), tracking.run("train", {}):
+        pytest.fail("the work began")
+    with pytest.raises(InputError, match=r"resume=0 names no run of .*, or that is away: connection to .*refused"):
+        tracking.interrupted("train", "0")
+
+
 @pytest.mark.parametrize("fault", ["busy", "slow", "refused"])
 def test_artifacts_outlast_the_faults_of_s3(fault, team, team_servers, line_to, monkeypatch, tmp_path):
     line = line_to(port_of(team_servers[0]["sqlite"]["s3"]["AWS_ENDPOINT_URL_S3"]))
@@ -463,26 +483,31 @@ def test_no_secret_is_written_anywhere(team, team_servers, tmp_path):
     experiment, settings = team("sqlite"), team_servers[0]["sqlite"]
     catalog = "http://user:planted-1@127.0.0.1:9/catalog.json?X-Amz-Signature=planted-2"
     address = settings["url"].replace("http://", "http://team:planted-3@")
+    database = "postgresql+psycopg2://mlflow:planted-6@127.0.0.1:9/runs"
     planted = {"AWS_SECRET_ACCESS_KEY": "planted-4-key", "AWS_SESSION_TOKEN": "planted-5-token"}
     code = (
         "import entrypoints, os\n"
         "from ocmlflow import tracking\n"
         "def main(_):\n"
-        f"    with tracking.run('prepare', {{'catalog': {catalog!r}}}):\n"
+        f"    with tracking.run('prepare', {{'catalog': {catalog!r}, 'store': {database!r}}}):\n"
         "        tracking.log_metrics({'a': 1.0})\n"
-        f"        raise RuntimeError({catalog!r} + os.environ['AWS_SECRET_ACCESS_KEY'])\n"
+        f"        raise RuntimeError({catalog!r} + os.environ['AWS_SECRET_ACCESS_KEY'] + {database!r})\n"
         "entrypoints.start(main, None)"
     )
     at_work = [
         subprocess.Popen(
             [sys.executable, *words],
             cwd=ROOT,
-            env={**os.environ, **planted, "MLFLOW_TRACKING_URI": address, "MLFLOW_EXPERIMENT_ID": experiment},
+            env={**os.environ, **planted, "MLFLOW_TRACKING_URI": uri, "MLFLOW_EXPERIMENT_ID": experiment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for words in (["-m", "entrypoints.prepare", "--catalog", catalog], ["-c", code])
+        for uri, words in (
+            (address, ["-m", "entrypoints.prepare", "--catalog", catalog]),
+            (address, ["-c", code]),
+            (database, ["-m", "entrypoints.doctor"]),
+        )
     ]
     shown = ""
     for process in at_work:
@@ -497,7 +522,94 @@ def test_no_secret_is_written_anywhere(team, team_servers, tmp_path):
     for path in (tmp_path / "state").rglob("*.json"):
         shown += path.read_text()
     assert "127.0.0.1:9/catalog.json" in shown
+    assert (
+        "FAULT  tracking server: postgresql+psycopg2://127.0.0.1:9/runs cannot be opened: set MLFLOW_TRACKING_URI"
+        in shown
+    )
     assert re.findall(r".{0,60}planted.{0,20}", shown) == []
+
+
+@pytest.fixture
+def guard(team_servers, tmp_path):
+    """A proxy as docs/server.md has it before the server: its address, its certificate, paths that it does not hand on.
+
+    TLS, and a name and password, without which it answers 401.
+    """
+    hidden: set[str] = set()
+
+    class Guard(BaseHTTPRequestHandler):
+        def do_GET(self):
+            content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if self.headers.get("Authorization") != requests.auth._basic_auth_str("team", "open-sesame"):
+                return self.send_error(401)
+            if self.path in hidden:
+                return self.send_error(404)
+            server = http.client.HTTPConnection("127.0.0.1", port_of(team_servers[0]["sqlite"]["url"]))
+            with contextlib.closing(server):
+                server.request(self.command, self.path, content, dict(self.headers))
+                answer = server.getresponse()
+                content = answer.read()
+            self.send_response(answer.status)
+            self.send_header("Content-Type", answer.headers["Content-Type"])
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815
+
+        def log_message(self, *_):
+            pass
+
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-keyout",
+        key,
+        "-out",
+        certificate,
+        *subject,
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Guard) as proxy:
+        proxy.socket = context.wrap_socket(proxy.socket, server_side=True)
+        Thread(target=proxy.serve_forever, daemon=True).start()
+        yield f"https://127.0.0.1:{proxy.server_port}", certificate, hidden
+        proxy.shutdown()
+
+
+def test_launcher_and_doctor_reach_a_server_behind_tls_and_a_password(team, guard, monkeypatch, capsys, tmp_path):
+    address, certificate, hidden = guard
+    team("sqlite", url=address)
+
+    def consult() -> str:
+        try:
+            doctor.main(doctor.parse(["--work", str(tmp_path), "--free_gb", "0.01"]))
+        except InputError:
+            return capsys.readouterr().out
+        return capsys.readouterr().out
+
+    with pytest.raises(InputError, match="CERTIFICATE_VERIFY_FAILED"):
+        elsewhere.check_server()
+    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(certificate))
+    with pytest.raises(InputError, match="401"):
+        elsewhere.check_server()
+    assert f"FAULT  tracking server: {address} wants credentials" in consult()
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "team")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "open-sesame")
+    assert elsewhere.check_server() == address
+    said = consult()
+    assert re.search(rf"ok     tracking server: {address} answers in \d+ ms, MLflow 3\.", said)
+    assert "ok     artifacts: 100 kB written to and read from mlflow-artifacts:/" in said
+    hidden.add("/version")
+    assert re.search(rf"ok     tracking server: {address} .* MLflow of a version that it does not tell", consult())
 
 
 def test_models_that_could_run_code_are_refused(team):
@@ -531,6 +643,73 @@ def test_status_tells_what_runs_and_down_forgets_nothing(team_servers, capsys):
         server.main(server.parse(["status", "--folder", str(top / "none")]))
 
 
+def test_the_settings_for_a_shell_hold_beside_temporary_credentials_of_elsewhere(team_servers):
+    code = "from ocmlflow import storage; print(storage.listing('s3://mlflow'))"
+    script = f'set -a; . {team_servers[1]}/sqlite/client.env; exec {sys.executable} -c "{code}"'
+    shell = {**os.environ, "AWS_SESSION_TOKEN": "of-another-key"}
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=shell, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_mlflows_page_may_write_under_the_names_that_the_server_has_and_no_other_page(team_servers):
+    address = f"{team_servers[0]['sqlite']['url']}/ajax-api/2.0/mlflow/runs/search"
+    for origin, answer in {
+        "https://mlflow.example.org": 200,
+        "http://mlflow.example.org": 200,
+        "https://a.org": 403,
+    }.items():
+        names = {"Host": "mlflow.example.org", "Origin": origin}
+        found = requests.post(address, json={"experiment_ids": ["0"]}, headers=names, timeout=60)
+        assert (origin, found.status_code) == (origin, answer), found.text
+
+
+def test_another_server_at_a_port_is_not_taken_for_a_part_of_this_one(team_servers, tmp_path, capsys, request):
+    other = team_servers[0]["sqlite"]["ports"]
+    folder, free = tmp_path / "server", free_block(8)
+    request.addfinalizer(lambda: server.down(folder))
+    words = ["--folder", str(folder), "--database", "sqlite", "--port", str(free[5]), "--s3_port", str(free[0])]
+    for flag, name in (("--port", "mlflow"), ("--s3_port", "s3")):
+        with pytest.raises(InputError, match=rf"port {other[name]}, which {name} needs, is taken by another program"):
+            server.main(server.parse(["up", *words, flag, str(other[name])]))
+    assert not folder.exists()
+    settings = server._settings(folder, server.parse(["up", *words])) | {"ports": other}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match=f"port {other['s3']}, which s3 needs"):
+        server.main(server.parse(["up", *words]))
+    with pytest.raises(InputError, match="s3, mlflow: see the logs"):
+        server.main(server.parse(["status", *words]))
+    assert "mlflow      does not run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fault", ["no program", "no user", "no rights"])
+def test_a_server_whose_database_cannot_be_made_is_made_the_same_way_when_it_can(fault, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 0 if fault == "no user" else 1000)
+    monkeypatch.setattr(postgresql, "DEBIAN", tmp_path)
+    monkeypatch.setenv("PATH", os.environ["PATH"] if fault == "no rights" else "")
+    initdb = tmp_path / "15" / "bin" / "initdb"
+    if fault != "no program":
+        initdb.parent.mkdir(parents=True)
+        initdb.write_text("#!/bin/sh\necho no rights >&2; exit 1\n")
+        initdb.chmod(0o755)
+    monkeypatch.setattr("pwd.getpwnam", {}.__getitem__)
+    ports, folder = free_block(8), tmp_path / "server"
+    words = ["--port", str(ports[5]), "--s3_port", str(ports[0]), "--database_port", str(ports[6])]
+    args = server.parse(["up", "--folder", str(folder), *words])
+    said = {"no program": "initdb is not installed: apt-get", "no user": "there is no user postgres"}
+    for _ in range(2):
+        with pytest.raises(InputError, match=said.get(fault, "makes no database in .*: no rights")):
+            server.main(args)
+        assert not folder.exists() or not list(folder.iterdir())
+    initdb.parent.mkdir(parents=True, exist_ok=True)
+    initdb.write_text('#!/bin/sh\necho 15 > "$2/PG_VERSION"\n')
+    initdb.chmod(0o755)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert server._settings(folder, args)["parts"] == ["s3", "postgresql", "mlflow"]
+    assert (folder / "postgresql" / "PG_VERSION").read_text() == "15\n"
+    assert not list(folder.glob("*.p*"))
+
+
 def test_a_backup_brings_runs_and_artifacts_back(team, team_servers, database, tmp_path):
     team(database)
     settings, top = team_servers
@@ -554,7 +733,7 @@ def test_a_backup_brings_runs_and_artifacts_back(team, team_servers, database, t
         mlflow.set_tracking_uri(second["store"])
         assert mlflow.get_run(run.info.run_id).data.metrics["chips"] == 7
         assert "later" not in sqlalchemy.inspect(sqlalchemy.create_engine(second["store"])).get_table_names()
-        with server._as_owner(second):
+        with services.as_owner(second):
             (note,) = [
                 name for name in storage.tree("s3://mlflow") if name.endswith(f"{run.info.run_id}/artifacts/note.txt")
             ]
@@ -594,18 +773,30 @@ def make_old(store: str) -> None:
     engine.dispose()
 
 
-def test_clean_removes_deleted_runs_and_their_artifacts_alone(team, team_servers, database):
+def test_clean_removes_deleted_runs_and_models_and_their_artifacts_alone(team, team_servers, database, tmp_path):
     team(database)
     (kept, gone), client = ([prepared_note() for _ in range(2)], MlflowClient())
+    logged = [client.create_logged_model(gone.info.experiment_id, source_run_id=gone.info.run_id) for _ in range(2)]
+    for model in logged:
+        client.log_model_artifacts(model.model_id, str(write_note(tmp_path)))
+        client.finalize_logged_model(model.model_id, "READY")
     client.delete_run(gone.info.run_id)
+    client.delete_logged_model(logged[1].model_id)
     settings, top = team_servers
     server.main(server.parse(["clean", "--folder", str(top / database), "--older_than", "0d"]))
     with pytest.raises(mlflow.MlflowException, match="not found"):
         client.get_run(gone.info.run_id)
-    with server._as_owner(settings[database]):
+    with services.as_owner(settings[database]):
         names = storage.tree("s3://mlflow")
     assert any(kept.info.run_id in name for name in names)
     assert not any(gone.info.run_id in name for name in names)
+    assert [any(model.model_id in name for name in names) for model in logged] == [True, False]  # docs/server.md
+
+
+def write_note(folder: Path) -> Path:
+    (folder / "note").mkdir(exist_ok=True)
+    (folder / "note" / "note.txt").write_text("a note")
+    return folder / "note"
 
 
 def prepared_note():

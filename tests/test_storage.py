@@ -1,5 +1,6 @@
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import boto3
@@ -56,6 +57,29 @@ def test_a_bucket_that_is_not_there_is_refused(s3):
         storage.check_writable("s3://nosuchbucket/out")
     with pytest.raises(FileNotFoundError, match="s3://nosuchbucket/x: the S3 server answers"):
         storage.read("s3://nosuchbucket/x")
+
+
+def test_a_mirror_passes_over_what_goes_while_it_works_and_over_nothing_else(s3, tmp_path, monkeypatch):
+    for name in ("a", "b", "c"):
+        put(tmp_path, f"{s3}/{name}", name.encode())
+    download = buckets.download
+
+    def meanwhile(href: str, target: Path) -> None:
+        if href.endswith("a"):
+            storage.delete(f"{s3}/b")
+        download(href, target)
+
+    monkeypatch.setattr(buckets, "download", meanwhile)
+    assert storage.mirror(s3, str(tmp_path / "copy")) == 2
+    assert storage.tree(str(tmp_path / "copy")) == {"a": 1, "c": 1}
+    listed = storage.tree(s3)
+    monkeypatch.setattr(storage, "tree", lambda _: listed)
+    monkeypatch.setattr(buckets, "download", download)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(OSError, match=f"{s3}/a: the S3 server answers 403"):
+        storage.mirror(s3, str(tmp_path / "other"))
+    with pytest.raises(OSError, match=rf"{s3}/x/a: .*SignatureDoesNotMatch"):
+        storage.mirror(str(tmp_path / "copy"), f"{s3}/x")
 
 
 @pytest.mark.parametrize("folder", ["/proc/out", "https://example.org/out", "file"])
@@ -115,6 +139,19 @@ def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path):
     assert seen <= contents
 
 
+def test_several_may_put_the_same_file_at_once(tmp_path):
+    def writer(number: int) -> None:
+        for _ in range(200):
+            put(tmp_path / str(number), str(tmp_path / "target"), bytes([number]) * 1000)
+
+    for number in range(4):
+        (tmp_path / str(number)).mkdir()
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(writer, range(4)))
+    assert (tmp_path / "target").read_bytes() in [bytes([number]) * 1000 for number in range(4)]
+    assert {path.name for path in tmp_path.iterdir()} == {"target", "0", "1", "2", "3"}
+
+
 @pytest.mark.parametrize(
     ("href", "remote"),
     [
@@ -143,6 +180,16 @@ def test_digests_tell_texts_apart():
         ("cannot read https://h/a.tif?X-Sig=s3cr3t: 403", "cannot read https://h/a.tif 403"),
         ("s3://key:s3cr3t@bucket/a.tif", "s3://bucket/a.tif"),
         ("a/b?c", "a/b?c"),
+        ("postgresql+psycopg2://me:s3cr3t@db.org:5432/m cannot", "postgresql+psycopg2://db.org:5432/m cannot"),
+        ("postgresql://db.org/m?user=me&password=s3cr3t", "postgresql://db.org/m"),
+        ("HTTPS://me:s3@cr3t@h/x", "HTTPS://h/x"),
+        ("https://me:s3/cr3t@h", "https://h"),
+        ("https://me:s3?cr/3t@h/x", "https://h/x"),
+        ("redis://:s3cr3t@h:1", "redis://h:1"),
+        ("https://token@h/x", "https://h/x"),
+        ("http://h:5000/a@b http://[::1]:5000/a@b", "http://h:5000/a@b http://[::1]:5000/a@b"),
+        ('{"a":"http://h","b":"models:/m@champion"}', '{"a":"http://h","b":"models:/m@champion"}'),
+        ("s3://bucket/a@b.tif and file:///home/me@h/x", "s3://bucket/a@b.tif and file:///home/me@h/x"),
     ],
 )
 def test_secrets_of_addresses_are_not_shown(text, shown):

@@ -3,8 +3,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import shapely
-from conftest import CRS, building
+from conftest import CRS, building, room_for
 from geopandas.testing import assert_geodataframe_equal
+from pyogrio.errors import DataSourceError
 
 from ocmlflow import vector
 
@@ -39,3 +40,16 @@ def test_what_is_written_piece_by_piece_is_read_as_one(tmp_path, counts, suffix,
         assert found.scene.tolist() == whole.scene.tolist()
         assert shapely.hausdorff_distance(found.geometry.to_numpy(), whole.geometry.to_numpy()).max() < 0.02
         assert (shapely.get_num_interior_rings(found.geometry.to_numpy()) == 1).all()
+
+
+@pytest.mark.parametrize("suffix", [".fgb", ".geojson"])
+@pytest.mark.parametrize("lost", [2, 5, 1_000])
+def test_footprints_without_room_are_an_error_and_never_half_a_file(tmp_path, suffix, lost):
+    path = tmp_path / "a.parquet"
+    copy = path.with_suffix(suffix)
+    vector.write([frame(0, 300)], path)
+    vector.convert(path, copy)
+    size = copy.stat().st_size
+    copy.unlink()
+    with room_for(size - lost), pytest.raises((OSError, DataSourceError)):
+        vector.convert(path, copy)
