@@ -22,6 +22,7 @@ from PIL import Image
 from benchmarks import held
 from entrypoints import train
 from ocmlflow import augment, chips, dataset, labels, losses, metrics, models, registry, training
+from ocmlflow.learner import Learner, Recipe, Tensor
 
 ROUNDS, STEPS = 5, 20
 
@@ -66,7 +67,7 @@ def overhead(made: chips.Chips) -> None:
     (batch,) = crops[0]
     margin = (side - recipe.crop) // 2
     kept = np.ascontiguousarray(batch[:, margin : margin + recipe.crop, margin : margin + recipe.crop])
-    whole, bare = learner(training.Learner, recipe), learner(Bare, recipe)
+    whole, bare = learner(Learner, recipe), learner(Bare, recipe)
     seconds: dict[str, list[tuple[float, float]]] = {"the network on one batch in memory": [], "all of it": []}
     with tempfile.TemporaryDirectory() as folder:
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
@@ -86,8 +87,8 @@ def overhead(made: chips.Chips) -> None:
     print("| loader, augmentation and logging | {:+.0%} | {:+.0%} |".format(*(middle[1] / middle[0] - 1)))
 
 
-def recipe_and_crops(made: chips.Chips, told: argparse.Namespace) -> tuple[training.Recipe, dataset.Crops]:
-    recipe = training.Recipe(**{name: getattr(told, name) for name in training.Recipe.__dataclass_fields__})
+def recipe_and_crops(made: chips.Chips, told: argparse.Namespace) -> tuple[Recipe, dataset.Crops]:
+    recipe = Recipe(**{name: getattr(told, name) for name in Recipe.__dataclass_fields__})
     side = augment.context(recipe.crop, strength=recipe.augment, zoom=recipe.zoom)
     return recipe, dataset.Crops(
         made, side=side, inner=told.crop, batch_size=told.batch_size, seed=told.seed, workers=told.workers
@@ -117,14 +118,14 @@ def accuracy(made: chips.Chips, told: argparse.Namespace, name: str) -> None:
     print(f"| {name} | {steps} | {seconds:.2f} | {cells} |", flush=True)
 
 
-class Bare(training.Learner):
+class Bare(Learner):
     """Learns from batches as they are."""
 
-    def seen(self, coded: training.Tensor, training: bool) -> tuple[training.Tensor, training.Tensor]:
+    def seen(self, coded: Tensor, training: bool) -> tuple[Tensor, Tensor]:
         return super().seen(coded, False)
 
 
-def learner(kind: type[training.Learner], recipe: training.Recipe) -> training.Learner:
+def learner(kind: type[Learner], recipe: Recipe) -> Learner:
     network = models.build(architecture="unet", encoder="efficientnet-lite0", pretrained=True)
     network = training.for_training(network, recipe.precision)
     made = kind(network, losses.named("bce+dice"), recipe)

@@ -41,7 +41,8 @@ def number(low: float, high: float = float("inf"), *, whole: bool = False) -> Ca
         except ValueError:
             raise argparse.ArgumentTypeError(f"a {'whole ' * whole}number is needed, got {text}") from None
         if not (low <= value <= high and math.isfinite(value)):
-            limits = f"at least {low:g}" if high == float("inf") else f"{low:g} to {high:g}"
+            kind = "d" if whole else "g"
+            limits = f"at least {low:{kind}}" if high == float("inf") else f"{low:{kind}} to {high:{kind}}"
             raise argparse.ArgumentTypeError(f"must be {limits}, got {text}")
         return value
 
@@ -51,6 +52,10 @@ def number(low: float, high: float = float("inf"), *, whole: bool = False) -> Ca
 def whole(low: int, high: float = float("inf")) -> Callable[[str], float]:
     """A parser's type for whole numbers of `low` to `high`."""
     return number(low, high, whole=True)
+
+
+seed = whole(0, 2**32 - 1)
+"""A parser's type for seeds, as far as numpy takes them."""
 
 
 def switch(text: str) -> bool:

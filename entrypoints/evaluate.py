@@ -136,10 +136,7 @@ def check_fair(model: Model, made: Chips, split: str) -> None:
     if split == "test":
         known.append(("was validated", chipsets.chosen_on(model)))
     for done, chips in known:
-        # The same pixels under another georeference; but one blank field may well be as another.
-        same = rows.hash.isin(chips.hash) & (rows.building_share > 0)
-        seen = int((ground.meets(rows, chips) | same).sum())
-        if seen:
+        if seen := int(ground.shown(rows, chips).sum()):
             raise InputError(
                 f"{seen} of the {len(rows)} {split} chips lie on ground that {model} {done} "
                 f"on (chips of run {model.facts['chips']}): its scores there would be flattered"

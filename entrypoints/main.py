@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from entrypoints import MODEL_NAME, check_writable, parser, prepare, start, train, whole
+from entrypoints import MODEL_NAME, check_writable, parser, prepare, seed, start, train, whole
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     )
     p.add_argument("--validation", default=None, help="as in prepare; one place of the sample if not given")
     p.add_argument("--epochs", type=whole(1), default=None, help="as in train, and its default if not given")
-    p.add_argument("--seed", type=whole(0), default=0, help="of every step")
+    p.add_argument("--seed", type=seed, default=0, help="of every step")
     p.add_argument("--output", default="output", help="folder or s3:// address for the predictions")
     p.add_argument("--name", default=MODEL_NAME, help="registered model that gets a new version")
     p.add_argument("--work", default=".ocmlflow", help="folder for the sample and for files in the making")

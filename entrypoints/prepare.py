@@ -11,7 +11,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from entrypoints import check_seen, in_the_making, number, parser, progress, share, start, switch, whole
+from entrypoints import check_seen, in_the_making, number, parser, progress, seed, share, start, switch, whole
 
 if TYPE_CHECKING:  # imported where used: --help must not wait for them
     from geopandas import GeoDataFrame
@@ -70,7 +70,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         "--folds", type=whole(2, 100), default=None, help="equal parts of the blocks, for train's fold=; not validation"
     )
     p.add_argument("--block_m", type=number(10), default=500.0, help="metres along a side of those blocks")
-    p.add_argument("--seed", type=whole(0), default=0, help="draws the blocks and the empty chips")
+    p.add_argument("--seed", type=seed, default=0, help="draws the blocks and the empty chips")
     p.add_argument("--skip_unreadable", type=switch, default=False, help="leave out scenes that cannot be read")
     p.add_argument("--dry_run", type=switch, default=False, help="say what would be done, and do nothing")
     p.add_argument(

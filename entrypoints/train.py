@@ -12,21 +12,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from entrypoints import MODEL_NAME, number, parser, start, whole
+from entrypoints import MODEL_NAME, evaluate, number, parser, seed, start, whole
 
 if TYPE_CHECKING:
-    from geopandas import GeoDataFrame
     from mlflow.entities import Run
 
     from ocmlflow.chips import Chips
-    from ocmlflow.dataset import Crops
     from ocmlflow.registry import Model
-    from ocmlflow.training import Recipe
 
 log = logging.getLogger(__name__)
 
 CHIPS_RUN = "ocmlflow.chips.run"
 """Tag of a run with the run id of its chips."""
+INIT = "ocmlflow.init"
+"""Tag of a run with the address of the version that it goes on from: an alias may have moved when it is resumed."""
+NETWORK = ("architecture", "encoder", "weights")
+"""Parameters that say which network a training starts with, where no version does."""
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
@@ -68,7 +69,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     )
     p.add_argument("--devices", type=whole(1), default=1, help="GPUs of this machine to train on, with JAX")
     p.add_argument("--patience", type=whole(1), default=None, help="epochs without a better IoU before it ends early")
-    p.add_argument("--seed", type=whole(0), default=0, help="draws weights, crops and augmentation")
+    p.add_argument("--seed", type=seed, default=0, help="draws weights, crops and augmentation")
     p.add_argument("--picture_epochs", type=whole(1), default=5, help="epochs from one picture to the next")
     p.add_argument("--workers", type=whole(1), default=2, help="threads that read chips")
     p.add_argument("--name", default=MODEL_NAME, help="registered model that gets a new version")
@@ -77,6 +78,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     given = [name for name, value in vars(args).items() if name != "resume" and value != p.get_default(name)]
     if args.resume and given:
         p.error(f"argument --resume: the run goes on as it was told, leave out {', '.join(given)}")
+    given = [name for name in NETWORK if getattr(args, name) != p.get_default(name)]
+    if args.init and given:
+        p.error(f"argument --init: the network of that version is trained, leave out {', '.join(given)}")
     if args.crop % 32:
         p.error(f"argument --crop: must be a multiple of 32, got {args.crop}")
     return args
@@ -84,40 +88,47 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 def key(args: argparse.Namespace, digest: str) -> str:
     """Names chips, parameters, code and Keras: equal keys make equal models, but for the order of sums."""
-    from ocmlflow import provenance, storage
+    from ocmlflow import provenance, registry, storage
 
     engine = (version("keras"), os.environ.get("KERAS_BACKEND", ""))
     recipe = {name: value for name, value in vars(args).items() if name not in ("chips", "workers", "resume")}
+    if args.init:
+        recipe["init"] = registry.load_model(args.init).pinned
     return storage.digest(provenance.code_digest(), repr(sorted(recipe.items())), repr(engine), digest)
 
 
 def main(args: argparse.Namespace) -> None:
     import mlflow
 
-    from ocmlflow import chips, chipsets, losses, models, registry, tracking
+    from ocmlflow import chips, chipsets, dataset, losses, models, registry, sheets, tracking
 
     before = tracking.interrupted("train", args.resume) if args.resume else None
     if before:
         args = _as_told(before)
-    told = {name: value for name, value in vars(args).items() if name != "resume"}
+    not_told = {"resume", *(NETWORK if args.init else ())}
+    told = {name: value for name, value in vars(args).items() if name not in not_told}
     with tracking.run("train", told, resume=before) as run, tempfile.TemporaryDirectory() as scratch:
         models.check(architecture=args.architecture, encoder=args.encoder)
         start_from = registry.load_model(args.init) if args.init else None
+        if start_from:
+            args.init = start_from.pinned  # an alias may move on while this works
         losses.named(args.loss)
         chips_run = chipsets.run_of(args.chips)
         made = chips.load(chipsets.folder(chips_run), fold=args.fold)
-        _check(made, args)
-        weights = _weights(made, args.catalog_weights)
+        weights = dataset.catalog_weights(made.select("train").catalog.unique(), args.catalog_weights)
+        _check(made, args, weights)
         if start_from:
-            _check_init(start_from, made)
+            evaluate.check_fair(start_from, made, "validation")
         registry.register(args.name)  # a name that MLflow refuses is to fail now, not after the training
         digest = chips.digest(made.index)
-        mlflow.set_tags({tracking.KEY: key(args, digest), CHIPS_RUN: chips_run})
+        tags = {tracking.KEY: key(args, digest), CHIPS_RUN: chips_run} | ({INIT: args.init} if args.init else {})
+        mlflow.set_tags(tags)
         chipsets.log_dataset(made.index, source=made.rules["catalog"], digest=digest)
         state = tracking.state_of(before, Path(scratch)) if before else None
         model, best_epoch, best = _fit(made, args, weights, start_from, state)
         # As a file too: that of the model logged, where the steps above end with the last epoch's.
-        tracking.log_image(_picture(model, made, made.select("validation"), args.devices), "validation.jpg")
+        shown = sheets.predicted(model, made.folder, made.select("validation"), args.devices)
+        tracking.log_image(shown, "validation.jpg")
         facts = {
             "gsd": made.rules["gsd"],
             "chips": chips_run,
@@ -148,15 +159,30 @@ def main(args: argparse.Namespace) -> None:
         log.info("%s: validation IoU %.3f (epoch %d)", args.name, best, best_epoch)
 
 
-def _check(made: Chips, args: argparse.Namespace) -> None:
+def _check(made: Chips, args: argparse.Namespace, weights: dict[str, float]) -> None:
     """Raise InputError for what cannot be trained, before anything is built."""
-    from ocmlflow import ground
+    from ocmlflow import dataset, ground
     from ocmlflow.errors import InputError
 
     ground.check_apart(made.index)
+    validation = made.select("validation")
+    twice = validation[ground.shown(validation, made.select("train"))]
+    if len(twice):
+        raise InputError(
+            f"{len(twice)} validation chips of {', '.join(sorted(set(twice.scene)))} show the pixels of training chips "
+            "under another georeference: scores would be flattered. Hold out both scenes, or neither"
+        )
     for split in ("train", "validation"):
         if not made.select(split).building_share.any():
             raise InputError(f"no {split} chip shows a building: there is nothing to learn or to score")
+    if not dataset.teaches(made, weights):
+        ring = made.rules["buffer_m"]
+        why = (
+            f"buffer_m={ring:g} leaves out all of their buildings; a smaller one in `prepare` would do"
+            if ring
+            else f"catalog_weights={args.catalog_weights} leaves none with a building"
+        )
+        raise InputError(f"the training chips hold nothing to learn from: {why}")
     count = len(made.select("train"))
     if args.batch_size > count:
         raise InputError(f"batch_size={args.batch_size} is more than the {count} training chips")
@@ -164,52 +190,24 @@ def _check(made: Chips, args: argparse.Namespace) -> None:
         raise InputError(f"crop={args.crop} is more than the chips' {made.rules['size']} pixels along a side")
 
 
-def _weights(made: Chips, told: str | None) -> dict[str, float]:
-    """Weight of each training catalogue that was given one; InputError for what names none, or leaves nothing."""
-    from ocmlflow.errors import InputError
-
-    found: dict[str, float] = {}
-    catalogs = made.select("train").catalog.unique()
-    for part in told.split(",") if told else ():
-        text, _, value = part.rpartition("=")
-        try:
-            weight = number(0, 1e6)(value)
-        except argparse.ArgumentTypeError as error:
-            raise InputError(f"catalog_weights={told}: {error}") from None
-        named = [catalog for catalog in catalogs if text and text in catalog]
-        if not named:
-            raise InputError(
-                f"catalog_weights={told}: {text or 'nothing'} is in the address of no training catalogue; "
-                f"those are {', '.join(catalogs)}"
-            )
-        found |= dict.fromkeys(named, weight)
-    if not any(found.get(catalog, 1) for catalog in catalogs):
-        raise InputError(f"catalog_weights={told} leaves nothing to train on")
-    return found
-
-
-def _check_init(start_from: Model, made: Chips) -> None:
-    """Raise InputError where a model cannot be trained on with these chips, or would be flattered by them."""
-    from ocmlflow import chipsets, ground
-    from ocmlflow.errors import InputError
-
-    if start_from.facts["gsd"] != made.rules["gsd"]:
-        raise InputError(
-            f"{start_from} works at {start_from.facts['gsd']} m per pixel, the chips have {made.rules['gsd']} m"
-        )
-    seen = int(ground.meets(made.select("validation"), chipsets.trained_on(start_from)).sum())
-    if seen:
-        raise InputError(
-            f"{seen} validation chips lie on ground that {start_from} was trained on: scores would be flattered. "
-            "Hold out the same ground as then, or ground that is new"
-        )
-
-
 def _as_told(before: Run) -> argparse.Namespace:
-    """The parameters that an interrupted run was given, on the very chips that it took."""
-    told = before.data.params
+    """The parameters that an interrupted run was given, with the very chips and version that it took."""
+    import keras
+
+    from ocmlflow import tracking
+    from ocmlflow.errors import InputError
+
+    told, tags, run_id = before.data.params, before.data.tags, before.info.run_id
+    if CHIPS_RUN not in tags:
+        raise tracking.no_state(before)
+    backend = told.get("keras_backend", keras.backend.backend())
+    if backend != keras.backend.backend():
+        raise InputError(
+            f"resume={run_id}: that training was begun on {backend}, this is {keras.backend.backend()}: "
+            f"set KERAS_BACKEND={backend}"
+        )
     args = parse([word for name in vars(parse([])) if name in told for word in (f"--{name}", told[name])])
-    args.chips, args.resume = before.data.tags[CHIPS_RUN], before.info.run_id
+    args.chips, args.init, args.resume = tags[CHIPS_RUN], tags.get(INIT, args.init), run_id
     return args
 
 
@@ -224,7 +222,8 @@ def _fit(
     import keras
     import mlflow
 
-    from ocmlflow import augment, dataset, losses, models, tracking, training
+    from ocmlflow import augment, dataset, losses, models, sheets, tracking, training
+    from ocmlflow.learner import Recipe
 
     training.share_out(args.devices, args.batch_size)
     keras.utils.set_random_seed(args.seed)
@@ -252,17 +251,17 @@ def _fit(
     mlflow.log_params({"network_parameters": network.count_params(), "keras_backend": keras.backend.backend()})
 
     def show(epoch: int) -> None:
-        tracking.log_image(_picture(model, made, rows, args.devices), "validation chips", step=epoch)
+        tracking.log_image(sheets.predicted(model, made.folder, rows, args.devices), "validation chips", step=epoch)
 
     def report(epoch: int, figures: dict[str, float]) -> None:
         tracking.log_metrics({_metric(name): value for name, value in figures.items()}, step=epoch)
         if epoch == args.epochs or epoch % args.picture_epochs == 0:
             show(epoch)
 
-    recipe = training.Recipe(**{field.name: getattr(args, field.name) for field in fields(training.Recipe)})
+    recipe = Recipe(**{field.name: getattr(args, field.name) for field in fields(Recipe)})
     if not state:
         show(0)  # MLflow's page shows this step first
-        tracking.log_image(_augmented(crops, recipe), "augmented.jpg")
+        tracking.log_image(sheets.augmented(crops, recipe), "augmented.jpg")
     best_epoch, best = training.fit(
         network,
         crops,
@@ -275,40 +274,6 @@ def _fit(
         progress=sys.stdout.isatty(),
     )
     return model, best_epoch, best
-
-
-def _picture(model: Any, made: Chips, rows: GeoDataFrame, devices: int) -> Any:
-    """Four validation chips, spread over the places, two beside two: image and label, probability, errors."""
-    import numpy as np
-
-    from ocmlflow import evaluation
-
-    chosen = rows[rows.building_share > 0].sort_values(["place", "id"])
-    chosen = chosen.iloc[np.linspace(0, len(chosen) - 1, 4).astype(int)]
-    halves = (chosen.iloc[:2], chosen.iloc[2:])
-
-    def predict(images: np.ndarray) -> np.ndarray:  # one chip, which is to be shared out as well
-        return np.asarray(model.predict_on_batch(np.repeat(images, devices, axis=0))[:1])
-
-    return np.concatenate([evaluation.picture(predict, made.folder, half, threshold=50) for half in halves], axis=1)
-
-
-def _augmented(crops: Crops, recipe: Recipe) -> Any:
-    """Sixty-four crops as the network is shown them, with the outlines of their labels."""
-    import keras
-    import numpy as np
-
-    from ocmlflow import labels, pictures
-    from ocmlflow.augment import augment
-
-    seed = keras.random.SeedGenerator(recipe.seed)
-    shown: list[Any] = []
-    while len(shown) < 64:
-        (coded,) = crops[len(shown) // crops.batch_size]
-        made = augment(coded, seed, crop=recipe.crop, strength=recipe.augment, zoom=recipe.zoom)
-        shown += zip(*(keras.ops.convert_to_numpy(part).round().astype(np.uint8) for part in made), strict=True)
-    drawn = [pictures.outlined(image, *labels.decode(label[..., 0])) for image, label in shown[:64]]
-    return pictures.sheet([drawn[number : number + 8] for number in range(0, 64, 8)])
 
 
 def _metric(name: str) -> str:

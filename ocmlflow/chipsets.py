@@ -22,7 +22,7 @@ from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
 
-from ocmlflow import remote, storage, tracking
+from ocmlflow import chips, remote, storage, tracking
 from ocmlflow.delivery import AWAY
 from ocmlflow.errors import InputError
 from ocmlflow.registry import Model
@@ -176,33 +176,24 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def file(run_id: str, name: str) -> Path:
-    """A local copy of one file of the chips of a `prepare` run; InputError where it cannot be had."""
-    try:
-        return Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/chips/{name}"))
-    except (MlflowException, OSError) as error:
-        raise InputError(f"cannot read {name} of the chips of run {run_id}: {error}") from error
-
-
 def trained_on(model: Model) -> gpd.GeoDataFrame:
     """The index rows of all chips that a model, and the models it started from, were trained on."""
-    rows = []
-    for step in model.facts["trained_on"]:
-        index = gpd.read_parquet(file(step["chips"], "index.parquet"))
-        rows.append(index[index.split == "train" if step["fold"] is None else index.fold != step["fold"]])
-    return pd.concat(rows, ignore_index=True)
+    return _rows(model.facts["trained_on"], "train")
 
 
 def chosen_on(model: Model) -> gpd.GeoDataFrame:
     """The index rows of all validation chips: those that epochs were chosen on, and threshold and temperature."""
     steps = list(model.facts["trained_on"])
     if model.evaluated_on:
-        steps.append({"chips": model.evaluated_on, "fold": model.facts.get("fold")})
-    rows = []
-    for step in steps:
-        index = gpd.read_parquet(file(step["chips"], "index.parquet"))
-        rows.append(index[index.split == "validation" if step["fold"] is None else index.fold == step["fold"]])
-    return pd.concat(rows, ignore_index=True)
+        same = model.evaluated_on == model.facts["chips"]  # others have other folds, or none
+        steps.append({"chips": model.evaluated_on, "fold": model.facts.get("fold") if same else None})
+    return _rows(steps, "validation")
+
+
+def _rows(steps: list[dict[str, Any]], split: str) -> gpd.GeoDataFrame:
+    """The rows of a split of all the chips and folds of some steps; of a fold, not what touched the one held out."""
+    sets = [chips.load(folder(step["chips"]), fold=step["fold"]) for step in steps]
+    return pd.concat([made.select(split) for made in sets], ignore_index=True)
 
 
 def log_dataset(index: Any, *, source: str, digest: str) -> None:

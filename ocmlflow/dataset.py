@@ -4,18 +4,51 @@ A batch is (batch, side, side, 4) uint8: RGB and the coded label (1 building, 0 
 """
 
 import math
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import geopandas as gpd
 import keras
 import numpy as np
 
 from ocmlflow import chips
+from ocmlflow.errors import InputError
 from ocmlflow.labels import NOT_VALID
 from ocmlflow.store import Files
 
 
-class Crops(keras.utils.PyDataset):
+class Batches(keras.utils.PyDataset):
+    """Batches that `workers` threads make, and the first error that one of them met."""
+
+    def __init__(self, workers: int) -> None:
+        super().__init__(workers=workers, max_queue_size=4)
+        self.error: Exception | None = None
+
+    def __getitem__(self, number: int) -> tuple[np.ndarray]:
+        try:
+            return (self.batch(number),)
+        except Exception as error:
+            self.error = self.error or error
+            raise
+
+    @abstractmethod
+    def batch(self, number: int) -> np.ndarray:
+        """(batch, side, side, 4) uint8."""
+
+
+@contextmanager
+def errors_as_they_were(*batches: Batches) -> Iterator[None]:
+    """Has what a thread met come out of the block as it was raised: TensorFlow tells it in an error of its own."""
+    try:
+        yield
+    except Exception:
+        for met in (some.error for some in batches if some.error):
+            raise met from None
+        raise
+
+
+class Crops(Batches):
     """Random crops of the training chips, drawn so that no scene and no empty ground drowns the others.
 
     A scene is drawn in proportion to the root of its number of chips, times the weight of its catalogue, 1 if there is
@@ -35,7 +68,7 @@ class Crops(keras.utils.PyDataset):
         workers: int,
         weights: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__(workers=workers, max_queue_size=4)
+        super().__init__(workers)
         self.rows = made.select("train")
         self.folder, self.side, self.inner, self.batch_size, self.seed = made.folder, side, inner, batch_size, seed
         self.epoch = 0  # `fit` counts from 1: Keras ends an epoch before the first
@@ -49,7 +82,7 @@ class Crops(keras.utils.PyDataset):
         """Batches an epoch: as many crops as there are chips."""
         return math.ceil(len(self.rows) / self.batch_size)
 
-    def __getitem__(self, number: int) -> tuple[np.ndarray]:
+    def batch(self, number: int) -> np.ndarray:
         draw = np.random.default_rng([self.seed, self.epoch, number])
         chosen = [self._choose(draw) for _ in range(self.batch_size)]  # first: then chips can be fetched side by side
         read = chips.read_all(self.folder, (self.rows.iloc[chip] for chip, _ in chosen))
@@ -57,7 +90,7 @@ class Crops(keras.utils.PyDataset):
             crop(chip, side=self.side, inner=self.inner, at_building=at_building, draw=draw)
             for chip, (_, at_building) in zip(read, chosen, strict=True)
         ]
-        return (np.stack(cut),)
+        return np.stack(cut)
 
     def on_epoch_end(self) -> None:
         self.epoch += 1
@@ -68,7 +101,7 @@ class Crops(keras.utils.PyDataset):
         return int(draw.choice(len(self.rows), p=self.built_chances if at_building else self.chances)), at_building
 
 
-class WholeChips(keras.utils.PyDataset):
+class WholeChips(Batches):
     """The chips of some rows of an index, whole and in their order; the last batch may be smaller.
 
     To as many as a multiple of `devices` chips of which nothing is valid fill it up.
@@ -77,17 +110,57 @@ class WholeChips(keras.utils.PyDataset):
     def __init__(
         self, folder: Files, rows: gpd.GeoDataFrame, *, batch_size: int, devices: int = 1, workers: int = 1
     ) -> None:
-        super().__init__(workers=workers, max_queue_size=4)
+        super().__init__(workers)
         self.folder, self.rows, self.batch_size, self.devices = folder, rows, batch_size, devices
 
     def __len__(self) -> int:
         return math.ceil(len(self.rows) / self.batch_size)
 
-    def __getitem__(self, number: int) -> tuple[np.ndarray]:
+    def batch(self, number: int) -> np.ndarray:
         rows = self.rows.iloc[number * self.batch_size : (number + 1) * self.batch_size]
         read = list(chips.read_all(self.folder, rows.itertuples()))
         missing = -len(read) % self.devices
-        return (np.stack([*read, *[np.full_like(read[0], NOT_VALID)] * missing]),)
+        return np.stack([*read, *[np.full_like(read[0], NOT_VALID)] * missing])
+
+
+def catalog_weights(catalogs: Iterable[str], told: str | None) -> dict[str, float]:
+    """Weight of each catalogue that was given one, as in `tier_2=0.2,tier_1=1`, by a part of its address.
+
+    InputError for what names no catalogue, or one twice, and where nothing is left.
+    """
+    known = list(catalogs)
+    found: dict[str, float] = {}
+    for part in told.split(",") if told else ():
+        text, _, value = part.rpartition("=")
+        named = [catalog for catalog in known if text and text in catalog]
+        if not named:
+            raise InputError(
+                f"catalog_weights={told}: {text or 'nothing'} is in the address of no training catalogue; "
+                f"those are {', '.join(known)}"
+            )
+        try:
+            weight = float(value)
+        except ValueError:
+            weight = math.nan
+        if not 0 <= weight <= 1e6:
+            raise InputError(f"catalog_weights={told}: {text}= takes a number of 0 to 1e6, got {value or 'nothing'}")
+        for catalog in named:
+            if catalog in found:
+                raise InputError(f"catalog_weights={told}: {catalog} is named twice; which weight is meant?")
+            found[catalog] = weight
+    if found and not any(found.get(catalog, 1) for catalog in known):
+        raise InputError(f"catalog_weights={told} leaves nothing to train on")
+    return found
+
+
+def teaches(made: chips.Chips, weights: Mapping[str, float]) -> bool:
+    """Whether some building of the training chips that are drawn is learnt from, which near its outline it may not be.
+
+    Reads chips up to the first that shows one.
+    """
+    rows = made.select("train")
+    drawn = rows[(rows.building_share > 0) & rows.catalog.map(lambda catalog: weights.get(catalog, 1) > 0)]
+    return any((coded[..., 3] == 1).any() for coded in chips.read_all(made.folder, drawn.itertuples()))
 
 
 def crop(chip: np.ndarray, *, side: int, inner: int, at_building: bool, draw: np.random.Generator) -> np.ndarray:

@@ -96,6 +96,13 @@ def meets(index: gpd.GeoDataFrame, other: gpd.GeoDataFrame) -> np.ndarray:
     return np.isin(np.arange(len(index)), pairs[0])
 
 
+def shown(index: gpd.GeoDataFrame, other: gpd.GeoDataFrame) -> np.ndarray:
+    """(rows,) bool: which chips of `index` show what `other` does: the same ground, or buildings in the same pixels."""
+    # The same pixels under another georeference; but one blank field may well be as another.
+    same = index.hash.isin(other.hash) & (index.building_share > 0)
+    return meets(index, other) | same.to_numpy()
+
+
 def check_apart(index: gpd.GeoDataFrame) -> None:
     """Raise InputError unless training and validation hold chips, and no two splits share ground."""
     train, validation, test = (index[index.split == split] for split in (TRAIN, VALIDATION, TEST))

@@ -188,11 +188,14 @@ def state_of(run: Run, folder: Path) -> Path:
     try:
         copy = mlflow.artifacts.download_artifacts(address, dst_path=str(folder))
     except (MlflowException, OSError) as error:
-        raise InputError(
-            f"run {run.info.run_id} left no state: it ended before its first epoch was whole; start it anew"
-        ) from error
+        raise no_state(run) from error
     (found,) = Path(copy).iterdir()
     return found
+
+
+def no_state(run: Run) -> InputError:
+    """What to raise where an interrupted training cannot go on."""
+    return InputError(f"run {run.info.run_id} left no state: it ended before its first epoch was whole; start it anew")
 
 
 def active() -> Run:

@@ -259,16 +259,20 @@ def town(folder: Path, name: str, *, transform: Affine, height: int = 96, width:
 @pytest.fixture(scope="session")
 def made(tmp_path_factory) -> chips.Chips:
     """Chips of 32 pixels of two places, `acc` in training and `kam` in validation. Read them, change nothing."""
-    folder = tmp_path_factory.mktemp("towns")
+    return two_towns(tmp_path_factory.mktemp("towns"), rules_with())
+
+
+def two_towns(folder: Path, rules: chips.Rules) -> chips.Chips:
+    """The chips of `made`, cut by other rules."""
     towns = {"acc/aaa": TRANSFORM, "kam/kkk": ELSEWHERE}
     footprints = {name: town(folder, name, transform=towns[name], seed=seed) for seed, name in enumerate(towns)}
-    rules = rules_with()
     frames = [cut(scene, folder / "chips", rules=rules) for scene in catalog.scenes(write_catalog(folder, footprints))]
     index = ground.assign(
         pd.concat(frames, ignore_index=True), validation="kam", test=None, folds=None, block_m=500, seed=0
     )
     index, _ = ground.apart(index)
-    chips.save(folder / "chips", index, chips.rules_of(rules, seed=0, empty_share=1.0), [], {})
+    kept = chips.rules_of(rules, catalog="towns", validation="kam", seed=0, empty_share=1.0)
+    chips.save(folder / "chips", index, kept, [], {})
     return chips.load(folder / "chips")
 
 

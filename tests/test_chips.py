@@ -142,7 +142,7 @@ def test_an_interrupted_cut_is_redone_and_a_finished_one_kept(scene, tmp_path):
 def test_a_set_is_whole_when_it_is_saved(made, tmp_path):
     copy = tmp_path / "chips"
     shutil.copytree(made.folder, copy)
-    assert chips.load(copy).rules == chips.rules_of(RULES, seed=0, empty_share=1.0)
+    assert chips.load(copy).rules == chips.rules_of(RULES, catalog="towns", validation="kam", seed=0, empty_share=1.0)
     pd.testing.assert_frame_equal(pd.DataFrame(chips.load(copy).index), pd.DataFrame(made.index))
     (copy / "chips.json").unlink()
     with pytest.raises(InputError, match=r"no chips: chips\.json"):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ocmlflow import chips, dataset
+from ocmlflow.errors import InputError
 from ocmlflow.labels import NOT_VALID
 
 
@@ -159,6 +160,30 @@ def test_crops_of_a_catalogue_come_as_often_as_its_weight_says(made):
         more = (odd.rows.catalog == "b").to_numpy() & (before > 0)
         assert after.sum() == pytest.approx(1)
         np.testing.assert_allclose((after[less] / before[less]).mean(), 0.25 * (after[more] / before[more]).mean())
+
+
+def test_weights_name_catalogues_by_a_part_of_their_address():
+    known = ["train_tier_1/catalog.json", "train_tier_2/catalog.json"]
+    assert dataset.catalog_weights(known, None) == dataset.catalog_weights([], None) == {}
+    assert dataset.catalog_weights(known, "tier_2=0.2") == {known[1]: 0.2}
+    assert dataset.catalog_weights(known, "tier=3") == dict.fromkeys(known, 3)
+    for told, message in (
+        ("tier_2=0.2,tier=0.5", "train_tier_2/catalog.json is named twice"),
+        ("tier=0.5,tier_2=0.2", "train_tier_2/catalog.json is named twice"),
+        ("tier_3=1", "tier_3 is in the address of no training catalogue; those are train_tier_1"),
+        ("tier_2", "nothing is in the address"),
+        ("tier_2=", "tier_2= takes a number of 0 to 1e6, got nothing"),
+        ("tier_2=-1", "got -1"),
+        ("tier_2=nan", "got nan"),
+        ("tier=0", "leaves nothing to train on"),
+    ):
+        with pytest.raises(InputError, match=message):
+            dataset.catalog_weights(known, told)
+
+
+def test_chips_teach_where_a_building_is_drawn(made):
+    assert dataset.teaches(made, {})
+    assert not dataset.teaches(made, dict.fromkeys(made.index.catalog, 0.0))
 
 
 def test_half_of_the_crops_show_a_building_and_no_scene_drowns_the_other(made):

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from keras import layers
 
-from ocmlflow import chips, dataset, losses, training
+from ocmlflow import chips, dataset, learner, losses, training
 from ocmlflow.augment import context
 from ocmlflow.errors import InputError
 
-RECIPE = training.Recipe(
+RECIPE = learner.Recipe(
     epochs=3,
     crop=16,
     augment=1,
@@ -176,13 +176,24 @@ def test_a_training_that_is_asked_to_end_goes_on_after_that_step_or_epoch(made, 
     assert ended.returncode == 128 + signal.SIGTERM, ended.stderr[-3000:]
     recipe = replace(RECIPE, ema=ema)
     network, best_epoch, best, figures = fit(made, recipe=recipe)
-    again, again_epoch, again_best, others = fit(made, recipe=recipe, resume=tmp_path / "state.npz")
+    states: list[Path] = []
+
+    def save(path: Path) -> None:
+        states.append(Path(shutil.copy(path, tmp_path / f"{len(states)}.npz")))
+
+    again, again_epoch, again_best, others = fit(made, recipe=recipe, save=save, resume=tmp_path / "state.npz")
     assert (again_epoch, again_best) == (best_epoch, pytest.approx(best, abs=1e-3))
     for name in NAMES:
         expected = [f[name] for f in figures[at[0] - (at[1] >= 0) :]]
         np.testing.assert_allclose([f[name] for f in others], expected, rtol=1e-2, err_msg=name)
     for one, other in zip(again.get_weights(), network.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-3)
+    kept = [(int(state["epoch"]), int(state["steps"])) for state in map(np.load, states)]
+    assert kept == [(epoch, 0) for epoch in range(at[0] + (at[1] < 0), RECIPE.epochs)]
+    for state in states[:1]:  # of the epoch whose end was made above
+        _, again_epoch, again_best, others = fit(made, recipe=recipe, resume=state)
+        assert (again_epoch, again_best) == (best_epoch, pytest.approx(best, abs=1e-3))
+        assert others[-1]["loss"] == pytest.approx(figures[-1]["loss"], rel=1e-2)
 
 
 def test_a_state_of_another_network_is_refused(made, tmp_path):
@@ -220,19 +231,29 @@ def test_a_loss_that_is_no_number_ends_the_training(made):
         fit(made, lambda logits, label, valid: losses.bce(logits, label, valid) * float("nan"))
 
 
-def test_pooled_scores_are_counts_added_up():
-    scores = training.PooledScores()
-    draw = np.random.default_rng(0)
-    tp = fp = fn = 0
-    for count in (5, 40):
-        logits = draw.normal(size=(1, count, 1, 1)).astype(np.float32)
-        label, valid = draw.integers(0, 2, (2, 1, count, 1, 1)).astype(np.float32)
-        scores.update_state(logits, label * valid, valid)
-        predicted, truth, counted = logits >= 0, label == 1, valid == 1
-        tp += (predicted & truth & counted).sum()
-        fp += (predicted & ~truth & counted).sum()
-        fn += (~predicted & truth & counted).sum()
-    found = {name: float(value) for name, value in scores.result().items()}
-    assert found == pytest.approx({"iou": tp / (tp + fp + fn), "precision": tp / (tp + fp), "recall": tp / (tp + fn)})
-    scores.reset_state()
-    assert float(scores.result()["iou"]) == 0
+def test_a_gpu_makes_its_steps_on_tensorflow(made, monkeypatch):
+    """Where there is one, Keras hands steps to XLA, which cannot move pixels as TensorFlow does."""
+    import tensorflow as tf
+
+    there = [*tf.config.list_physical_devices(), tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")]
+    listed = tf.config.list_physical_devices
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: listed(kind) if kind else there)
+    *_, figures = fit(made, recipe=replace(RECIPE, epochs=1))
+    assert np.isfinite(figures[0]["loss"])
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_chip_that_cannot_be_read_is_named(made, split):
+    """As it is read far away, in a thread: TensorFlow makes an error of its own of that."""
+    scene, asked = made.select(split).scene[0], []
+
+    def fetch(name: str, first: int, count: int | None) -> bytes:
+        asked.append(name.startswith(scene))
+        if asked[-1] and sum(asked) > 60:  # not in the first two batches, which Keras looks at itself
+            raise InputError(f"cannot read {name}: the server is away")
+        with (made.folder / name).open("rb") as file:
+            file.seek(first, os.SEEK_END if first < 0 else os.SEEK_SET)
+            return file.read(-1 if count is None else count)
+
+    with pytest.raises(InputError, match=f"^cannot read {scene}.zarr/.*: the server is away$"):
+        fit(replace(made, folder=fetch))
