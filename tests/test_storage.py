@@ -134,6 +134,13 @@ def test_addresses_are_told_from_paths(href, remote, tmp_path):
     assert storage.absolute(href) == href if remote else storage.absolute(href).startswith("/")
 
 
+def test_what_is_absolute_is_named_as_before(tmp_path, monkeypatch):
+    (tmp_path / "annexed").touch()
+    (tmp_path / "scene.tif").symlink_to("annexed")
+    monkeypatch.chdir(tmp_path)
+    assert storage.absolute("scene.tif") == str(tmp_path / "scene.tif")
+
+
 def test_digests_tell_texts_apart():
     assert len(storage.digest("a")) == 32
     assert storage.digest("ab", "c") != storage.digest("a", "bc")
