@@ -29,7 +29,7 @@ from ocmlflow import registry, staging, storage, tracking
 ROOT = Path(__file__).parent.parent
 NAME = "main.maps.launched"
 """Of three levels, as Unity Catalog has them."""
-AWKWARD = "two words; $(HOME) $HOME 'quoted' *"
+AWKWARD = "two words; $(HOME) $$(HOME) $HOME $$ 'quoted' *"
 
 # In this process MLflow's libraries warn of one another.
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("_garbage")]
