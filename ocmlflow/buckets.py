@@ -33,7 +33,7 @@ AWAY = (
     botocore.exceptions.IncompleteReadError,
     HTTPError,
 )
-"""What boto3 and its transport raise where a server is not there, or goes away."""
+"""Those of a server that is not there, or goes away."""
 
 
 class AwayError(FileNotFoundError):
@@ -186,7 +186,7 @@ def _told_of(href: str) -> Iterator[None]:
         raise (AwayError if passing else FileNotFoundError)(said) from error
     except (botocore.exceptions.BotoCoreError, HTTPError) as error:
         said = re.sub(r"\?[^\s\"']*", "", str(error))  # of the address, whose signature lets others read
-        # What is no such error will not pass: no region, broken credentials, a certificate that is not known.
+        # Others will not pass by waiting: no region, broken credentials, a certificate that is not known.
         raise (AwayError if isinstance(error, AWAY) else FileNotFoundError)(f"{href}: {said}") from None
 
 

@@ -22,7 +22,7 @@ from ocmlflow.errors import InputError
 log = logging.getLogger(__name__)
 
 POLL_S = 1.0
-DELETE_S = 10
+DELETE_S = 30
 """How long an API server may take to delete a Job."""
 PATIENCE_S = 300
 """How long an API server that does not answer is asked again before its Job is given up."""
