@@ -73,6 +73,18 @@ def share(text: str) -> tuple[int, int]:
     return int(first), int(last)
 
 
+def href(text: str) -> str:
+    """A parser's type for a path or address that is handed on to steps, which MLflow runs in the folder of the code."""
+    from ocmlflow import storage
+
+    return storage.absolute(text)
+
+
+def hrefs(text: str) -> str:
+    """The same for several, by commas."""
+    return ",".join(href(part.strip()) for part in text.split(","))
+
+
 def progress(items: Iterable[_T], total: int, what: str = "") -> Iterable[_T]:
     """The items, with a bar on a terminal and nothing elsewhere."""
     from tqdm import tqdm

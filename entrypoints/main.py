@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from entrypoints import MODEL_NAME, check_writable, parser, prepare, seed, start, train, whole
+from entrypoints import MODEL_NAME, check_writable, href, hrefs, parser, prepare, seed, start, train, whole
 
 log = logging.getLogger(__name__)
 
@@ -21,16 +21,21 @@ SAMPLE_PLACE = "hil"
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     """The verb's parameters and their defaults."""
     p = parser("main", "Run prepare, train, evaluate and predict; without a catalogue, on the built-in sample.")
-    p.add_argument("--catalog", default=None, help="catalogue to learn from; the built-in sample if not given")
     p.add_argument(
-        "--images", default=None, help="what to predict; the sample's test chips and held-out scenes if not given"
+        "--catalog", type=hrefs, default=None, help="catalogue to learn from; the built-in sample if not given"
+    )
+    p.add_argument(
+        "--images",
+        type=hrefs,
+        default=None,
+        help="what to predict; the sample's test chips and held-out scenes if not given",
     )
     p.add_argument("--validation", default=None, help="as in prepare; one place of the sample if not given")
     p.add_argument("--epochs", type=whole(1), default=None, help="as in train, and its default if not given")
     p.add_argument("--seed", type=seed, default=0, help="of every step")
-    p.add_argument("--output", default="output", help="folder or s3:// address for the predictions")
+    p.add_argument("--output", type=href, default="output", help="folder or s3:// address for the predictions")
     p.add_argument("--name", default=MODEL_NAME, help="registered model that gets a new version")
-    p.add_argument("--work", default=".ocmlflow", help="folder for the sample and for files in the making")
+    p.add_argument("--work", type=href, default=".ocmlflow", help="folder for the sample and for files in the making")
     args = p.parse_args(words)
     if args.catalog and not (args.images and args.validation):
         p.error("argument --catalog: needs --validation and --images beside it")

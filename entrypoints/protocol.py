@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from entrypoints import evaluate, parser, seed, start, train, whole
+from entrypoints import evaluate, href, hrefs, parser, seed, start, train, whole
 from entrypoints import main as line
 
 if TYPE_CHECKING:
@@ -46,12 +46,12 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     """The verb's parameters and their defaults."""
     p = parser("protocol", "Train and score models by a named protocol; steps that are done already are reused.")
     p.add_argument("--name", required=True, choices=tuple(PROTOCOLS), help=_NAMES)
-    p.add_argument("--catalog", required=True, help="labelled scenes, as in prepare")
+    p.add_argument("--catalog", type=hrefs, required=True, help="labelled scenes, as in prepare")
     p.add_argument("--places", default=None, help="the places that are left out in turn, by commas; all if not given")
     p.add_argument("--epochs", type=whole(1), default=None, help="as in train, and its default if not given")
     p.add_argument("--seed", type=seed, default=0, help="of every step")
     p.add_argument("--train", default=None, help="more parameters of train, name=value, by commas")
-    p.add_argument("--work", default=".ocmlflow", help="as in prepare")
+    p.add_argument("--work", type=href, default=".ocmlflow", help="as in prepare")
     args = p.parse_args(words)
     if args.places and args.name != "leave-one-place-out":
         p.error(f"argument --places: of leave-one-place-out alone, got it for {args.name}")

@@ -25,6 +25,16 @@ PASSING = (429, 500, 502, 503, 504)
 ERRORS = (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError, boto3.exceptions.Boto3Error)
 """What boto3 raises where a server refuses, fails or is not there."""
 
+AWAY = (
+    botocore.exceptions.HTTPClientError,
+    botocore.exceptions.EndpointConnectionError,
+    botocore.exceptions.ConnectTimeoutError,
+    botocore.exceptions.ProxyConnectionError,
+    botocore.exceptions.IncompleteReadError,
+    HTTPError,
+)
+"""Those of a server that is not there, or goes away."""
+
 
 class AwayError(FileNotFoundError):
     """An S3 server does not answer, or is busy: it may do a while later."""
@@ -45,11 +55,11 @@ def read_span(href: str, first: int, last: int) -> bytes:
 
     One try, in half of the time that boto3's own call takes, for it signs once for many parts of a file.
     """
-    made = client()
     with _told_of(href):
-        address = _signed(made, href, int(time.time() / SIGNED_S))
+        signer = _signer(client(), _bucket_and_key(href)[0])
+        address = _signed(signer, href, int(time.time() / SIGNED_S))
         request = AWSRequest("GET", address, {"Range": f"bytes={first}-{last}"}, stream_output=True)
-        answer = made._endpoint.http_session.send(request.prepare())  # what boto3 sends with: its certificates, proxy
+        answer = signer._endpoint.http_session.send(request.prepare())  # what boto3 sends with: its certificates, proxy
         found = bytes(answer.raw.read())  # at one go, where `content` takes 64 kB at a time
     if answer.status_code >= 300:
         code = re.search(rb"<Code>(\w+)</Code>", found)
@@ -125,6 +135,31 @@ def _signed(signer: Any, href: str, when: int) -> str:
     return str(signer.generate_presigned_url("get_object", {"Bucket": bucket, "Key": key}, ExpiresIn=4 * SIGNED_S))
 
 
+@functools.lru_cache(maxsize=16)
+def _signer(asked: Any, bucket: str) -> Any:
+    """A client that signs addresses of a bucket as its requests are signed.
+
+    By itself boto3 signs addresses in an older way, which encrypted objects do not take, and for an address of all
+    regions, which newer ones do not have; nor does it sign for a bucket of another region than its own.
+    """
+    session, unsigned = boto_session()
+    signed = Config(signature_version=UNSIGNED if unsigned else "s3v4")
+    address, region = asked.meta.endpoint_url, asked.meta.region_name
+    if not _is_amazon(address):
+        return session.client("s3", endpoint_url=address, region_name=region, config=signed)
+    regional = signed.merge(Config(s3={"addressing_style": "virtual"}))
+    return session.client("s3", region_name=_region(asked, bucket) or region, config=regional)
+
+
+def _region(asked: Any, bucket: str) -> str | None:
+    """The region of a bucket of Amazon's, which is told to whoever asks; None where there is no such bucket."""
+    try:
+        answer = asked.head_bucket(Bucket=bucket)
+    except botocore.exceptions.ClientError as error:
+        answer = error.response
+    return answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region")
+
+
 @functools.lru_cache(maxsize=4)  # making one takes longer than most requests
 def _client(settings: tuple[tuple[str, str], ...]) -> Any:
     session, unsigned = boto_session()
@@ -157,10 +192,10 @@ def _told_of(href: str) -> Iterator[None]:
         if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in PASSING:
             raise AwayError(said) from error
         raise (GoneError if code in ("404", "NoSuchKey") else FileNotFoundError)(said) from error
-    except (botocore.exceptions.HTTPClientError, botocore.exceptions.IncompleteReadError, HTTPError) as error:
-        raise AwayError(f"{href}: {error}") from error
-    except (botocore.exceptions.BotoCoreError, boto3.exceptions.Boto3Error) as error:  # no region, broken credentials
-        raise FileNotFoundError(f"{href}: {error}") from error
+    except (botocore.exceptions.BotoCoreError, boto3.exceptions.Boto3Error, HTTPError) as error:
+        said = re.sub(r"\?[^\s\"']*", "", str(error))  # of the address, whose signature lets others read
+        # Others will not pass by waiting: no region, broken credentials, a certificate that is not known.
+        raise (AwayError if isinstance(error, AWAY) else FileNotFoundError)(f"{href}: {said}") from None
 
 
 def _bucket_and_key(href: str) -> tuple[str, str]:

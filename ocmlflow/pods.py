@@ -22,12 +22,16 @@ from ocmlflow.errors import InputError
 log = logging.getLogger(__name__)
 
 POLL_S = 1.0
+DELETE_S = 30
+"""How long an API server may take to delete a Job."""
 PATIENCE_S = 300
 """How long an API server that does not answer is asked again before its Job is given up."""
 SECRET = re.compile(r"SECRET|PASSWORD|TOKEN|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
 STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?Z ")
 GIVEN = ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID")
 """Variables that the launcher sets, as MLflow's own backend does."""
+STEP = "step"
+"""Name of the container that runs the step; a template may have others beside it."""
 
 Job = dict[str, Any]
 
@@ -56,12 +60,13 @@ def template(path: Path) -> Job:
     for rule, holds in wrong.items():
         if not holds:
             raise InputError(f"{path}: what is needed is a template that has {rule}")
-    for variable in container.get("env", []):
-        name = variable.get("name", "")
-        if name in GIVEN:
-            raise InputError(f"{path} sets {name}, which the launcher sets: leave it out")
-        if SECRET.search(name) and variable.get("value"):
-            raise InputError(f"{path} holds the value of {name} in plain text: take it from a Secret (valueFrom)")
+    for one in _containers(found):
+        for variable in one.get("env") or []:
+            name = variable.get("name", "")
+            if one is container and name in GIVEN:
+                raise InputError(f"{path} sets {name}, which the launcher sets: leave it out")
+            if SECRET.search(name) and variable.get("value"):
+                raise InputError(f"{path} holds the value of {name} in plain text: take it from a Secret (valueFrom)")
     return dict(found)
 
 
@@ -80,10 +85,10 @@ def job(template: Job, *, name: str, image: str, command: Sequence[str], environ
     made = deepcopy(template)
     made["metadata"]["name"] = name
     container = made["spec"]["template"]["spec"]["containers"][0]
-    # No shell reads the command, and Kubernetes replaces $(NAME) alone, unless its dollar is doubled.
-    words = [word.replace("$(", "$$(") for word in command]
-    container |= {"name": "step", "image": image, "command": words}
-    container["env"] = [*container.get("env", []), *({"name": k, "value": v} for k, v in environment.items())]
+    # No shell reads the command, but Kubernetes replaces $(NAME) by a variable and $$ by one dollar.
+    words = [word.replace("$", "$$") for word in command]
+    container |= {"name": STEP, "image": image, "command": words}
+    container["env"] = [*(container.get("env") or []), *({"name": k, "value": v} for k, v in environment.items())]
     return made
 
 
@@ -132,15 +137,18 @@ def submit(client: kubernetes.client.ApiClient, job: Job) -> None:
 
 
 def delete(client: kubernetes.client.ApiClient, job: Job) -> None:
-    """Delete the Job with its pods, if it is there."""
+    """Delete the Job with its pods, if it is there; where that fails, say how to."""
+    name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
     try:
         # Without the policy the pods of a deleted Job go on.
         kubernetes.client.BatchV1Api(client).delete_namespaced_job(
-            job["metadata"]["name"], job["metadata"]["namespace"], propagation_policy="Background"
+            name, namespace, propagation_policy="Background", _request_timeout=DELETE_S
         )
-    except ApiException as error:
-        if error.status != 404:
-            raise
+    except (ApiException, urllib3.exceptions.HTTPError) as error:
+        if not _is_missing(error):
+            log.error(
+                "Job %s goes on: %s. `kubectl -n %s delete job %s` ends it", name, _message(error), namespace, name
+            )
 
 
 def follow(
@@ -162,7 +170,7 @@ def follow(
                 )
                 answered = time.monotonic()
             except (ApiException, urllib3.exceptions.HTTPError) as error:
-                if isinstance(error, ApiException) and error.status == 404:
+                if _is_missing(error):
                     return f"Job {name} was deleted"
                 if time.monotonic() - answered > PATIENCE_S:
                     return f"the cluster has not answered for {PATIENCE_S} s: {_message(error)}"
@@ -203,14 +211,20 @@ def _read_log(
     client: kubernetes.client.ApiClient, pod: str, namespace: str, over: Event, show: Callable[[str], None]
 ) -> None:
     """Show the pod's log until it ends; a connection that breaks is made again where it was."""
-    last = ""
+    last, failing = "", False
     while True:
         final = over.is_set()  # asked before, so that what came in between is read once more
         seen, new = last, True
         since = math.ceil(time.time() - datetime.fromisoformat(last[:19] + "+00:00").timestamp()) + 1 if last else None
         try:
             stream = kubernetes.client.CoreV1Api(client).read_namespaced_pod_log(
-                pod, namespace, follow=True, timestamps=True, since_seconds=since, _preload_content=False
+                pod,
+                namespace,
+                container=STEP,
+                follow=True,
+                timestamps=True,
+                since_seconds=since,
+                _preload_content=False,
             )
             for line in _lines(stream):
                 if found := STAMP.match(line):
@@ -219,8 +233,11 @@ def _read_log(
                     line = line[found.end() :]
                 if new:
                     show(line)
+            failing = False
         except (ApiException, urllib3.exceptions.HTTPError) as error:
-            log.debug("log of %s: %s", pod, error)
+            if not (failing or (final and _is_missing(error))):  # once, and not of what has been deleted
+                log.warning("the log of pod %s cannot be read, and is asked for again: %s", pod, _message(error))
+            failing = True
         if final:
             return
         over.wait(POLL_S)
@@ -256,15 +273,24 @@ def _ends(pods: Sequence[Any]) -> list[str]:
 def _secrets(job: Job) -> dict[str, set[str]]:
     """The Secrets that the Job's containers name, with the keys that they take."""
     found: dict[str, set[str]] = {}
-    for container in job["spec"]["template"]["spec"]["containers"]:
-        for variable in container.get("env", []):
+    for container in _containers(job):
+        for variable in container.get("env") or []:
             key = (variable.get("valueFrom") or {}).get("secretKeyRef")
             if key and not key.get("optional"):
                 found.setdefault(key["name"], set()).add(key["key"])
-        for source in container.get("envFrom", []):
+        for source in container.get("envFrom") or []:
             if "secretRef" in source and not source["secretRef"].get("optional"):
                 found.setdefault(source["secretRef"]["name"], set())
     return found
+
+
+def _containers(job: Job) -> list[dict[str, Any]]:
+    pod = job["spec"]["template"]["spec"]
+    return [*(pod.get("initContainers") or []), *pod["containers"]]
+
+
+def _is_missing(error: Exception) -> bool:
+    return isinstance(error, ApiException) and error.status == 404
 
 
 def _message(error: Exception) -> str:

@@ -41,8 +41,8 @@ def path(href: str) -> Path:
 
 
 def absolute(href: str) -> str:
-    """The same href, independent of the working directory."""
-    return href if is_remote(href) else str(path(href).resolve())
+    """The same href, independent of the working directory. Links stay as they are: scenes are named after files."""
+    return href if is_remote(href) else str(path(href).absolute())
 
 
 def join(base: str, *names: str) -> str:

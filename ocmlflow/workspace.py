@@ -3,7 +3,7 @@
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from ocmlflow.errors import InputError
 log = logging.getLogger(__name__)
 
 POLL_S = 2.0
-SECRET = re.compile(r"SECRET|PASSWORD|TOKEN|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
+# Of variables and of Spark's properties, whose provider of credentials is the name of a class.
+SECRET = re.compile(r"SECRET|PASSWORD|TOKEN|(ACCESS|ACCOUNT|PRIVATE)[_.]KEY|CREDENTIAL(?!S\.PROVIDER)", re.IGNORECASE)
 LAST_WITH_PROJECTS = 12
 """The last Databricks runtime on whose job clusters ordinary MLflow projects run."""
 OVER = (RunLifeCycleState.TERMINATED, RunLifeCycleState.SKIPPED, RunLifeCycleState.INTERNAL_ERROR)
@@ -44,7 +45,7 @@ def check(config: Mapping[str, Any], path: Path) -> None:
         missing.append("num_workers")
     if missing:
         raise InputError(f"{path}: new_cluster lacks {', '.join(missing)}")
-    for name, value in cluster.get("spark_env_vars", {}).items():
+    for name, value in _values(cluster):
         if SECRET.search(name) and not re.fullmatch(r"\{\{secrets/[^/]+/[^/]+\}\}", str(value)):
             raise InputError(
                 f"{path} holds the value of {name} in plain text: keep it in a secret scope, and write "
@@ -53,6 +54,15 @@ def check(config: Mapping[str, Any], path: Path) -> None:
     for library in config.get("libraries", []):
         if "pypi" not in library:
             raise InputError(f"{path}: libraries come from PyPI, got {library}")
+
+
+def _values(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The values of a configuration, with their names, of what lies in it too."""
+    for name, value in found.items():
+        if isinstance(value, Mapping):
+            yield from _values(value)
+        else:
+            yield name, value
 
 
 def wants_spark_job(config: Mapping[str, Any]) -> bool:
@@ -107,8 +117,11 @@ def follow(client: WorkspaceClient, run: int, *, pending_s: float, show: Callabl
 
 
 def cancel(client: WorkspaceClient, run: int) -> None:
-    """Cancel a job's run."""
-    client.jobs.cancel_run(run)
+    """Cancel a job's run; where that fails, say so."""
+    try:
+        client.jobs.cancel_run(run)
+    except (DatabricksError, OSError) as error:
+        log.error("run %s of the workspace goes on: %s. Cancel it on its page", run, error)
 
 
 def _show_output(client: WorkspaceClient, run: int | None, show: Callable[[str], None]) -> str | None:

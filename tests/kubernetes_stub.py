@@ -246,7 +246,7 @@ def expanded(word: str, variables: dict[str, str]) -> str:
     def known(found: re.Match) -> str:
         return "$" if found[0] == "$$" else variables.get(found[1], found[0])
 
-    return re.sub(r"\$\$|\$\(([A-Za-z_]\w*)\)", known, word)
+    return re.sub(r"\$\$|\$\(([^)]*)\)", known, word)
 
 
 def _container(container: dict, state: dict) -> dict:

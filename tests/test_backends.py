@@ -29,7 +29,7 @@ from ocmlflow import registry, staging, storage, tracking
 ROOT = Path(__file__).parent.parent
 NAME = "main.maps.launched"
 """Of three levels, as Unity Catalog has them."""
-AWKWARD = "two words; $(HOME) $HOME 'quoted' *"
+AWKWARD = "two words; $(HOME) $$(HOME) $HOME $$ 'quoted' *"
 
 # In this process MLflow's libraries warn of one another.
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("_garbage")]
@@ -217,6 +217,28 @@ def test_the_image_runs_as_nobody_holds_code_and_no_more(docker_engine, project_
     assert "--epochs" in run("python", "-m", "entrypoints.train", "--help").stdout
     refused = run("python", "-m", "entrypoints.train", "--epochs", "0")
     assert refused.returncode == 2
+
+
+def test_the_image_maps_the_sample_into_a_volume(docker_engine, project_image):
+    """By its own command, as README gives it, for one epoch: the steps' code lies in a folder that is not theirs."""
+
+    def docker(*words):
+        done = subprocess.run(["docker", *words], env=docker_engine.environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    command = json.loads(docker("image", "inspect", "--format", "{{json .Config.Cmd}}", project_image))
+    volume = docker("volume", "create").strip()
+    try:
+        mounted = ["--volume", f"{volume}:/work", "--network", "none"]
+        docker("run", "--rm", *mounted, project_image, *command, "--epochs", "1")
+        work = Path(docker("volume", "inspect", "--format", "{{.Mountpoint}}", volume).strip())
+        assert {path.name for path in work.iterdir()} == {".ocmlflow", "mlflow.db", "mlruns", "output"}
+        assert len(list(work.glob("output/masks/*.tif"))) == 8  # of two scenes and six chips
+        assert len(list(work.glob("output/items/*.json"))) == 2
+        assert (work / "output/submission.tgz").exists()
+    finally:
+        docker("volume", "rm", volume)
 
 
 def test_a_training_waits_for_a_gpu_and_leaves_metrics_in_mlflow_and_the_model_in_s3(

@@ -6,19 +6,25 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
 import tomllib
 import typing
 from enum import Enum
 from importlib import import_module
 from pathlib import Path
+from urllib.parse import parse_qs, urlparse
 
+import kubernetes
 import kubernetes_validate
 import mlflow
 import pytest
 import yaml
+from databricks.sdk import WorkspaceClient
+from databricks.sdk.core import Config
 from databricks.sdk.service import compute, jobs
 from hypothesis import given
 from hypothesis import strategies as st
+from json_server import JsonHandler, serve
 from kubernetes_stub import expanded
 from mlflow import MlflowClient
 from packaging.requirements import Requirement
@@ -252,12 +258,12 @@ def test_registries_are_hosts(name):
     staging.check_repository(name)
 
 
-@given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))))
+@given(st.lists(st.text("$(){}AHOME") | st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))))
 def test_words_reach_a_container_as_they_are(words):
     given_job = {"metadata": {}, "spec": {"template": {"spec": {"containers": [{}]}}}}
     made = pods.job(given_job, name="n", image="i", command=words, environment={})
     (container,) = made["spec"]["template"]["spec"]["containers"]
-    assert [expanded(word, {"HOME": "/root"}) for word in container["command"]] == words
+    assert [expanded(word, {"HOME": "/root", "A": "a"}) for word in container["command"]] == words
 
 
 def changed(tmp_path, change) -> Path:
@@ -265,6 +271,11 @@ def changed(tmp_path, change) -> Path:
     change(job, job["spec"]["template"]["spec"]["containers"][0])
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
     return tmp_path / "job.yaml"
+
+
+def beside(variable: str) -> dict:
+    """A container beside that of the step, with a variable."""
+    return {"name": "beside", "image": "b", "env": [{"name": variable, "value": "abc"}]}
 
 
 @pytest.mark.parametrize(
@@ -281,12 +292,95 @@ def changed(tmp_path, change) -> Path:
             lambda _, container: container["env"].append({"name": "AWS_SECRET_ACCESS_KEY", "value": "abc"}),
             "holds the value of AWS_SECRET_ACCESS_KEY in plain text",
         ),
+        (
+            lambda job, _: job["spec"]["template"]["spec"]["containers"].append(beside("DB_PASSWORD")),
+            "holds the value of DB_PASSWORD in plain text",
+        ),
+        (
+            lambda job, _: job["spec"]["template"]["spec"].update(initContainers=[beside("AWS_SESSION_TOKEN")]),
+            "holds the value of AWS_SESSION_TOKEN in plain text",
+        ),
     ],
 )
 def test_a_template_that_would_fail_or_tell_secrets_is_refused(tmp_path, change, message):
     with pytest.raises(InputError, match=message) as refused:
         pods.template(changed(tmp_path, change))
     assert "abc" not in str(refused.value)
+
+
+def test_a_template_may_leave_variables_empty(tmp_path):
+    template = pods.template(changed(tmp_path, lambda _, container: container.update(env=None, envFrom=None)))
+    made = pods.job(template, name="n", image="i", command=["c"], environment={"A": "a"})
+    assert made["spec"]["template"]["spec"]["containers"][0]["env"] == [{"name": "A", "value": "a"}]
+    assert pods._secrets(made) == {}
+
+
+def test_the_secrets_of_every_container_must_be_there():
+    takes = {"envFrom": [{"secretRef": {"name": "one"}}]}
+    first = {"env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "two", "key": "k"}}}]}
+    pod = {"containers": [{}, takes], "initContainers": [first]}
+    assert pods._secrets({"spec": {"template": {"spec": pod}}}) == {"one": set(), "two": {"k"}}
+
+
+def test_the_template_is_found_from_every_folder(tmp_path, monkeypatch):
+    """By its path in the project, as backend.json names it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "sqlite:///mlflow.db")
+    config = json.loads((KUBERNETES / "backend.json").read_text()) | {"repository-uri": "registry.your.org/ocmlflow"}
+    for template, message in (
+        (config["kube-job-template-path"], "cannot reach runs in sqlite"),
+        ("backends/kubernetes/namespace.yaml", "is no Job with a namespace"),
+    ):
+        (tmp_path / "backend.json").write_text(json.dumps({**config, "kube-job-template-path": template}))
+        words = ["--step", "train", "--backend", "kubernetes", "--config", "backend.json"]
+        with pytest.raises(InputError, match=message):
+            launch.main(launch.parse(words))
+
+
+@pytest.fixture
+def logs():
+    """A client of an API server of nothing but a pod's log, and what it answers where the step's container is named."""
+    answer: dict = {"status": 200, "said": b"2026-01-01T00:00:00.1Z epoch 1\n"}
+
+    class Handler(JsonHandler):
+        def _get(self):
+            status, said = answer["status"], answer["said"]
+            if parse_qs(urlparse(self.path).query).get("container") != ["step"]:  # of a pod with several
+                status, said = 400, b'{"message": "a container name must be specified for pod p"}'
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(said)))
+            self.end_headers()
+            self.wfile.write(said)
+
+        do_GET = _get  # noqa: N815
+
+    server = serve(Handler)
+    configuration = kubernetes.client.Configuration(host=f"http://127.0.0.1:{server.server_port}")
+    with kubernetes.client.ApiClient(configuration) as client:
+        yield client, answer
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_log_is_that_of_the_step_and_is_missed_aloud(logs, caplog):
+    client, answer = logs
+    over, shown = threading.Event(), []
+    over.set()
+    pods._read_log(client, "p", "n", over, shown.append)
+    assert shown == ["epoch 1"]
+    assert not caplog.text
+    answer |= {"status": 403, "said": b'{"message": "pods is forbidden"}'}
+    pods._read_log(client, "p", "n", over, shown.append)
+    assert "the log of pod p cannot be read, and is asked for again: pods is forbidden" in caplog.text
+
+
+def test_what_is_not_deleted_is_told(caplog):
+    """As where Ctrl-C comes while the API server is away: the run ends all the same."""
+    job = {"metadata": {"name": "j", "namespace": "n"}}
+    with kubernetes.client.ApiClient(kubernetes.client.Configuration(host="http://127.0.0.1:9")) as client:
+        pods.delete(client, job)
+    assert "Job j goes on: " in caplog.text
+    assert "`kubectl -n n delete job j` ends it" in caplog.text
 
 
 def test_a_tracking_server_of_this_machine_alone_is_no_server_for_a_pod():
@@ -321,6 +415,45 @@ def test_a_secret_of_a_cluster_stays_in_its_scope():
     with pytest.raises(InputError, match="AWS_SECRET_ACCESS_KEY in plain text") as refused:
         workspace.check(cluster, Path("cluster.json"))
     assert "abc" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        ("spark_conf", "spark.hadoop.fs.s3a.secret.key"),
+        ("spark_conf", "spark.hadoop.fs.s3a.access.key"),
+        ("spark_conf", "fs.azure.account.key.maps.dfs.core.windows.net"),
+        ("docker_image", "password"),
+    ],
+)
+def test_a_cluster_holds_no_secret_anywhere(where, name):
+    cluster = json.loads((DATABRICKS / "cluster.json").read_text())
+    part = cluster["new_cluster"].setdefault(where, {})
+    part["spark.hadoop.fs.s3a.aws.credentials.provider"] = "com.amazonaws.auth.InstanceProfileCredentialsProvider"
+    part[name] = "{{secrets/ocmlflow/key}}"
+    workspace.check(cluster, Path("cluster.json"))
+    part[name] = "abc"
+    with pytest.raises(InputError, match=f"{re.escape(name)} in plain text"):
+        workspace.check(cluster, Path("cluster.json"))
+
+
+def test_what_is_not_cancelled_is_told(caplog):
+    class Refusing(JsonHandler):
+        def _any(self):
+            self.content()
+            self.answer(403, {"error_code": "PERMISSION_DENIED", "message": "not yours"})
+
+        do_GET = do_POST = _any  # noqa: N815
+
+    server = serve(Refusing)
+    config = Config(host=f"http://127.0.0.1:{server.server_port}", token="of-nobody", retry_timeout_seconds=1)
+    client = WorkspaceClient(config=config)
+    workspace.cancel(client, 1)
+    assert "run 1 of the workspace goes on: not yours" in caplog.text
+    server.shutdown()
+    server.server_close()
+    workspace.cancel(client, 2)
+    assert "run 2 of the workspace goes on: " in caplog.text
 
 
 @pytest.mark.parametrize(("version", "spark"), [("12.2.x-ml", False), ("13.0.x-ml", True), ("16.4.x-gpu-ml", True)])

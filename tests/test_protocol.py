@@ -1,5 +1,7 @@
 """Protocols on small scenes, through the steps' own processes, and the table that they leave."""
 
+import contextlib
+import os
 from argparse import Namespace
 from collections import Counter
 from pathlib import Path
@@ -50,9 +52,10 @@ def words_of(**parameters):
 
 
 def run(store, scenes, **parameters):
-    """The run of a protocol, its steps by title, and its table by part."""
-    given = {"catalog": scenes, "work": store.folder / "work", "epochs": 1, "train": "batch_size=1,crop=64"}
-    protocol.main(protocol.parse(words_of(**given, **parameters)))
+    """The run of a protocol, its steps by title, and its table by part; paths are those of another folder than ours."""
+    with contextlib.chdir(store.folder):
+        given = {"catalog": os.path.relpath(scenes), "work": "work", "epochs": 1, "train": "batch_size=1,crop=64"}
+        protocol.main(protocol.parse(words_of(**given, **parameters)))
     (found,) = MlflowClient().search_runs(
         [store.experiment],
         f"tags.`{tracking.VERB}` = 'protocol'",

@@ -1,11 +1,13 @@
 import os
 import threading
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import boto3
 import numpy as np
 import pytest
+from botocore.exceptions import ClientError
 from conftest import noise, pixels, write_image
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
@@ -169,6 +171,13 @@ def test_addresses_are_told_from_paths(href, remote, tmp_path):
     assert storage.absolute(href) == href if remote else storage.absolute(href).startswith("/")
 
 
+def test_what_is_absolute_is_named_as_before(tmp_path, monkeypatch):
+    (tmp_path / "annexed").touch()
+    (tmp_path / "scene.tif").symlink_to("annexed")
+    monkeypatch.chdir(tmp_path)
+    assert storage.absolute("scene.tif") == str(tmp_path / "scene.tif")
+
+
 def test_digests_tell_texts_apart():
     assert len(storage.digest("a")) == 32
     assert storage.digest("ab", "c") != storage.digest("a", "bc")
@@ -262,6 +271,48 @@ def test_mlflows_setting_of_the_address_is_understood(s3, monkeypatch):
     assert storage.listing(s3) == []
     monkeypatch.delenv("MLFLOW_S3_ENDPOINT_URL")
     assert buckets.endpoint() is None
+
+
+@pytest.mark.parametrize(
+    ("region", "host"),
+    [
+        ("us-east-1", "s3.amazonaws.com"),  # which is this region's
+        *((r, f"s3.{r}.amazonaws.com") for r in ("eu-west-1", "us-west-2", "eu-central-1", "af-south-1", "ap-east-1")),
+        ("cn-north-1", "s3.cn-north-1.amazonaws.com.cn"),
+    ],
+)
+def test_parts_are_asked_for_in_the_region_of_their_bucket(region, host, monkeypatch):
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
+    # In place of Amazon, which says so with a refusal too.
+    known = {"ResponseMetadata": {"HTTPHeaders": {"x-amz-bucket-region": region}}}
+    asked = buckets.client()
+    monkeypatch.setattr(asked, "head_bucket", lambda **_: raise_refused(known))
+    signed = buckets._signed(buckets._signer(asked, region), f"s3://{region}/a b", 0)
+    assert signed.startswith(f"https://{region}.{host}/a%20b?X-Amz-Algorithm=AWS4-HMAC-SHA256&")
+    assert f"%2F{region}%2Fs3%2Faws4_request" in signed
+    monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "YES")
+    asked = buckets.client()
+    monkeypatch.setattr(asked, "head_bucket", lambda **_: raise_refused(known))
+    assert buckets._signed(buckets._signer(asked, region), f"s3://{region}/a", 0) == f"https://{region}.{host}/a"
+
+
+def raise_refused(answer):
+    raise ClientError({"Error": {"Code": "403"}, **answer}, "HeadBucket")
+
+
+def test_parts_of_another_server_are_asked_for_at_its_own_address(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "https://s3.your.org")
+    signed = buckets._signed(buckets._signer(buckets.client(), "data"), "s3://data/a", 0)
+    assert signed.startswith("https://s3.your.org/data/a?X-Amz-Algorithm=AWS4-HMAC-SHA256&")
+
+
+def test_an_error_does_not_show_what_an_address_is_signed_with():
+    with pytest.raises(buckets.AwayError) as raised:
+        buckets.read_span("s3://data/a", 0, 9)
+    shown = "".join(traceback.format_exception(raised.value))
+    assert "s3://data/a: Could not connect to the endpoint URL: " in shown
+    assert "Signature" not in shown
+    assert "http://127.0.0.1:9/data/a" in shown
 
 
 def test_secrets_of_the_environment_are_not_shown(monkeypatch):
