@@ -41,8 +41,8 @@ def path(href: str) -> Path:
 
 
 def absolute(href: str) -> str:
-    """The same href, independent of the working directory. Links stay as they are: scenes are named after files."""
-    return href if is_remote(href) else str(path(href).absolute())
+    """The same href, independent of the working directory. A link keeps its name, which scenes and places take."""
+    return href if is_remote(href) else str(path(href).parent.resolve() / path(href).name)
 
 
 def join(base: str, *names: str) -> str:
