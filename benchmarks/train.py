@@ -126,7 +126,8 @@ class Bare(Learner):
 
 
 def learner(kind: type[Learner], recipe: Recipe) -> Learner:
-    network = models.build(architecture="unet", encoder="efficientnet-lite0", pretrained=True)
+    told = train.parse([])
+    network = models.build(architecture=told.architecture, encoder=told.encoder, pretrained=True)
     network = training.for_training(network, recipe.precision)
     made = kind(network, losses.named("bce+dice"), recipe)
     made.compile(optimizer=training.optimizer(network, recipe, 1000), jit_compile="auto")

@@ -37,7 +37,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--fold", type=whole(0), default=None, help="of chips made with folds=, the one to hold out")
     p.add_argument("--epochs", type=whole(1), default=30, help="times that as many crops are drawn as there are chips")
     p.add_argument("--init", default=None, help="models:/NAME@ALIAS to go on from, in place of the next three")
-    p.add_argument("--architecture", default="unet", help="decoder of the network")
+    p.add_argument("--architecture", default="fpn", help="decoder of the network: fpn, a feature pyramid, or unet")
     p.add_argument(
         "--encoder",
         default="efficientnet-lite0",
