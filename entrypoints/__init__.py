@@ -81,8 +81,8 @@ def href(text: str) -> str:
 
 
 def hrefs(text: str) -> str:
-    """The same for several, by commas."""
-    return ",".join(href(part.strip()) for part in text.split(","))
+    """The same for several, by commas; nothing between two stays nothing."""
+    return ",".join(href(part.strip()) if part.strip() else "" for part in text.split(","))
 
 
 def progress(items: Iterable[_T], total: int, what: str = "") -> Iterable[_T]:

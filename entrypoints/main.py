@@ -44,7 +44,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     from ocmlflow import catalog as found
-    from ocmlflow import tracking
+    from ocmlflow import results, tracking
 
     with tracking.run("main", vars(args)):
         catalog, images, validation = args.catalog, args.images, args.validation
@@ -53,8 +53,9 @@ def main(args: argparse.Namespace) -> None:
             catalog = str(sample / "train_tier_1" / "catalog.json")
             images = images or f"{sample}/test/catalog.json,{sample}/train_tier_1/{SAMPLE_PLACE}/collection.json"
             validation = validation or SAMPLE_PLACE
-        check_writable(args.output)
-        found.images(images)  # fails now, not after the training
+        check_writable(args.output)  # what fails, fails now, not after the training
+        results.check_free(args.output)
+        found.images(images)
         cutting = {"catalog": catalog, "validation": validation, "seed": args.seed, "work": args.work}
         learning = {"seed": args.seed, "name": args.name} | ({"epochs": args.epochs} if args.epochs else {})
         chips, _, model = learn(cutting, learning)

@@ -125,7 +125,7 @@ def main(args: argparse.Namespace) -> pd.DataFrame | None:
             raise InputError('squared=true needs the extra: pip install -e ".[squared]"')
         scenes = catalog.images(args.images)
         check_writable(args.output)
-        results.check_free(args.output, images=args.images)
+        results.check_free(args.output)
         models, settings = _models(args)
         return _map(scenes, models, settings, args)
 
@@ -135,7 +135,7 @@ def _predict_share(args: argparse.Namespace) -> None:
     from ocmlflow import catalog, results, windows, workers
 
     scenes = catalog.images(args.images)
-    results.check_free(args.output, images=args.images)  # the run that makes the maps would refuse
+    results.check_free(args.output)  # the run that makes the maps would refuse
     models, settings = _models(args)
     looks, _ = _look(scenes, settings)
     network = _network(models, args)

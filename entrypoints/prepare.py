@@ -150,9 +150,10 @@ def main(args: argparse.Namespace) -> None:
     with in_the_making(Path(args.work) / "prepare" / cut) as folder:
         known = {tracking.KEY: _key(args, cut), tracking.PLACE: f"{socket.gethostname()}:{folder}"}
         before = tracking.earlier("prepare", key=known[tracking.KEY], place=known[tracking.PLACE])
-        if before and before.data.metrics.get(UNREADABLE):  # what could not be read then may be readable now
-            before = None
-        if before and before.info.status == "FINISHED" and chipsets.are_there(before.info.run_id):
+        finished = before and before.info.status == "FINISHED"
+        if before and finished and before.data.metrics.get(UNREADABLE):  # what could not be read may be readable now
+            before, finished = None, False
+        if before and finished and chipsets.are_there(before.info.run_id):
             log.info("run %s made these chips, and they are all there: nothing is cut or sent", before.info.run_id)
             tracking.goes_on_in(before)
             tracking.finish_again(before)

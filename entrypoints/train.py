@@ -206,7 +206,8 @@ def _as_told(before: Run) -> argparse.Namespace:
             f"resume={run_id}: that training was begun on {backend}, this is {keras.backend.backend()}: "
             f"set KERAS_BACKEND={backend}"
         )
-    args = parse([word for name in vars(parse([])) if name in told for word in (f"--{name}", told[name])])
+    names = set(vars(parse([]))) & set(told) - set(NETWORK if told.get("init") else ())
+    args = parse([word for name in sorted(names) for word in (f"--{name}", told[name])])
     args.chips, args.init, args.resume = tags[CHIPS_RUN], tags.get(INIT, args.init), run_id
     return args
 

@@ -172,7 +172,8 @@ def _client(settings: tuple[tuple[str, str], ...]) -> Any:
 
 
 def _is_amazon(address: str) -> bool:
-    return bool(re.search(r"\.amazonaws\.com(\.cn)?$", urlparse(address).hostname or ""))
+    """Whether it is one of Amazon's for all; those of a private network are taken as they are given."""
+    return ".vpce." not in address and bool(re.search(r"\.amazonaws\.com(\.cn)?$", urlparse(address).hostname or ""))
 
 
 def _call(operation: str, href: str) -> Any:

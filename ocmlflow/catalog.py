@@ -116,27 +116,29 @@ def _is_folder(href: str) -> bool:
 
 
 def _foldered(href: str) -> list[Scene]:
-    """Scenes of the STAC file in a folder; where there is none, of its GeoTIFFs and the label files beside them."""
+    """Scenes of a folder's catalogue, else of its GeoTIFFs and the label files beside them, else of its collection."""
     if storage.is_remote(href) and not href.startswith("s3://"):
         return _catalogued(storage.join(href, STAC_FILES[0]))  # over https, files can be read but not listed
     try:
         files = storage.listing(href)
     except OSError as error:
         raise InputError(f"folder {href} cannot be read: {error}") from error
-    for name in STAC_FILES:
-        if storage.join(href, name) in files:
-            return _catalogued(storage.join(href, name))
+    catalog, collection = (storage.join(href, name) for name in STAC_FILES)
+    if catalog in files:
+        return _catalogued(catalog)
     place = posixpath.basename(href.rstrip("/")) or storage.path(href).resolve().name
     parts = [(file, *posixpath.splitext(file)) for file in files]
     labels = defaultdict(list)
     for file, stem, suffix in parts:
         if suffix.lower() in stac.LABEL_FILES:
             labels[stem].append(file)
-    return [
+    found = [
         Scene(posixpath.basename(stem), place, file, tuple(labels[stem]), href)
         for file, stem, suffix in parts
         if suffix.lower() in stac.IMAGE_FILES
     ]
+    # Last, for beside images it may be that of results, which `predict` was told to leave there.
+    return _catalogued(collection) if not found and collection in files else found
 
 
 def _catalogued(href: str) -> list[Scene]:

@@ -113,6 +113,10 @@ def load(folder: Files, *, fold: int | None = None) -> Chips:
         return found
     if "fold" not in found.index:
         raise InputError(f"fold={fold}: these chips have no folds; `prepare` makes them with folds=5")
+    if rules["size"] % rules["stride"]:
+        raise InputError(
+            f"fold={fold}: of these chips, of an earlier version, most of a fold overlap: prepare them anew"
+        )
     how = {name: rules[name] for name in ("size", "empty_share", "seed")}
     return replace(found, index=ground.of_fold(found.index, fold, **how))
 

@@ -192,8 +192,15 @@ def chosen_on(model: Model) -> gpd.GeoDataFrame:
 
 def _rows(steps: list[dict[str, Any]], split: str) -> gpd.GeoDataFrame:
     """The rows of a split of all the chips and folds of some steps; of a fold, not what touched the one held out."""
-    sets = [chips.load(folder(step["chips"]), fold=step["fold"]) for step in steps]
-    return pd.concat([made.select(split) for made in sets], ignore_index=True)
+    rows = []
+    for step in steps:
+        try:
+            rows.append(chips.load(folder(step["chips"]), fold=step["fold"]).select(split))
+        except (InputError, *AWAY) as error:
+            raise InputError(
+                f"the chips of run {step['chips']}, that the model knows, cannot be read: {error}"
+            ) from error
+    return pd.concat(rows, ignore_index=True)
 
 
 def log_dataset(index: Any, *, source: str, digest: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import geopandas as gpd
 import numpy as np
 import rasterio
+import shapely
 from affine import Affine
 from rasterio.enums import Resampling
 from rasterio.io import DatasetReader
@@ -35,9 +36,11 @@ def reader(folder: Path, rows: gpd.GeoDataFrame) -> Callable[[Any, np.ndarray], 
             "SCENE.tif or CHIP_ID.tif is needed for each"
         )
 
-    for path, some in rows.groupby([_file(folder, row) for row in rows.itertuples()]):
-        if path.stem == some.scene.iloc[0]:
-            _check_place(path, some)
+    for scene, some in rows.groupby("scene"):
+        path = folder / f"{scene}.tif"
+        whole = some[[_file(folder, row) == path for row in some.itertuples()]]
+        if len(whole):
+            _check_place(path, whole)
 
     def read(row: Any, image: np.ndarray) -> np.ndarray:
         path = _file(folder, row)
@@ -65,8 +68,7 @@ def _check_place(path: Path, rows: gpd.GeoDataFrame) -> None:
     with _opened(path) as dataset:
         if dataset.crs is None or not raster.is_placed(dataset):
             raise InputError(f"{path} does not say where it lies: masks of scenes need a CRS and a transform")
-        left, bottom, right, top = transform_bounds(dataset.crs, rows.utm.iloc[0], *dataset.bounds)
-    inside = rows.x.between(left, right) & rows.y.between(bottom, top)
+        inside = rows.intersects(shapely.box(*transform_bounds(dataset.crs, rows.crs, *dataset.bounds)))
     if not inside.any():
         raise InputError(f"{path} lies elsewhere than the {len(rows)} chips of its scene: is its CRS right?")
     if not inside.all():

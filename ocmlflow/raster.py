@@ -33,6 +33,7 @@ TILE = 512
 WRITING = 64 << 20
 """Bytes of decoded blocks that are kept while a raster is copied."""
 # Chips without a georeference get this one, so that they are read, warped and written like any scene.
+_NO_TRANSFORM = (Affine.identity(), Affine.scale(1, -1))
 _NOWHERE = "EPSG:32631", 500_000.0, 5_000_000.0
 
 
@@ -67,7 +68,7 @@ def opened(href: str, *, gsd: float | None = None, cache: int = CACHE) -> Iterat
 
 def is_placed(dataset: DatasetReader) -> bool:
     """Whether an image says where on earth it lies."""
-    return dataset.crs is not None and dataset.transform != Affine.identity()
+    return dataset.crs is not None and dataset.transform not in _NO_TRANSFORM
 
 
 def warped(dataset: DatasetReader, own: Grid, target: Grid) -> WarpedVRT:
@@ -268,7 +269,7 @@ def _own_grid(dataset: DatasetReader, href: str, gsd: float | None) -> Grid:
         except InputError as error:
             raise InputError(f"image {href} has no place on the ground: {error}") from error
         return own
-    if dataset.transform != Affine.identity():
+    if dataset.transform not in _NO_TRANSFORM:
         raise InputError(
             f"image {href} has a transform, such as that of a .tfw file, but no CRS, so nobody knows where on earth it "
             "lies: give it the CRS that it is in, say with gdal_edit.py -a_srs EPSG:CODE"

@@ -23,14 +23,8 @@ COLLECTION = "collection.json"
 _NAME, _MAKER = "buildings", "mapped by ocmlflow"
 
 
-def check_free(output: str, *, images: str) -> None:
-    """Raise InputError where an output holds a collection that `file` did not write, and would write over.
-
-    And where it is one of the folders of images: the collection would be taken for their catalogue from then on.
-    """
-    folders = [storage.absolute(href.strip()).rstrip("/") for href in images.split(",") if href.strip()]
-    if storage.absolute(output).rstrip("/") in folders:
-        raise InputError(f"output={output} is where the images are: give another folder")
+def check_free(output: str) -> None:
+    """Raise InputError where an output holds a collection that `file` did not write, and would write over."""
     href = storage.join(output, COLLECTION)
     is_new = not storage.is_remote(output) and not storage.path(output).exists()
     try:

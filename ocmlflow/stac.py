@@ -23,8 +23,10 @@ NOT_STAC = (ValueError, TypeError, LookupError, AttributeError, pystac.STACError
 
 def items(href: str) -> list[pystac.Item]:
     """The item at an href, or all below the catalogue or collection there; InputError where one cannot be read."""
+    # Of a link to a file, as it lies there: its own links are relative to that.
+    target = href if storage.is_remote(href) else str(storage.path(href).resolve())
     try:
-        root = pystac.read_file(storage.absolute(href), stac_io=_Reader())
+        root = pystac.read_file(target, stac_io=_Reader())
     except OSError as error:
         raise InputError(f"no STAC catalogue at {href}: {error}") from error
     except NOT_STAC as error:

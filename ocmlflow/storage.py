@@ -172,8 +172,9 @@ def public(text: str) -> str:
 
 _ADDRESS = re.compile(
     r"(://)"  # of any scheme: databases too carry passwords
-    r"(?:[^\s/@:\[\"']*:(?!\d+(?:[/?\s]|$))\S*@|[^\s/]*@)?"  # unquoted passwords hold @, / and ?; ports do not
-    r"([^\s?]*)(?:\?\S*)?"
+    # Unquoted passwords hold @, / and ?, ports do not; several addresses may stand side by side.
+    r"(?:[^\s/@:\[\"']*:(?!\d{2,5}(?:[/?\s,\"']|$))(?:(?!://)\S)*@|[^\s/,]*@)?"
+    r"((?:(?!://)[^\s?])*)(?:\?\S*)?"
 )
 
 

@@ -16,8 +16,11 @@ from ocmlflow.errors import InputError
 log = logging.getLogger(__name__)
 
 POLL_S = 2.0
-# Of variables and of Spark's properties, whose provider of credentials is the name of a class.
-SECRET = re.compile(r"SECRET|PASSWORD|TOKEN|(ACCESS|ACCOUNT|PRIVATE)[_.]KEY|CREDENTIAL(?!S\.PROVIDER)", re.IGNORECASE)
+# Of variables and of Spark's properties, whose providers are names of classes, and who count tokens.
+SECRET = re.compile(
+    r"SECRET|PASSWORD|TOKEN(?!S\b|\.?PROVIDER)|(ACCESS|ACCOUNT|PRIVATE)[_.]KEY(?!PROVIDER)|CREDENTIALS?(?!S?\.PROVIDER)",
+    re.IGNORECASE,
+)
 LAST_WITH_PROJECTS = 12
 """The last Databricks runtime on whose job clusters ordinary MLflow projects run."""
 OVER = (RunLifeCycleState.TERMINATED, RunLifeCycleState.SKIPPED, RunLifeCycleState.INTERNAL_ERROR)

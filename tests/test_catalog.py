@@ -311,6 +311,20 @@ def test_a_plain_folder_pairs_images_and_labels_by_name(tmp_path):
         catalog.scenes(str(tmp_path))
 
 
+def test_beside_images_a_collection_is_that_of_results(tmp_path):
+    write_image(tmp_path / "a.tif", noise(8, 9))
+    (tmp_path / "collection.json").write_text("{}")
+    for found in (catalog.images(str(tmp_path)), catalog.scenes(str(tmp_path))):
+        assert [scene.id for scene in found] == ["a"]
+
+
+def test_a_link_to_a_catalogue_is_read_where_that_lies(tmp_path):
+    write_catalog(tmp_path / "there", {"acc/a1": []})
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/catalog.json").symlink_to(tmp_path / "there/catalog.json")
+    assert [scene.id for scene in catalog.images(str(tmp_path / "here/catalog.json"))] == ["a1"]
+
+
 @pytest.mark.parametrize(("image", "label"), [("a.tif", "a.GeoJSON"), ("a.TIFF", "a.GPKG"), ("a.Tif", "a.gpkg")])
 def test_the_files_of_a_folder_may_have_endings_of_any_case(tmp_path, image, label):
     for name in (image, label, "b.geojson", "a.txt"):

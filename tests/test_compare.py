@@ -7,12 +7,14 @@ from argparse import Namespace
 from dataclasses import replace
 from types import SimpleNamespace
 
+import geopandas as gpd
 import mlflow
 import numpy as np
 import pytest
 import rasterio
+import shapely
 from affine import Affine
-from conftest import one_layer
+from conftest import CRS, one_layer
 from mlflow import MlflowClient
 
 from entrypoints import compare, evaluate
@@ -228,6 +230,21 @@ def test_masks_that_lie_elsewhere_are_refused(made, tmp_path, place, message):
         masks.reader(tmp_path / "masks", made.select("validation"))
 
 
+def test_a_scene_smaller_than_its_chips_has_a_mask_too(tmp_path, caplog):
+    """Chips reach beyond their scene: their middle may lie outside of its mask."""
+    made = gpd.GeoDataFrame(
+        {"id": ["a-0-0"], "scene": ["a"], "gsd": [0.1], "utm": [CRS], "x": [500_001.6], "y": [619_998.4]},
+        geometry=gpd.GeoSeries([shapely.box(500_000, 619_996.8, 500_003.2, 620_000)], crs=CRS).to_crs("EPSG:4326"),
+        crs="EPSG:4326",
+    )
+    profile = {"driver": "GTiff", "count": 1, "dtype": "uint8", "crs": CRS, "width": 32, "height": 10}
+    with rasterio.open(tmp_path / "a.tif", "w", **profile, transform=Affine(0.1, 0, 500_000, 0, -0.1, 620_000)) as file:
+        file.write(np.ones((1, 10, 32), np.uint8))
+    read = masks.reader(tmp_path, made)
+    assert read(made.iloc[0], np.zeros((32, 32, 3))).sum() == 320
+    assert not caplog.text
+
+
 def test_masks_of_floats_may_hold_nan_where_they_are_incomplete_and_broken_ones_are_named(made, tmp_path, caplog):
     write_masks(tmp_path / "masks", made, by="scene")
     rows = made.select("validation")
@@ -268,6 +285,13 @@ def test_ground_that_a_model_trained_on_is_refused_by_outline_and_by_content(lin
         monkeypatch.setattr(chipsets, "trained_on", lambda _, trained=trained: trained)
         with pytest.raises(InputError, match=f"{count} of the {len(rows)} validation chips lie on ground"):
             evaluate.check_fair(model, made, "validation")
+
+
+def test_chips_that_a_model_knows_and_that_are_gone_are_named(line):
+    known = registry.load_model(f"models:/{NAME}/1")
+    model = replace(known, facts={**known.facts, "trained_on": [{"chips": "0" * 32, "fold": None}]})
+    with pytest.raises(InputError, match=r"the chips of run 0{32}, that the model knows, cannot be read"):
+        chipsets.trained_on(model)
 
 
 def test_one_contestant_is_no_comparison(line):

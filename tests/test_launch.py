@@ -430,6 +430,9 @@ def test_a_cluster_holds_no_secret_anywhere(where, name):
     cluster = json.loads((DATABRICKS / "cluster.json").read_text())
     part = cluster["new_cluster"].setdefault(where, {})
     part["spark.hadoop.fs.s3a.aws.credentials.provider"] = "com.amazonaws.auth.InstanceProfileCredentialsProvider"
+    part["fs.azure.sas.token.provider.type.maps"] = part["fs.azure.account.keyprovider.maps"] = "com.your.Provider"
+    part["spark.hadoop.hadoop.security.credential.provider.path"] = "jceks://file/keys"
+    part["spark.sql.maxTokens"] = "5"
     part[name] = "{{secrets/ocmlflow/key}}"
     workspace.check(cluster, Path("cluster.json"))
     part[name] = "abc"

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import re
+import shutil
 from pathlib import Path
 
 import distributed
@@ -183,6 +184,11 @@ def test_chips_without_folds_have_none(tmp_path, run):
     _, found = run(catalog=places(tmp_path), validation="kam")
     with pytest.raises(InputError, match="these chips have no folds"):
         chips.load(found.folder, fold=0)
+    rules = {**found.rules, "stride": 48}  # as earlier versions took it
+    shutil.copytree(found.folder, tmp_path / "old")
+    chips.save(tmp_path / "old", found.index.assign(fold=0), rules, [], {})
+    with pytest.raises(InputError, match=r"fold=0: of these chips, of an earlier version, .* prepare them anew"):
+        chips.load(tmp_path / "old", fold=0)
 
 
 def test_empty_chips_are_thinned_in_training_alone(tmp_path, run):

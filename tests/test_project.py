@@ -95,10 +95,10 @@ def test_parameters_out_of_range_are_refused_at_once(verb, words, message, capsy
 def test_paths_that_are_handed_on_mean_the_folder_where_they_were_given(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     here = str(tmp_path)
-    words = "--catalog a,b/catalog.json --validation kam --images b/*.tif,s3://c/d.tif --output o,p"
+    words = "--catalog a,b/catalog.json --validation kam --images b/*.tif,s3://c/d.tif, --output o,p"
     args = import_module("entrypoints.main").parse(words.split())
     assert args.catalog == f"{here}/a,{here}/b/catalog.json"
-    assert args.images == f"{here}/b/*.tif,s3://c/d.tif"
+    assert args.images == f"{here}/b/*.tif,s3://c/d.tif,"  # not the folder itself
     assert (args.output, args.work) == (f"{here}/o,p", f"{here}/.ocmlflow")
     args = import_module("entrypoints.protocol").parse(["--name", "blocks", "--catalog", "a, s3://b"])
     assert (args.catalog, args.work) == (f"{here}/a,s3://b", f"{here}/.ocmlflow")

@@ -137,6 +137,9 @@ def test_a_transform_without_a_crs_is_refused_by_name(tmp_path):
     (tmp_path / "world.tfw").write_text("0.1\n0\n0\n-0.1\n500000\n620000\n")
     with pytest.raises(InputError, match=r"world\.tif has a transform, .* but no CRS"), raster.opened(href, gsd=GSD):
         pass
+    (tmp_path / "world.tfw").write_text("1\n0\n0\n-1\n0.5\n-0.5\n")  # pixels counted downwards are no place
+    with raster.opened(href, gsd=GSD) as (dataset, _):
+        assert not raster.is_placed(dataset)
 
 
 @given(st.floats(0.02, 0.5), st.integers(1, 300), st.integers(1, 300), st.floats(0.02, 0.5))

@@ -198,6 +198,11 @@ def test_digests_tell_texts_apart():
         ("https://token@h/x", "https://h/x"),
         ("http://h:5000/a@b http://[::1]:5000/a@b", "http://h:5000/a@b http://[::1]:5000/a@b"),
         ('{"a":"http://h","b":"models:/m@champion"}', '{"a":"http://h","b":"models:/m@champion"}'),
+        ("s3://a/b.tif,https://me:s3cr3t@h/x", "s3://a/b.tif,https://h/x"),
+        ("https://h:8080/a.tif,https://token@h2/b.tif?s", "https://h:8080/a.tif,https://h2/b.tif"),
+        ("https://me:s3@cr3t@h/x,https://h2:80/y", "https://h/x,https://h2:80/y"),
+        ("postgresql://me:7/s3cr3t@db.org/m", "postgresql://db.org/m"),
+        ("a=http://h:5000,b=models:/m@champion", "a=http://h:5000,b=models:/m@champion"),
         ("s3://bucket/a@b.tif and file:///home/me@h/x", "s3://bucket/a@b.tif and file:///home/me@h/x"),
     ],
 )
@@ -304,6 +309,11 @@ def test_parts_of_another_server_are_asked_for_at_its_own_address(monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "https://s3.your.org")
     signed = buckets._signed(buckets._signer(buckets.client(), "data"), "s3://data/a", 0)
     assert signed.startswith("https://s3.your.org/data/a?X-Amz-Algorithm=AWS4-HMAC-SHA256&")
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
+    own = "https://bucket.vpce-1a.s3.eu-west-1.vpce.amazonaws.com"  # of Amazon's, in a network without another way
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", own)
+    assert buckets._signed(buckets._signer(buckets.client(), "data"), "s3://data/a", 0).startswith(f"{own}/data/a?")
+    assert buckets.endpoint() == own
 
 
 def test_an_error_does_not_show_what_an_address_is_signed_with():
