@@ -43,7 +43,12 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--bbox", type=_box, default=None, help="west,south,east,north in degrees: scenes that meet it")
     p.add_argument("--gsd", type=number(0.01, 10), default=0.1, help="metres per pixel of the chips")
     p.add_argument("--size", type=whole(64, 1024), default=512, help="pixels along a side, a multiple of 32")
-    p.add_argument("--stride", type=whole(1), default=None, help="pixels from one chip to the next, size/1, /2 ...")
+    p.add_argument(
+        "--stride",
+        type=whole(1),
+        default=None,
+        help="pixels from chip to chip; divides size, is size if not given",
+    )
     p.add_argument("--min_valid", type=number(0, 1), default=0.1, help="least share of a chip that shows imagery")
     p.add_argument(
         "--empty_share", type=number(0, 1), default=1.0, help="share of the training chips without a building to keep"
@@ -150,14 +155,14 @@ def main(args: argparse.Namespace) -> None:
     with in_the_making(Path(args.work) / "prepare" / cut) as folder:
         known = {tracking.KEY: _key(args, cut), tracking.PLACE: f"{socket.gethostname()}:{folder}"}
         before = tracking.earlier("prepare", key=known[tracking.KEY], place=known[tracking.PLACE])
-        finished = before and before.info.status == "FINISHED"
-        if before and finished and before.data.metrics.get(UNREADABLE):  # what could not be read may be readable now
-            before, finished = None, False
-        if before and finished and chipsets.are_there(before.info.run_id):
-            log.info("run %s made these chips, and they are all there: nothing is cut or sent", before.info.run_id)
-            tracking.goes_on_in(before)
-            tracking.finish_again(before)
-            return
+        if before and before.info.status == "FINISHED":
+            if before.data.metrics.get(UNREADABLE):  # it may be readable now
+                before = None
+            elif chipsets.are_there(before.info.run_id):
+                log.info("run %s made these chips, and they are all there: nothing is cut or sent", before.info.run_id)
+                tracking.goes_on_in(before)
+                tracking.finish_again(before)
+                return
         with (
             tracking.run("prepare", vars(args), resume=before),
             workers.executor(args.workers, args.scheduler) as executor,

@@ -32,8 +32,9 @@ TILE = 512
 """Side of the blocks of the files written here, in pixels."""
 WRITING = 64 << 20
 """Bytes of decoded blocks that are kept while a raster is copied."""
-# Chips without a georeference get this one, so that they are read, warped and written like any scene.
 _NO_TRANSFORM = (Affine.identity(), Affine.scale(1, -1))
+"""Of images that say no place: GDAL's own, and that of pixels counted downwards."""
+# Chips without a georeference get this one, so that they are read, warped and written like any scene.
 _NOWHERE = "EPSG:32631", 500_000.0, 5_000_000.0
 
 

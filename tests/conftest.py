@@ -15,6 +15,8 @@ import tempfile
 import time
 import uuid
 import warnings
+from argparse import Namespace
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -227,6 +229,22 @@ def one_layer(weight: float, bias: float):
     model = models.with_probability(keras.Model(image, layer(keras.layers.Rescaling(1 / 255)(image))))
     layer.set_weights([np.full((1, 1, 3, 1), weight / 3, np.float32), np.array([bias], np.float32)])
     return model
+
+
+@contextlib.contextmanager
+def own_store(folder: Path, experiment: str) -> Iterator[Namespace]:
+    """An MLflow store in a folder, to work in: that `folder`, and the id of its one `experiment`."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_EXPERIMENT_ID", "")  # MLflow keeps it in a variable and in a global
+        patch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
+        made = mlflow.create_experiment(experiment, artifact_location=(folder / "artifacts").as_uri())
+        mlflow.set_experiment(experiment)
+        yield Namespace(folder=folder, experiment=made)
+        mlflow.set_tracking_uri(before)
 
 
 @contextlib.contextmanager

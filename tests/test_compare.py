@@ -14,7 +14,7 @@ import pytest
 import rasterio
 import shapely
 from affine import Affine
-from conftest import CRS, one_layer
+from conftest import CRS, one_layer, own_store
 from mlflow import MlflowClient
 
 from entrypoints import compare, evaluate
@@ -29,25 +29,16 @@ BLANK = {"driver": "GTiff", "count": 1, "dtype": "uint8", "width": 32, "height":
 @pytest.fixture(scope="module")
 def line(made, tmp_path_factory):
     """A store with the chips of `made` as a `prepare` run, and three versions: blurred, sharp and inverted."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("MLFLOW_EXPERIMENT_ID", "")
-    patch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
-    mlflow.create_experiment("towns", artifact_location=(folder / "artifacts").as_uri())
-    mlflow.set_experiment("towns")
-    with tracking.run("prepare", {}) as prepared:
-        mlflow.log_artifacts(str(made.folder), "chips")
-    facts = {"gsd": 0.1, "chips": prepared.info.run_id, "multiple": 1}
-    facts["trained_on"] = [{"chips": prepared.info.run_id, "fold": None}]
-    registry.register(NAME)
-    for weight, bias in ((4, -1), (40, -20), (-40, 20)):
-        with tracking.run("train", {}) as trained:
-            tracking.log_model(one_layer(weight, bias), {**facts, "run": trained.info.run_id}, name=NAME)
-    yield Namespace(chips=prepared.info.run_id, folder=folder)
-    mlflow.set_tracking_uri(before)
-    patch.undo()
+    with own_store(tmp_path_factory.mktemp("mlflow"), NAME) as store:
+        with tracking.run("prepare", {}) as prepared:
+            mlflow.log_artifacts(str(made.folder), "chips")
+        facts = {"gsd": 0.1, "chips": prepared.info.run_id, "multiple": 1}
+        facts["trained_on"] = [{"chips": prepared.info.run_id, "fold": None}]
+        registry.register(NAME)
+        for weight, bias in ((4, -1), (40, -20), (-40, 20)):
+            with tracking.run("train", {}) as trained:
+                tracking.log_model(one_layer(weight, bias), {**facts, "run": trained.info.run_id}, name=NAME)
+        yield Namespace(chips=prepared.info.run_id, folder=store.folder)
 
 
 def last(verb):

@@ -9,7 +9,7 @@ import mlflow
 import pytest
 import rasterio
 import shapely
-from conftest import CRS, building, noise, one_layer, write_image, write_json
+from conftest import CRS, building, noise, one_layer, own_store, write_image, write_json
 
 from entrypoints import predict
 from ocmlflow import engine, registry, storage, tracking, vector
@@ -22,21 +22,12 @@ NAME = "bright"
 @pytest.fixture(scope="module")
 def _model(tmp_path_factory):
     """A store with a version that takes what is bright for building."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("MLFLOW_EXPERIMENT_ID", "")
-    patch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
-    mlflow.create_experiment(NAME, artifact_location=(folder / "artifacts").as_uri())
-    mlflow.set_experiment(NAME)
-    registry.register(NAME)
-    with tracking.run("train", {}) as trained:
-        facts = {"gsd": 0.1, "chips": "none", "multiple": 32, "trained_on": [], "run": trained.info.run_id}
-        tracking.log_model(one_layer(10, -5), facts, name=NAME)
-    yield
-    mlflow.set_tracking_uri(before)
-    patch.undo()
+    with own_store(tmp_path_factory.mktemp("mlflow"), NAME):
+        registry.register(NAME)
+        with tracking.run("train", {}) as trained:
+            facts = {"gsd": 0.1, "chips": "none", "multiple": 32, "trained_on": [], "run": trained.info.run_id}
+            tracking.log_model(one_layer(10, -5), facts, name=NAME)
+        yield
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import mlflow
 import pandas as pd
 import pytest
 from affine import Affine
-from conftest import TRANSFORM, town, write_catalog
+from conftest import TRANSFORM, own_store, town, write_catalog
 from mlflow import MlflowClient
 
 from entrypoints import protocol
@@ -34,17 +34,8 @@ def scenes(tmp_path_factory):
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """An MLflow store of this module's own."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("MLFLOW_EXPERIMENT_ID", "")
-    patch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
-    experiment = mlflow.create_experiment("protocols", artifact_location=(folder / "artifacts").as_uri())
-    mlflow.set_experiment("protocols")
-    yield Namespace(folder=folder, experiment=experiment)
-    mlflow.set_tracking_uri(before)
-    patch.undo()
+    with own_store(tmp_path_factory.mktemp("mlflow"), "protocols") as made:
+        yield made
 
 
 def words_of(**parameters):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import mlflow
 import pytest
-from conftest import one_layer, rules_with, two_towns
+from conftest import one_layer, own_store, rules_with, two_towns
 from mlflow import MlflowClient
 
 from entrypoints import evaluate, train
@@ -20,25 +20,16 @@ BASE = "models:/towns@base"
 @pytest.fixture(scope="module")
 def line(made, tmp_path_factory):
     """A store with the chips of `made` as a `prepare` run, and two versions of `towns`."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("MLFLOW_EXPERIMENT_ID", "")
-    patch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
-    mlflow.create_experiment("towns", artifact_location=(folder / "artifacts").as_uri())
-    mlflow.set_experiment("towns")
-    prepared = keep(made)
-    registry.register("towns")
-    for number in (1, 2):
-        with tracking.run("train", {}) as trained:
-            facts = {"gsd": 0.1, "chips": prepared, "multiple": 1, "run": trained.info.run_id}
-            facts |= {"architecture": f"architecture{number}", "encoder": f"encoder{number}"}
-            facts["trained_on"] = [{"chips": prepared, "fold": None}]
-            tracking.log_model(one_layer(4, -2), facts, name="towns")
-    yield Namespace(chips=prepared)
-    mlflow.set_tracking_uri(before)
-    patch.undo()
+    with own_store(tmp_path_factory.mktemp("mlflow"), "towns"):
+        prepared = keep(made)
+        registry.register("towns")
+        for number in (1, 2):
+            with tracking.run("train", {}) as trained:
+                facts = {"gsd": 0.1, "chips": prepared, "multiple": 1, "run": trained.info.run_id}
+                facts |= {"architecture": f"architecture{number}", "encoder": f"encoder{number}"}
+                facts["trained_on"] = [{"chips": prepared, "fold": None}]
+                tracking.log_model(one_layer(4, -2), facts, name="towns")
+        yield Namespace(chips=prepared)
 
 
 def keep(made) -> str:
