@@ -58,7 +58,13 @@ def pretrained() -> torch.nn.Module:
 def train(network: torch.nn.Module, made: chips.Chips, steps: int, seed: int) -> torch.nn.Module:
     """Train in place; the network with averaged weights."""
     crops = dataset.Crops(
-        made, side=round(CROP * 1.18), inner=round(CROP * 1.18), batch_size=BATCH, seed=seed, workers=1
+        made,
+        side=round(CROP * 1.18),
+        inner=round(CROP * 1.18),
+        batch_size=BATCH,
+        seed=seed,
+        workers=1,
+        building_crops=0.5,
     )
     draw = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=1e-2)

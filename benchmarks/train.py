@@ -91,7 +91,13 @@ def recipe_and_crops(made: chips.Chips, told: argparse.Namespace) -> tuple[Recip
     recipe = Recipe(**{name: getattr(told, name) for name in Recipe.__dataclass_fields__})
     side = augment.context(recipe.crop, strength=recipe.augment, zoom=recipe.zoom)
     return recipe, dataset.Crops(
-        made, side=side, inner=told.crop, batch_size=told.batch_size, seed=told.seed, workers=told.workers
+        made,
+        side=side,
+        inner=told.crop,
+        batch_size=told.batch_size,
+        seed=told.seed,
+        workers=told.workers,
+        building_crops=told.building_crops,
     )
 
 

@@ -148,7 +148,8 @@ def loader(source: Path, work: Path) -> None:
 
 
 def epochs(name: str, folder: store.Files, count: int, total: int) -> None:
-    crops = dataset.Crops(chips.load(folder), side=CROP, inner=CROP, batch_size=BATCH, seed=0, workers=WORKERS)
+    how = {"side": CROP, "inner": CROP, "batch_size": BATCH, "seed": 0, "workers": WORKERS, "building_crops": 0.5}
+    crops = dataset.Crops(chips.load(folder), **how)
     for epoch in range(1, count + 1):
         with counted() as fetched, ThreadPoolExecutor(WORKERS) as executor:
             took = seconds(lambda: deque(executor.map(crops.__getitem__, range(len(crops))), maxlen=0))

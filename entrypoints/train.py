@@ -53,6 +53,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     )
     p.add_argument("--batch_size", type=whole(1), default=8, help="crops a step")
     p.add_argument("--crop", type=whole(32), default=256, help="pixels along a side of a crop, a multiple of 32")
+    p.add_argument("--building_crops", type=number(0, 1), default=0.5, help="share of the crops around a building")
     p.add_argument(
         "--augment", type=number(0, 3), default=1.0, help="strength of turns, light, colour, noise; 0 for none"
     )
@@ -242,6 +243,7 @@ def _fit(
         batch_size=args.batch_size,
         seed=args.seed,
         workers=args.workers,
+        building_crops=args.building_crops,
         weights=weights,
     )
     # Whole chips are larger than crops: as many pixels a batch as in training, or memory would be set by validation.

@@ -52,9 +52,9 @@ class Crops(Batches):
     """Random crops of the training chips, drawn so that no scene and no empty ground drowns the others.
 
     A scene is drawn in proportion to the root of its number of chips, times the weight of its catalogue, 1 if there is
-    none in `weights`; half of the crops are around a building. The `inner` pixels in the middle of a crop are from the
-    chip; of the `side` along it, those beyond the chip are not valid. The batch of an epoch and number is the same
-    whichever thread makes it.
+    none in `weights`; that share of the crops, `building_crops`, is around a building. The `inner` pixels in the middle
+    of a crop are from the chip; of the `side` along it, those beyond the chip are not valid. The batch of an epoch and
+    number is the same whichever thread makes it.
     """
 
     def __init__(
@@ -66,11 +66,13 @@ class Crops(Batches):
         batch_size: int,
         seed: int,
         workers: int,
+        building_crops: float,
         weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(workers)
         self.rows = made.select("train")
         self.folder, self.side, self.inner, self.batch_size, self.seed = made.folder, side, inner, batch_size, seed
+        self.building_crops = building_crops
         self.epoch = 0  # `fit` counts from 1: Keras ends an epoch before the first
         scenes = self.rows.groupby("scene").id.transform("size").to_numpy()
         weight = self.rows.catalog.map(lambda catalog: (weights or {}).get(catalog, 1.0)).to_numpy() / np.sqrt(scenes)
@@ -97,7 +99,7 @@ class Crops(Batches):
 
     def _choose(self, draw: np.random.Generator) -> tuple[int, bool]:
         """Number of a row, and whether some building of its chip is to be in the crop."""
-        at_building = self.built_chances is not None and draw.random() < 0.5
+        at_building = self.built_chances is not None and draw.random() < self.building_crops
         return int(draw.choice(len(self.rows), p=self.built_chances if at_building else self.chances)), at_building
 
 

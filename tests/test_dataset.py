@@ -10,8 +10,9 @@ from ocmlflow.errors import InputError
 from ocmlflow.labels import NOT_VALID
 
 
-def crops(made, *, side=24, batch_size=3, seed=5, workers=1) -> dataset.Crops:
-    return dataset.Crops(made, side=side, inner=side, batch_size=batch_size, seed=seed, workers=workers)
+def crops(made, *, side=24, batch_size=3, seed=5, workers=1, building_crops=0.5) -> dataset.Crops:
+    how = {"batch_size": batch_size, "seed": seed, "workers": workers, "building_crops": building_crops}
+    return dataset.Crops(made, side=side, inner=side, **how)
 
 
 def epoch(batches: dataset.Crops) -> list[np.ndarray]:
@@ -153,7 +154,7 @@ def test_what_lies_beyond_a_small_chip_is_not_valid(at_building):
 def test_crops_of_a_catalogue_come_as_often_as_its_weight_says(made):
     index = made.index.assign(catalog=["a" if n % 2 else "b" for n in range(len(made.index))])
     two = replace(made, index=index)
-    settings = {"side": 8, "inner": 8, "batch_size": 1, "seed": 0, "workers": 1}
+    settings = {"side": 8, "inner": 8, "batch_size": 1, "seed": 0, "workers": 1, "building_crops": 0.5}
     even, odd = (dataset.Crops(two, **settings, weights=weights) for weights in ({}, {"a": 0.25}))
     for before, after in ((even.chances, odd.chances), (even.built_chances, odd.built_chances)):
         less = (odd.rows.catalog == "a").to_numpy() & (before > 0)
@@ -186,7 +187,12 @@ def test_chips_teach_where_a_building_is_drawn(made):
     assert not dataset.teaches(made, dict.fromkeys(made.index.catalog, 0.0))
 
 
-def test_half_of_the_crops_show_a_building_and_no_scene_drowns_the_other(made):
-    batches = crops(made, side=8, batch_size=200)
-    share = (batches[0][0][..., 3] == 1).any(axis=(1, 2)).mean()
-    assert share > 0.5
+def test_that_share_of_the_crops_is_around_a_building(made):
+    def showing(share):
+        batch = crops(made, side=8, batch_size=400, building_crops=share)[0][0]
+        return (batch[..., 3] == 1).any(axis=(1, 2)).mean()
+
+    none, half, every = (showing(share) for share in (0.0, 0.5, 1.0))
+    assert every == 1
+    assert none < 0.7
+    assert half == pytest.approx((1 + none) / 2, abs=0.08)

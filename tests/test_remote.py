@@ -192,7 +192,7 @@ def test_chips_from_s3_are_those_of_the_disk_and_come_once(made, in_s3, fetched,
     assert before == len(fetched)
     assert sum(count for _, count in fetched) <= sum(sizes.values())
     assert len(set(fetched)) == len(fetched) or small == 100  # two chips of one size in one shard are two parts
-    settings = {"side": 24, "inner": 20, "batch_size": 3, "seed": 5, "workers": 1}
+    settings = {"side": 24, "inner": 20, "batch_size": 3, "seed": 5, "workers": 1, "building_crops": 0.5}
     np.testing.assert_array_equal(dataset.Crops(far, **settings)[0][0], dataset.Crops(made, **settings)[0][0])
     whole, near = (dataset.WholeChips(one.folder, one.select("validation"), batch_size=4) for one in (far, made))
     np.testing.assert_array_equal(whole[0][0], near[0][0])

@@ -321,7 +321,7 @@ def test_chips_that_are_gone_or_do_not_fit_the_cache_are_errors_that_say_so(
     team("sqlite", direct=True, s3_url=f"http://{line.address}")
     direct = prepared(small_chips)
     made = chips.load(chipsets.folder(direct))
-    crops = dataset.Crops(made, side=32, inner=32, batch_size=4, seed=0, workers=2)
+    crops = dataset.Crops(made, side=32, inner=32, batch_size=4, seed=0, workers=2, building_crops=0.5)
     line.become("away")
     with pytest.raises(InputError, match=rf"cannot read aaa\.zarr/.* of the chips of run {direct}: s3://data/.*aaa"):
         crops[0]

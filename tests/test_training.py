@@ -56,6 +56,7 @@ def fit(
             batch_size=4,
             seed=RECIPE.seed,
             workers=1,
+            building_crops=0.5,
         ),
         dataset.WholeChips(made.folder, made.select("validation"), batch_size=4, devices=recipe.devices),
         recipe=recipe,
