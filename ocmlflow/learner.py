@@ -31,6 +31,8 @@ class Recipe:
     """Share of the steps in which the learning rate rises."""
     ema: float
     """Share of the steps over which the weights that are validated and kept are averaged; 0 for the last ones."""
+    freeze: int
+    """Epochs in which the encoder is left as it is, and only the decoder learns."""
     precision: str
     """Of the network's arithmetic, `float32`, `bfloat16` or `float16`; its weights are float32 always."""
     devices: int

@@ -50,6 +50,11 @@ def with_logits(model: keras.Model) -> keras.Model:
     return keras.Model(model.inputs, model.get_layer("logits").output, name=model.name)
 
 
+def of_encoder(layer: keras.layers.Layer) -> bool:
+    """Whether a layer of a network is none of those that an architecture adds."""
+    return not layer.name.startswith(("decoder", "logits"))
+
+
 def efficientnet_lite(image: Tensor, pretrained: bool, *, width: float, depth: float, package: str) -> Stages:
     """Features at 1/2 to 1/32 of the size; 16, 24, 40, 112 and 320 channels, but for the first times about `width`.
 

@@ -1,13 +1,14 @@
 """Model and batches, to a fitted model and its history."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import keras
+from keras import ops
 
-from ocmlflow import callbacks, kernels
+from ocmlflow import callbacks, kernels, models
 from ocmlflow.dataset import Batches, errors_as_they_were
 from ocmlflow.errors import InputError
 from ocmlflow.learner import Learner, Recipe
@@ -137,8 +138,30 @@ def share_out(devices: int, batch_size: int) -> None:
     keras.distribution.set_distribution(keras.distribution.DataParallel(devices=found[:devices]))
 
 
+class Thawing(keras.optimizers.AdamW):
+    """AdamW (arXiv:1711.05101) that has the `frozen` variables learn nothing in its first steps.
+
+    Their decay goes on, which the norm after each convolution takes back.
+    """
+
+    def __init__(self, *args: Any, frozen: Iterable[keras.Variable], frozen_steps: int, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        # Keras takes variables that an optimizer keeps for its own.
+        self.frozen, self.frozen_steps = {id(variable) for variable in frozen}, frozen_steps
+
+    def build(self, variables: list[keras.Variable]) -> None:
+        self.late = [id(variable) in self.frozen for variable in variables]
+        super().build(variables)
+
+    def apply(self, grads: list[Any], trainable_variables: Any = None) -> None:
+        if self.frozen:
+            learns = ops.cast(self.iterations >= self.frozen_steps, "float32")
+            grads = [gradient * learns if late else gradient for gradient, late in zip(grads, self.late, strict=True)]
+        super().apply(grads, trainable_variables)
+
+
 def optimizer(network: keras.Model, recipe: Recipe, steps: int) -> keras.optimizers.Optimizer:
-    """AdamW (arXiv:1711.05101) with warm-up and cosine decay over that many steps, as the recipe says."""
+    """AdamW with warm-up and cosine decay over that many steps, as the recipe says."""
     warmup = max(1, round(recipe.warmup * steps))
     rate = keras.optimizers.schedules.CosineDecay(
         recipe.learning_rate / 50,
@@ -150,7 +173,15 @@ def optimizer(network: keras.Model, recipe: Recipe, steps: int) -> keras.optimiz
     # A share of the steps, not a fixed number: a short training would never leave its start behind.
     momentum = 1 - 1 / max(1.0, recipe.ema * steps)
     average: dict[str, Any] = {"use_ema": True, "ema_momentum": momentum} if recipe.ema else {}
-    adam = keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay, global_clipnorm=1.0, **average)
+    encoder = [layer for layer in network.layers if models.of_encoder(layer)] if recipe.freeze else []
+    adam = Thawing(
+        rate,
+        weight_decay=recipe.weight_decay,
+        global_clipnorm=1.0,
+        frozen=[variable for layer in encoder for variable in layer.trainable_variables],
+        frozen_steps=recipe.freeze * steps // recipe.epochs,
+        **average,
+    )
     # Scales and offsets are not decayed: it would only fight the batch norm.
     adam.exclude_from_weight_decay(
         var_list=[variable for variable in network.trainable_variables if len(variable.shape) <= 1]

@@ -22,14 +22,15 @@ import keras
 import numpy as np
 from test_augment import test_a_roof_moves_with_its_label
 from test_callbacks import test_averages_come_and_go_and_the_best_weights_stay
-from test_training import RECIPE, fit
+from test_training import RECIPE, fit, test_a_frozen_encoder_learns_once_it_is_thawed
 
 from ocmlflow import chips, training
 
 folder, devices = Path(sys.argv[1]), int(sys.argv[2])
-recipe = replace(RECIPE, epochs=5, ema=0.3, devices=devices)
+recipe = replace(RECIPE, epochs=5, ema=0.3, freeze=1, devices=devices)
 test_a_roof_moves_with_its_label()
 test_averages_come_and_go_and_the_best_weights_stay()
+test_a_frozen_encoder_learns_once_it_is_thawed(chips.load(folder), Path(), "float32")
 training.share_out(devices, batch_size=4)
 network, *_, figures = fit(chips.load(folder), recipe=recipe)
 assert figures[-1]["loss"] < figures[0]["loss"], figures

@@ -84,6 +84,12 @@ def test_with_a_version_to_go_on_from_no_other_network_is_named(line, broken_off
     assert "--init: the network of that version is trained, leave out encoder, weights" in capsys.readouterr().err
 
 
+def test_a_frozen_encoder_of_random_weights_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        train.parse(["--freeze", "1", "--weights", "none"])
+    assert "argument --freeze: an encoder of random weights is to learn" in capsys.readouterr().err
+
+
 def test_a_training_is_not_resumed_on_another_backend(broken_off, monkeypatch):
     monkeypatch.setattr("keras.backend.backend", lambda: "jax")
     with pytest.raises(InputError, match="was begun on tensorflow, this is jax: set KERAS_BACKEND=tensorflow"):

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import keras
@@ -24,6 +25,7 @@ RECIPE = learner.Recipe(
     weight_decay=1e-4,
     warmup=0.1,
     ema=0,
+    freeze=0,
     precision="float32",
     devices=1,
     patience=None,
@@ -201,6 +203,26 @@ def test_a_state_of_another_network_is_refused(made, tmp_path):
     np.savez(tmp_path / "state.npz", **{"now-0": np.zeros(3), "epoch": 1, "steps": 0, "best": 0, "best_epoch": 0})
     with pytest.raises(InputError, match=r"state\.npz is that of another network"):
         fit(made, resume=tmp_path / "state.npz")
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_a_frozen_encoder_learns_once_it_is_thawed(made, tmp_path, precision):
+    states = []
+
+    def save(path):
+        states.append(shutil.copy(path, tmp_path / f"{len(states)}.npz"))
+
+    recipe = replace(RECIPE, freeze=1, weight_decay=0, precision=precision)
+    start, *_ = fit(made, recipe=replace(recipe, learning_rate=1e-12, epochs=1))
+    *_, figures = fit(made, recipe=recipe, save=save)
+    names = [variable.path for variable in start.trainable_variables]
+    after = [[np.load(state)[f"now-{n}"] for n in range(len(names))] for state in states]
+    for name, *seen in zip(names, start.get_weights(), *after, strict=True):
+        moved = [float(np.abs(one - other).max()) for one, other in pairwise(seen)]
+        assert moved[1] > 1e-3
+        assert (moved[0] < 1e-9) == (not name.startswith("logits"))
+    *_, again = fit(made, recipe=recipe, resume=states[0])  # which thaws where it would have
+    np.testing.assert_allclose([f["loss"] for f in again], [f["loss"] for f in figures[1:]], rtol=1e-3)
 
 
 def test_averaged_weights_lag_behind(made):
