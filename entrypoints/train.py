@@ -150,7 +150,7 @@ def main(args: argparse.Namespace) -> None:
             facts |= {name: start_from.facts[name] for name in ("architecture", "encoder", "multiple")}
             facts["init"] = str(start_from)
             facts["trained_on"] += start_from.facts["trained_on"]
-        tracking.log_model(model, facts, name=args.name)
+        tracking.log_model(models.for_any_size(model), facts, name=args.name)
         tracking.drop_state()
         tracking.log_metrics({"best_epoch": best_epoch, "validation/best_iou": best})
         tracking.describe(

@@ -165,8 +165,10 @@ def _loaded(file: Path) -> Any:
     """The keras.Model of a file; InputError where that is of more than Keras' own layers, which could run any code."""
     import keras
 
+    from ocmlflow import models
+
     try:
-        return keras.saving.load_model(file, compile=False, safe_mode=True)
+        return models.inside(keras.saving.load_model(file, compile=False, safe_mode=True))
     except (TypeError, ValueError) as error:
         raise InputError(f"the model in {file} is refused, it is not of Keras' own layers alone: {error}") from error
 

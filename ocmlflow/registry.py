@@ -42,10 +42,15 @@ class Model:
 
     @cached_property
     def keras(self) -> Any:
-        """keras.Model: uint8 RGB (batch, height, width, 3) to probability (batch, height, width, 1) float32."""
+        """keras.Model: uint8 RGB (batch, height, width, 3) to probability (batch, height, width, 1) float32.
+
+        Sides are multiples of the fact `multiple`.
+        """
+        from ocmlflow import models  # when asked for: TensorFlow takes seconds and half a gigabyte
+
         try:
-            # When asked for: TensorFlow takes seconds and half a gigabyte.
-            return mlflow.keras.load_model(self.pinned, load_model_kwargs={"safe_mode": True, "compile": False})
+            loaded = mlflow.keras.load_model(self.pinned, load_model_kwargs={"safe_mode": True, "compile": False})
+            return models.inside(loaded)
         except (MlflowException, OSError) as error:
             raise InputError(f"cannot load model {self.uri}. MLflow says: {error}") from error
         except (TypeError, ValueError) as error:

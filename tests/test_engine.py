@@ -20,7 +20,7 @@ def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "model.keras"
     with warnings.catch_warnings():  # of Keras, on numpy
         warnings.simplefilter("ignore", DeprecationWarning)
-        models.with_probability(network).save(path)
+        models.for_any_size(models.with_probability(network)).save(path)
     return path
 
 

@@ -30,7 +30,7 @@ def test_every_pixel_gets_a_logit_and_a_probability(network, height, width):
 
 
 def test_the_network_is_found_in_the_model_made_of_it(network):
-    again = models.with_logits(models.with_probability(network))
+    again = models.with_logits(models.inside(models.for_any_size(models.with_probability(network))))
     assert again.name == network.name
     np.testing.assert_array_equal(*(n.predict_on_batch(picture(32, 64)) for n in (again, network)))
 
@@ -140,11 +140,25 @@ numpy.save("fresh.npy", model.predict_on_batch(numpy.load("picture.npy")))
 """
 
 
+@pytest.mark.parametrize(("height", "width"), [(32, 64), (1, 1), (33, 31), (95, 64)])
+def test_images_of_any_size_are_those_with_repeated_edges(network, height, width):
+    model = models.with_probability(network)
+    images = np.concatenate([picture(height, width), 255 - picture(height, width)])
+    padded = np.pad(images, ((0, 0), (0, -height % 32), (0, -width % 32), (0, 0)), mode="edge")
+    found = models.for_any_size(model).predict_on_batch(images)
+    assert found.shape == (2, height, width, 1)
+    np.testing.assert_allclose(found, model.predict_on_batch(padded)[:, :height, :width], atol=1e-5)
+
+
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # Keras 3 with NumPy 2, while it writes the file
 def test_a_saved_network_predicts_the_same_where_this_package_has_never_been(network, tmp_path):
-    model = models.with_probability(network)
+    plain = models.with_probability(network)
+    model = models.for_any_size(plain)
     model.save(tmp_path / "model.keras")
-    np.save(tmp_path / "picture.npy", picture(64, 32))
+    np.save(tmp_path / "picture.npy", picture(64, 50))
     subprocess.run([sys.executable, "-I", "-c", FRESH], cwd=tmp_path, check=True, capture_output=True)
     found = np.load(tmp_path / "fresh.npy")
-    np.testing.assert_allclose(found, model.predict_on_batch(picture(64, 32)), atol=1e-5)
+    np.testing.assert_allclose(found, model.predict_on_batch(picture(64, 50)), atol=1e-5)
+    found = models.inside(keras.models.load_model(tmp_path / "model.keras"))
+    np.testing.assert_allclose(*(one.predict_on_batch(picture(64, 32)) for one in (found, plain)), atol=1e-5)
+    assert models.inside(plain) is plain

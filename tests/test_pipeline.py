@@ -168,8 +168,8 @@ def test_model_loads_without_the_package(sample_line, store):
     code = (
         "import sys, mlflow, numpy as np\n"
         f"model = mlflow.keras.load_model('models:/{NAME}@champion')\n"
-        "p = model.predict(np.full((1, 96, 64, 3), 120, np.uint8), verbose=0)\n"
-        "assert p.shape == (1, 96, 64, 1) and p.dtype == np.float32 and 0 <= p.min() <= p.max() <= 1\n"
+        "p = model.predict(np.full((1, 90, 61, 3), 120, np.uint8), verbose=0)\n"
+        "assert p.shape == (1, 90, 61, 1) and p.dtype == np.float32 and 0 <= p.min() <= p.max() <= 1\n"
         "assert not any(name.startswith('ocmlflow') for name in sys.modules)\n"
     )
     isolated = [sys.executable, "-P", "-c", code]  # -P: not even the working directory
