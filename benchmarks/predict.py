@@ -42,6 +42,7 @@ def main() -> None:
     p.add_argument("--image")
     p.add_argument("--model")
     p.add_argument("--engine", default="openvino", help="of speed and chips")
+    p.add_argument("--tta", default="none", help="of speed: none, flips or d4")
     p.add_argument("--work", default=".ocmlflow", help="where the exported model lies")
     args = p.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -65,7 +66,8 @@ def speed(args: argparse.Namespace) -> None:
     print("| engine | what | Mpx/s of scene | Mpx per CPU second | peak MB |\n| --- | --- | --- | --- | --- |")
     with raster.opened(args.image) as (_, own):
         area = own.width * own.height / 1e6
-    words = ["--image", args.image, "--model", args.model, "--engine", args.engine, "--work", args.work]
+    words = ["--image", args.image, "--model", args.model, "--engine", args.engine]
+    words += ["--work", args.work, "--tta", args.tta]
     found: dict[str, list[list[float]]] = {"alone": [], "whole": []}
     for what in ("alone", "whole") * 2:
         command = [sys.executable, "-m", "benchmarks.predict", what, *words]
@@ -82,7 +84,7 @@ def network_of(args: argparse.Namespace) -> tuple[engine.Network, dict[str, Any]
         fetch = partial(registry.keras_file, model, Path(folder))
         how = {"engine": args.engine, "multiple": model.facts["multiple"], "temperature": 1.0}
         member = engine.member(fetch, model.key, folder=Path(args.work).resolve(), **how)
-    return engine.Network((member,), "none"), model.facts
+    return engine.Network((member,), args.tta), model.facts
 
 
 def alone(args: argparse.Namespace, _: Path) -> tuple[float, float, int]:
