@@ -69,7 +69,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         default="float32",
         help="of the arithmetic; half floats are for GPUs that are made for them",
     )
-    p.add_argument("--devices", type=whole(1), default=1, help="GPUs of this machine to train on, with JAX")
+    p.add_argument("--devices", type=whole(1), default=1, help="GPUs of this machine to share each batch out over")
     p.add_argument("--patience", type=whole(1), default=None, help="epochs without a better IoU before it ends early")
     p.add_argument("--seed", type=seed, default=0, help="draws weights, crops and augmentation")
     p.add_argument("--picture_epochs", type=whole(1), default=5, help="epochs from one picture to the next")

@@ -112,18 +112,23 @@ class Keeper(keras.callbacks.Callback):
         self.reporter, self.path, self.save, self.asked = reporter, path, save, asked
         self.epochs, self.steps = 0, 0
         """Made before: whole epochs, and steps of the next."""
+        self.sums: list[np.ndarray] = []
+        """Of the metrics, in the steps of an epoch in whose middle a training was ended."""
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         if epoch > self.epochs:
             self.epochs, self.steps = epoch, 0
             self._keep()
+        for variable, total in zip(self.model.metrics_variables if self.sums else (), self.sums, strict=True):
+            variable.assign(total)
+        self.sums = []
         if self.asked():
             self._end()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.steps += 1
         if not self.asked():
             return
-        self.steps = batch + 1
         if hasattr(self.model, "jax_state_sync"):  # JAX has the weights elsewhere while it trains
             self.model.jax_state_sync()
         self._keep()
@@ -157,8 +162,8 @@ class Keeper(keras.callbacks.Callback):
             self.reporter.weights = [state[f"kept-{n}"] for n in range(len(self.reporter.weights))]
             self.reporter.best, self.reporter.best_epoch = float(state["best"]), int(state["best_epoch"])
             self.epochs, self.steps = int(state["epoch"]), int(state["steps"])
-            for n, variable in enumerate(self.model.metrics_variables):
-                variable.assign(state[f"sum-{n}"])
+            if self.steps:
+                self.sums = [state[f"sum-{n}"] for n in range(len(self.model.metrics_variables))]
 
     def _variables(self) -> list[keras.Variable]:
         return [*self.model.network.variables, *self.model.optimizer.variables, self.model.seed.state]

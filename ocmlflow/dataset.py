@@ -103,6 +103,20 @@ class Crops(Batches):
         return int(draw.choice(len(self.rows), p=self.built_chances if at_building else self.chances)), at_building
 
 
+class Rest(keras.utils.PyDataset):
+    """The batches of an epoch from the one of that number on."""
+
+    def __init__(self, batches: Batches, first: int) -> None:
+        super().__init__(workers=batches.workers, max_queue_size=batches.max_queue_size)
+        self.batches, self.first = batches, first
+
+    def __len__(self) -> int:
+        return len(self.batches) - self.first
+
+    def __getitem__(self, number: int) -> tuple[np.ndarray]:
+        return self.batches[self.first + number]
+
+
 class WholeChips(Batches):
     """The chips of some rows of an index, whole and in their order; the last batch may be smaller.
 

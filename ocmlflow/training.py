@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from ocmlflow import callbacks, kernels, models
-from ocmlflow.dataset import Batches, errors_as_they_were
+from ocmlflow.dataset import Batches, Rest, errors_as_they_were
 from ocmlflow.errors import InputError
 from ocmlflow.learner import Learner, Recipe
 from ocmlflow.losses import Loss
@@ -58,49 +58,20 @@ def fit(
         if resume:
             keeper.load(resume)
         first = keeper.epochs
-        if keeper.steps:
-            _end_epoch(learner, train, validation, average, reporter, keeper)
-            first += 1
+        how = {
+            "validation_data": validation,
+            "shuffle": False,  # the batches are random already, in an order that the seed decides
+            "callbacks": [average, reporter, keeper],
+            "verbose": 1 if progress else 0,
+        }
+        if keeper.steps:  # Keras begins with whole epochs
+            first, train.epoch = first + 1, first + 1
+            learner.fit(Rest(train, keeper.steps), initial_epoch=first - 1, epochs=first, **how)
         if first < recipe.epochs and not reporter.enough:
             train.epoch = first
-            learner.fit(
-                train,
-                validation_data=validation,
-                initial_epoch=first,  # before which the keeper keeps the epoch that was ended above
-                epochs=recipe.epochs,
-                shuffle=False,  # the batches are random already, in an order that the seed decides
-                callbacks=[average, reporter, keeper],
-                verbose=1 if progress else 0,
-            )
+            learner.fit(train, initial_epoch=first, epochs=recipe.epochs, **how)
     network.set_weights(reporter.weights)
     return reporter.best_epoch, reporter.best
-
-
-def _end_epoch(
-    learner: Learner,
-    train: Batches,
-    validation: Batches,
-    average: keras.callbacks.Callback,
-    reporter: callbacks.Reporter,
-    keeper: callbacks.Keeper,
-) -> None:
-    """Make what is left of the epoch in whose middle a training was ended: Keras begins with whole ones."""
-    epoch, train.epoch = keeper.epochs, keeper.epochs + 1
-    reporter.on_epoch_begin(epoch)
-    for number in range(keeper.steps, len(train)):
-        before = [variable.numpy() for variable in learner.metrics_variables]
-        learner.reset_metrics()  # JAX does, TensorFlow does not
-        learner.train_on_batch(*train[number])
-        for variable, sums in zip(learner.metrics_variables, before, strict=True):
-            variable.assign_add(sums)
-        reporter.on_train_batch_end(number)
-        keeper.on_train_batch_end(number)
-    figures = learner.get_metrics_result()
-    reporter.on_test_begin()
-    average.on_test_begin()
-    found = learner.evaluate(validation, return_dict=True, verbose=0)
-    reporter.on_epoch_end(epoch, figures | {f"val_{name}": value for name, value in found.items()})
-    average.on_test_end()
 
 
 def for_training(network: keras.Model, precision: str) -> keras.Model:
@@ -125,17 +96,23 @@ def share_out(devices: int, batch_size: int) -> None:
     """
     if devices == 1:
         return
-    if keras.backend.backend() != "jax":
+    backend = keras.backend.backend()
+    if backend not in ("jax", "tensorflow"):
         raise InputError(
-            f"devices={devices}: batches are shared out on JAX alone, this is {keras.backend.backend()}: "
-            "set KERAS_BACKEND=jax"
+            f"devices={devices}: batches are shared out on TensorFlow and JAX alone, this is {backend}: "
+            "set KERAS_BACKEND=tensorflow"
         )
     found = keras.distribution.list_devices()
     if devices > len(found):
-        raise InputError(f"devices={devices} is more than JAX sees: {', '.join(found)}")
+        raise InputError(f"devices={devices} is more than {backend} sees: {', '.join(found)}")
     if batch_size % devices:
         raise InputError(f"batch_size={batch_size} is no multiple of devices={devices}")
-    keras.distribution.set_distribution(keras.distribution.DataParallel(devices=found[:devices]))
+    if backend == "jax":
+        keras.distribution.set_distribution(keras.distribution.DataParallel(devices=found[:devices]))
+    else:
+        import tensorflow as tf
+
+        tf.distribute.experimental_set_strategy(tf.distribute.MirroredStrategy(found[:devices]))
 
 
 class Thawing(keras.optimizers.AdamW):
@@ -158,6 +135,9 @@ class Thawing(keras.optimizers.AdamW):
             learns = ops.cast(self.iterations >= self.frozen_steps, "float32")
             grads = [gradient * learns if late else gradient for gradient, late in zip(grads, self.late, strict=True)]
         super().apply(grads, trainable_variables)
+
+    def finalize_variable_values(self, var_list: list[keras.Variable]) -> None:
+        """Nothing: `callbacks.Averaged` puts averages in place, and the weights themselves go on to another `fit`."""
 
 
 def optimizer(network: keras.Model, recipe: Recipe, steps: int) -> keras.optimizers.Optimizer:
