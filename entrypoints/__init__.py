@@ -148,8 +148,9 @@ def start(main: Callable[[Any], None], arguments: Any) -> None:
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from ocmlflow.errors import InputError
 
-    for noisy in ("alembic", "mlflow.store", "mlflow.system_metrics", "absl", "pyogrio", "rasterio", "botocore"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    noisy = ("alembic", "mlflow.store", "mlflow.system_metrics", "absl", "tensorflow", "pyogrio", "rasterio", "botocore")
+    for name in noisy:
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         main(arguments)
     except InputError as error:
