@@ -148,7 +148,16 @@ def start(main: Callable[[Any], None], arguments: Any) -> None:
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from ocmlflow.errors import InputError
 
-    noisy = ("alembic", "mlflow.store", "mlflow.system_metrics", "absl", "tensorflow", "pyogrio", "rasterio", "botocore")
+    noisy = (
+        "alembic",
+        "mlflow.store",
+        "mlflow.system_metrics",
+        "absl",
+        "tensorflow",
+        "pyogrio",
+        "rasterio",
+        "botocore",
+    )
     for name in noisy:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:

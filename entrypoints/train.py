@@ -61,7 +61,12 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--zoom", type=number(1, 2), default=1.18, help="largest zoom of crops, in and out")
     p.add_argument("--learning_rate", type=number(1e-8, 1), default=1e-3, help="highest, after the warm-up")
     p.add_argument("--weight_decay", type=number(0, 1), default=1e-2, help="of AdamW")
-    p.add_argument("--warmup", type=number(0, 1), default=0.05, help="share of the steps of rising learning rate")
+    p.add_argument(
+        "--warmup",
+        type=number(0, 1),
+        default=0.05,
+        help="share of the steps of rising learning rate; 0.3 is about one cycle",
+    )
     p.add_argument("--ema", type=number(0, 1), default=0.05, help="share of the steps that weights are averaged over")
     p.add_argument(
         "--precision",
