@@ -235,7 +235,7 @@ def _fit(
     from ocmlflow import augment, dataset, losses, models, sheets, tracking, training
     from ocmlflow.learner import Recipe
 
-    training.share_out(args.devices, args.batch_size)
+    training.share_out(args.devices, batch_size=args.batch_size, precision=args.precision)
     keras.utils.set_random_seed(args.seed)
     network = (
         models.with_logits(start_from.keras)

@@ -127,7 +127,7 @@ class Keeper(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self.steps += 1
-        if not self.asked():
+        if not self.asked() or batch + 1 == self.params["steps"]:  # a whole epoch ends as such
             return
         if hasattr(self.model, "jax_state_sync"):  # JAX has the weights elsewhere while it trains
             self.model.jax_state_sync()

@@ -42,6 +42,11 @@ class Recipe:
     seed: int
 
 
+def summed(recipe: Recipe) -> int:
+    """Devices whose losses and gradients are added up: TensorFlow does that, JAX works as one."""
+    return recipe.devices if keras.backend.backend() == "tensorflow" else 1
+
+
 class Learner(keras.Model):
     """A network that learns from coded batches (batch, side, side, 4) uint8 on any backend of Keras.
 
@@ -58,7 +63,6 @@ class Learner(keras.Model):
         self.scores = PooledScores()
         # Moving pixels on TensorFlow is no operation of XLA, which Keras would compile steps with on a GPU.
         self.supports_jit = keras.backend.backend() != "tensorflow"
-        self.shares = recipe.devices if keras.backend.backend() == "tensorflow" else 1
         self.built = True  # or Keras would try it, without augmentation, on sides that only augmentation makes fit
 
     def call(self, coded: Tensor, training: bool = False) -> Tensor:
@@ -82,8 +86,8 @@ class Learner(keras.Model):
     ) -> Tensor:
         logits, label, valid = ops.split(y_pred, 3, axis=-1)
         some = ops.cast(ops.any(valid > 0, axis=(1, 2, 3)), "float32")
-        # On TensorFlow, devices add up their gradients; Keras allows for that where it tells the loss.
-        return ops.sum(self.chip_loss(logits, label, valid) * some) / ops.maximum(ops.sum(some), 1.0) / self.shares
+        mean = ops.sum(self.chip_loss(logits, label, valid) * some) / ops.maximum(ops.sum(some), 1.0)
+        return mean / summed(self.recipe)  # Keras allows for that where it tells the loss
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
         self.scores.update_state(*ops.split(y_pred, 3, axis=-1))

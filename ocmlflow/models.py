@@ -59,8 +59,8 @@ def for_any_size(model: keras.Model) -> keras.Model:
 
 
 def inside(model: keras.Model) -> keras.Model:
-    """The model that `for_any_size` was given; one that was never given to it as it is."""
-    within = [layer for layer in model.layers if isinstance(layer, keras.Model)]
+    """The model that `for_any_size` was given, which has its name; one that was never given to it as it is."""
+    within = [layer for layer in model.layers if layer.name == model.name]
     return within[0] if within else model
 
 

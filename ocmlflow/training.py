@@ -11,7 +11,7 @@ from keras import ops
 from ocmlflow import callbacks, kernels, models
 from ocmlflow.dataset import Batches, Rest, errors_as_they_were
 from ocmlflow.errors import InputError
-from ocmlflow.learner import Learner, Recipe
+from ocmlflow.learner import Learner, Recipe, summed
 from ocmlflow.losses import Loss
 
 
@@ -89,7 +89,7 @@ def for_training(network: keras.Model, precision: str) -> keras.Model:
     return made
 
 
-def share_out(devices: int, batch_size: int) -> None:
+def share_out(devices: int, *, batch_size: int, precision: str) -> None:
     """Have Keras share out each batch over that many devices, from now on; InputError where it cannot.
 
     To be called before the network is made.
@@ -107,6 +107,9 @@ def share_out(devices: int, batch_size: int) -> None:
         raise InputError(f"devices={devices} is more than {backend} sees: {', '.join(found)}")
     if batch_size % devices:
         raise InputError(f"batch_size={batch_size} is no multiple of devices={devices}")
+    if backend == "tensorflow" and precision == "float16":
+        # Its loss scaling looks for overflows on the first device alone.
+        raise InputError(f"devices={devices}: TensorFlow trains with float16 on one alone; precision=bfloat16 would do")
     if backend == "jax":
         keras.distribution.set_distribution(keras.distribution.DataParallel(devices=found[:devices]))
     else:
@@ -116,9 +119,9 @@ def share_out(devices: int, batch_size: int) -> None:
 
 
 class Thawing(keras.optimizers.AdamW):
-    """AdamW (arXiv:1711.05101) that has the `frozen` variables learn nothing in its first steps.
+    """AdamW (arXiv:1711.05101) that leaves the `frozen` variables as they are in its first steps.
 
-    Their decay goes on, which the norm after each convolution takes back.
+    Their moments are made all the same: begun later, they would make the first steps after that several times too long.
     """
 
     def __init__(self, *args: Any, frozen: Iterable[keras.Variable], frozen_steps: int, **settings: Any) -> None:
@@ -130,11 +133,12 @@ class Thawing(keras.optimizers.AdamW):
         self.late = [id(variable) in self.frozen for variable in variables]
         super().build(variables)
 
-    def apply(self, grads: list[Any], trainable_variables: Any = None) -> None:
-        if self.frozen:
-            learns = ops.cast(self.iterations >= self.frozen_steps, "float32")
-            grads = [gradient * learns if late else gradient for gradient, late in zip(grads, self.late, strict=True)]
-        super().apply(grads, trainable_variables)
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        if self.frozen and self.late[self._get_variable_index(variable)]:
+            learning_rate = ops.where(self.iterations >= self.frozen_steps, learning_rate, 0.0)
+            if len(variable.shape) > 1:
+                self.assign_sub(variable, variable * (self.weight_decay * learning_rate))
+        super().update_step(gradient, variable, learning_rate)
 
     def finalize_variable_values(self, var_list: list[keras.Variable]) -> None:
         """Nothing: `callbacks.Averaged` puts averages in place, and the weights themselves go on to another `fit`."""
@@ -154,17 +158,17 @@ def optimizer(network: keras.Model, recipe: Recipe, steps: int) -> keras.optimiz
     momentum = 1 - 1 / max(1.0, recipe.ema * steps)
     average: dict[str, Any] = {"use_ema": True, "ema_momentum": momentum} if recipe.ema else {}
     encoder = [layer for layer in network.layers if models.of_encoder(layer)] if recipe.freeze else []
+    frozen = [variable for layer in encoder for variable in layer.trainable_variables]
     adam = Thawing(
         rate,
         weight_decay=recipe.weight_decay,
-        global_clipnorm=1.0,
-        frozen=[variable for layer in encoder for variable in layer.trainable_variables],
+        global_clipnorm=1.0 / summed(recipe),  # each device clips its own
+        frozen=frozen,
         frozen_steps=recipe.freeze * steps // recipe.epochs,
         **average,
     )
-    # Scales and offsets are not decayed: it would only fight the batch norm.
-    adam.exclude_from_weight_decay(
-        var_list=[variable for variable in network.trainable_variables if len(variable.shape) <= 1]
-    )
+    # Scales and offsets are not decayed: it would only fight the batch norm. What is frozen is as it learns.
+    scales = [variable for variable in network.trainable_variables if len(variable.shape) <= 1]
+    adam.exclude_from_weight_decay(var_list=[*scales, *frozen])
     # Half floats end at 65,504 and 6e-8: the loss is scaled so that gradients fit, as far as they let it.
     return keras.optimizers.LossScaleOptimizer(adam) if recipe.precision == "float16" else adam

@@ -39,7 +39,7 @@ test_a_frozen_encoder_learns_once_it_is_thawed(made, Path(), "float32")
 still = replace(recipe, augment=0, zoom=1)
 *_, alone = fit(made, recipe=still)
 
-training.share_out(devices, batch_size=4)
+training.share_out(devices, batch_size=4, precision="float32")
 states = []
 *_, shared = fit(made, recipe=replace(still, devices=devices), save=lambda path: states.append(path.read_bytes()))
 Path("state.npz").write_bytes(states[2])
@@ -79,6 +79,6 @@ def test_a_model_trained_on_one_backend_works_on_another(made, tmp_path, backend
 
 
 def test_devices_that_cannot_be_had_are_told():
-    training.share_out(1, batch_size=3)
+    training.share_out(1, batch_size=3, precision="float16")
     with pytest.raises(InputError, match=r"devices=2 is more than tensorflow sees: cpu:0"):
-        training.share_out(2, batch_size=4)
+        training.share_out(2, batch_size=4, precision="float32")

@@ -115,6 +115,8 @@ def test_encoders_of_keras_give_features_at_four_or_five_scales(encoder, skips):
     assert found.std() > 0
     coarser = training.for_training(network, "bfloat16").predict_on_batch(picture(64, 96))
     np.testing.assert_allclose(coarser, found, atol=0.1 * np.ptp(found))
+    model = models.with_probability(network)
+    assert models.inside(model) is models.inside(models.for_any_size(model)) is model  # some hold models of their own
 
 
 def test_a_pyramid_does_without_features_at_half_of_the_size():
