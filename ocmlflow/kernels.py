@@ -1,4 +1,4 @@
-"""What TensorFlow does in one operation and Keras in several, or on more pixels than are kept."""
+"""What TensorFlow does in one operation and Keras in several, on more pixels than are kept, or not at all."""
 
 from typing import Any, TypeAlias
 
@@ -48,6 +48,13 @@ def warped(batch: Tensor, matrix: Tensor, *, side: int, interpolation: str, fill
         interpolation=interpolation.upper(),
         fill_mode="CONSTANT",
     )
+
+
+def share_out(devices: list[str]) -> None:
+    """Have TensorFlow share out each batch over those devices, from now on."""
+    import tensorflow as tf
+
+    tf.distribute.experimental_set_strategy(tf.distribute.MirroredStrategy(devices))
 
 
 def fused(layer: type[keras.layers.Layer]) -> type[keras.layers.Layer]:

@@ -110,12 +110,10 @@ def share_out(devices: int, *, batch_size: int, precision: str) -> None:
     if backend == "tensorflow" and precision == "float16":
         # Its loss scaling looks for overflows on the first device alone.
         raise InputError(f"devices={devices}: TensorFlow trains with float16 on one alone; precision=bfloat16 would do")
-    if backend == "jax":
-        keras.distribution.set_distribution(keras.distribution.DataParallel(devices=found[:devices]))
+    if backend == "tensorflow":
+        kernels.share_out(found[:devices])
     else:
-        import tensorflow as tf
-
-        tf.distribute.experimental_set_strategy(tf.distribute.MirroredStrategy(found[:devices]))
+        keras.distribution.set_distribution(keras.distribution.DataParallel(devices=found[:devices]))
 
 
 class Thawing(keras.optimizers.AdamW):
