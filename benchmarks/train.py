@@ -21,7 +21,7 @@ from PIL import Image
 
 from benchmarks import held
 from entrypoints import train
-from ocmlflow import augment, chips, dataset, labels, losses, metrics, models, registry, training
+from ocmlflow import chips, dataset, labels, losses, metrics, models, registry, training
 from ocmlflow.learner import Learner, Recipe, Tensor
 
 ROUNDS, STEPS = 5, 20
@@ -62,7 +62,7 @@ def overhead(made: chips.Chips) -> None:
 
     Turn about, in one process each; epochs of STEPS steps, of which the first is not counted.
     """
-    recipe, crops = recipe_and_crops(made, train.parse([]))
+    recipe, crops = train.recipe_and_crops(made, train.parse([]), {})
     side = crops.side
     (batch,) = crops[0]
     margin = (side - recipe.crop) // 2
@@ -87,23 +87,9 @@ def overhead(made: chips.Chips) -> None:
     print("| loader, augmentation and logging | {:+.0%} | {:+.0%} |".format(*(middle[1] / middle[0] - 1)))
 
 
-def recipe_and_crops(made: chips.Chips, told: argparse.Namespace) -> tuple[Recipe, dataset.Crops]:
-    recipe = Recipe(**{name: getattr(told, name) for name in Recipe.__dataclass_fields__})
-    side = augment.context(recipe.crop, strength=recipe.augment, zoom=recipe.zoom)
-    return recipe, dataset.Crops(
-        made,
-        side=side,
-        inner=told.crop,
-        batch_size=told.batch_size,
-        seed=told.seed,
-        workers=told.workers,
-        building_crops=told.building_crops,
-    )
-
-
 def accuracy(made: chips.Chips, told: argparse.Namespace, name: str) -> None:
     """Pooled IoU of the validation chips by the last epoch's weights, by place and all: no epoch is chosen on them."""
-    recipe, crops = recipe_and_crops(made, told)
+    recipe, crops = train.recipe_and_crops(made, told, {})
     keras.utils.set_random_seed(told.seed)
     network = models.build(architecture=told.architecture, encoder=told.encoder, pretrained=told.weights == "imagenet")
     last: list[np.ndarray] = []

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
     from ocmlflow.chips import Chips
+    from ocmlflow.dataset import Crops
+    from ocmlflow.learner import Recipe
     from ocmlflow.registry import Model
 
 log = logging.getLogger(__name__)
@@ -221,6 +223,25 @@ def _as_told(before: Run) -> argparse.Namespace:
     return args
 
 
+def recipe_and_crops(made: Chips, args: argparse.Namespace, weights: dict[str, float]) -> tuple[Recipe, Crops]:
+    """What a training is told, and what it is shown; `weights` are those of catalogues."""
+    from ocmlflow import augment
+    from ocmlflow.dataset import Crops
+    from ocmlflow.learner import Recipe
+
+    crops = Crops(
+        made,
+        side=augment.context(args.crop, strength=args.augment, zoom=args.zoom),
+        inner=args.crop,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        workers=args.workers,
+        building_crops=args.building_crops,
+        weights=weights,
+    )
+    return Recipe(**{field.name: getattr(args, field.name) for field in fields(Recipe)}), crops
+
+
 def _fit(
     made: Chips,
     args: argparse.Namespace,
@@ -232,8 +253,7 @@ def _fit(
     import keras
     import mlflow
 
-    from ocmlflow import augment, dataset, losses, models, sheets, tracking, training
-    from ocmlflow.learner import Recipe
+    from ocmlflow import dataset, losses, models, sheets, tracking, training
 
     training.share_out(args.devices, batch_size=args.batch_size, precision=args.precision)
     keras.utils.set_random_seed(args.seed)
@@ -243,17 +263,7 @@ def _fit(
         else models.build(architecture=args.architecture, encoder=args.encoder, pretrained=args.weights == "imagenet")
     )
     model = models.with_probability(network)
-    side = augment.context(args.crop, strength=args.augment, zoom=args.zoom)
-    crops = dataset.Crops(
-        made,
-        side=side,
-        inner=args.crop,
-        batch_size=args.batch_size,
-        seed=args.seed,
-        workers=args.workers,
-        building_crops=args.building_crops,
-        weights=weights,
-    )
+    recipe, crops = recipe_and_crops(made, args, weights)
     # Whole chips are larger than crops: as many pixels a batch as in training, or memory would be set by validation.
     at_once = max(1, args.batch_size * args.crop**2 // made.rules["size"] ** 2 // args.devices) * args.devices
     rows = made.select("validation")
@@ -269,7 +279,6 @@ def _fit(
         if epoch == args.epochs or epoch % args.picture_epochs == 0:
             show(epoch)
 
-    recipe = Recipe(**{field.name: getattr(args, field.name) for field in fields(Recipe)})
     if not state:
         show(0)  # MLflow's page shows this step first
         tracking.log_image(sheets.augmented(crops, recipe), "augmented.jpg")

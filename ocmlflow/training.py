@@ -107,13 +107,12 @@ def share_out(devices: int, *, batch_size: int, precision: str) -> None:
         raise InputError(f"devices={devices} is more than {backend} sees: {', '.join(found)}")
     if batch_size % devices:
         raise InputError(f"batch_size={batch_size} is no multiple of devices={devices}")
-    if backend == "tensorflow" and precision == "float16":
-        # Its loss scaling looks for overflows on the first device alone.
-        raise InputError(f"devices={devices}: TensorFlow trains with float16 on one alone; precision=bfloat16 would do")
-    if backend == "tensorflow":
-        kernels.share_out(found[:devices])
-    else:
+    if backend == "jax":
         keras.distribution.set_distribution(keras.distribution.DataParallel(devices=found[:devices]))
+        return
+    if precision == "float16":  # Keras would look for overflows on the first device alone
+        raise InputError(f"devices={devices}: TensorFlow trains with float16 on one alone; precision=bfloat16 would do")
+    kernels.share_out(found[:devices])
 
 
 class Thawing(keras.optimizers.AdamW):
