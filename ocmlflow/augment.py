@@ -76,10 +76,10 @@ def _moved(
     middle, centre = (side - 1) / 2, (crop - 1) / 2
     zero = ops.zeros_like(a)
     matrix = ops.stack([a, b, middle - centre * (a + b), d, e, middle - centre * (d + e), zero, zero], axis=1)
-    coded = ops.cast(coded, "float32")
+    image, label = (ops.cast(part, "float32") for part in (coded[..., :3], coded[..., 3:]))
     # Interpolated labels are no labels: nearest for them, and not valid from beyond the edge.
-    image = kernels.warped(coded, matrix, side=crop, interpolation="bilinear", fill=0.0)[..., :3]
-    label = kernels.warped(coded[..., 3:], matrix, side=crop, interpolation="nearest", fill=float(NOT_VALID))
+    image = kernels.warped(image, matrix, side=crop, interpolation="bilinear", fill=0.0)
+    label = kernels.warped(label, matrix, side=crop, interpolation="nearest", fill=float(NOT_VALID))
     return image, label
 
 
