@@ -23,8 +23,8 @@ def scored(made: chips.Chips, probability: Callable[[np.ndarray], np.ndarray]) -
     """
     found: dict[str, np.ndarray] = {}
     for row in made.select("validation").itertuples():
-        coded = chips.read(made.folder, row)
-        counted = metrics.histogram(metrics.percent(probability(coded[..., :3])), *labels.decode(coded[..., 3]))
+        image, label = chips.read(made.folder, row)
+        counted = metrics.histogram(metrics.percent(probability(image)), *labels.decode(label))
         found[row.place] = counted + found.get(row.place, 0)
     return " | ".join(f"{place} {_iou(total)}" for place, total in {**found, "all": sum(found.values())}.items())
 

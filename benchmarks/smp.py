@@ -81,8 +81,8 @@ def train(network: torch.nn.Module, made: chips.Chips, steps: int, seed: int) ->
     network.train()
     for step in range(steps):
         crops.epoch = step // len(crops) + 1
-        (coded,) = crops[step % len(crops)]
-        image, label, valid = augmented(coded, draw)
+        (batch,) = crops[step % len(crops)]
+        image, label, valid = augmented(np.concatenate(batch, axis=-1), draw)
         logits = network(image.contiguous(memory_format=torch.channels_last))
         loss = bce_dice(logits, label, valid)
         optimizer.zero_grad()

@@ -46,14 +46,14 @@ def main() -> None:
 class Cut(keras.utils.PyDataset):
     """The first batches of another, or its first one again and again."""
 
-    def __init__(self, source: dataset.Crops, *, kept: np.ndarray | None) -> None:
+    def __init__(self, source: dataset.Crops, *, kept: dataset.Batch | None) -> None:
         super().__init__(workers=source.workers if kept is None else 1, max_queue_size=4)
         self.source, self.kept, self.batch_size, self.epoch = source, kept, source.batch_size, 0
 
     def __len__(self) -> int:
         return STEPS
 
-    def __getitem__(self, number: int) -> tuple[np.ndarray]:
+    def __getitem__(self, number: int) -> tuple[dataset.Batch]:
         return self.source[number] if self.kept is None else (self.kept,)
 
 
@@ -66,14 +66,15 @@ def overhead(made: chips.Chips) -> None:
     side = crops.side
     (batch,) = crops[0]
     margin = (side - recipe.crop) // 2
-    kept = np.ascontiguousarray(batch[:, margin : margin + recipe.crop, margin : margin + recipe.crop])
+    inner = slice(margin, margin + recipe.crop)
+    image, label = (np.ascontiguousarray(part[:, inner, inner]) for part in batch)
     whole, bare = learner(Learner, recipe), learner(Bare, recipe)
     seconds: dict[str, list[tuple[float, float]]] = {"the network on one batch in memory": [], "all of it": []}
     with tempfile.TemporaryDirectory() as folder:
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         with mlflow.start_run():
             for number in range(ROUNDS + 1):
-                for taken, model, given in zip(seconds.values(), (bare, whole), (kept, None), strict=True):
+                for taken, model, given in zip(seconds.values(), (bare, whole), ((image, label), None), strict=True):
                     start, cpu = time.perf_counter(), time.process_time()
                     history = model.fit(Cut(crops, kept=given), verbose=0, shuffle=False).history
                     if given is None:
@@ -113,8 +114,8 @@ def accuracy(made: chips.Chips, told: argparse.Namespace, name: str) -> None:
 class Bare(Learner):
     """Learns from batches as they are."""
 
-    def seen(self, coded: Tensor, training: bool) -> tuple[Tensor, Tensor]:
-        return super().seen(coded, False)
+    def seen(self, image: Tensor, label: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+        return super().seen(image, label, False)
 
 
 def learner(kind: type[Learner], recipe: Recipe) -> Learner:
@@ -134,9 +135,9 @@ def resolutions(made: chips.Chips, address: str) -> None:
     for times in (0.6, 0.7, 0.85, 1.0, 1.18, 1.4, 1.7):
         total = np.zeros(0)
         for row in rows.itertuples():
-            coded = chips.read(made.folder, row)
-            label, valid = labels.decode(coded[..., 3])
-            percents = metrics.percent(seen_at(model.keras, coded[..., :3], times))
+            image, coded = chips.read(made.folder, row)
+            label, valid = labels.decode(coded)
+            percents = metrics.percent(seen_at(model.keras, image, times))
             total = metrics.histogram(percents, label, valid) + (total if total.size else 0)
         half, best = (metrics.counts(total, threshold=at).iou for at in (50, metrics.best_threshold(total)))
         print(f"| {times} | {half:.3f} | {best:.3f} |", flush=True)

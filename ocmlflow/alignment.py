@@ -7,24 +7,25 @@ from scipy import fft, ndimage
 from skimage.segmentation import find_boundaries
 
 from ocmlflow import labels
+from ocmlflow.store import Chip
 
 REACH_M = 6.0
 """Largest shift that is looked for; the worst of the challenge are 5 to 6 metres off."""
 
 
-def shift(chips: Iterable[np.ndarray], *, gsd: float) -> tuple[float, float] | None:
+def shift(chips: Iterable[Chip], *, gsd: float) -> tuple[float, float] | None:
     """How far (east, north), in metres, the labels must move to lie on the edges of the image; None without any.
 
-    Chips are (size, size, 4) uint8, RGB and coded label. The outlines of the labels are laid over the strength of the
-    image's edges at every shift up to REACH_M; the sum over all chips is highest where they fit. It says where the
-    drawing lies as a whole, not how well each roof is drawn, and is worth little below twenty buildings.
+    The outlines of the labels are laid over the strength of the image's edges at every shift up to REACH_M; the sum
+    over all chips is highest where they fit. It says where the drawing lies as a whole, not how well each roof is
+    drawn, and is worth little below twenty buildings.
     """
     reach = max(1, round(REACH_M / gsd))
     total = np.zeros((2 * reach + 1, 2 * reach + 1))
     for chip in chips:
-        label, valid = labels.decode(chip[..., 3])
+        label, valid = labels.decode(chip.label)
         if label.any():
-            total += _fit(_edges(chip[..., :3], valid), find_boundaries(label > 0, mode="inner"), reach)
+            total += _fit(_edges(chip.image, valid), find_boundaries(label > 0, mode="inner"), reach)
     if not total.any():
         return None
     row, col = (int(i) for i in np.unravel_index(total.argmax(), total.shape))

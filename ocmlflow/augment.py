@@ -34,16 +34,16 @@ def context(crop: int, *, strength: float, zoom: float) -> int:
 
 
 def augment(
-    coded: Tensor, seed: keras.random.SeedGenerator, *, crop: int, strength: float, zoom: float
+    image: Tensor, label: Tensor, seed: keras.random.SeedGenerator, *, crop: int, strength: float, zoom: float
 ) -> tuple[Tensor, Tensor]:
     """Image (batch, crop, crop, 3), RGB 0..255, and coded label (batch, crop, crop, 1), float32.
 
-    They are made of a (batch, side, side, 4) uint8 batch.
+    They are made of those of a batch, (batch, side, side, 3) and (batch, side, side, 1) uint8.
 
     `side` is that of `context`, or at least `crop`; what a turn brings in from beyond it is not valid. `zoom` is the
     largest, in and out.
     """
-    image, label = _moved(coded, seed, crop, strength, zoom)
+    image, label = _moved(image, label, seed, crop, strength, zoom)
     if strength:
         image = _focus(image, seed, strength)
         image = _colour(image, seed, strength)
@@ -57,10 +57,10 @@ def _angle(strength: float) -> float:
 
 
 def _moved(
-    coded: Tensor, seed: keras.random.SeedGenerator, crop: int, strength: float, zoom: float
+    image: Tensor, label: Tensor, seed: keras.random.SeedGenerator, crop: int, strength: float, zoom: float
 ) -> tuple[Tensor, Tensor]:
     """One of the eight symmetries of the square, zoomed, turned and sheared about the middle."""
-    batch, side = ops.shape(coded)[0], coded.shape[1]
+    batch, side = ops.shape(image)[0], image.shape[1]
 
     def draw(most: float) -> Tensor:
         return random.uniform((batch,), -most, most, seed=seed)
@@ -76,7 +76,7 @@ def _moved(
     middle, centre = (side - 1) / 2, (crop - 1) / 2
     zero = ops.zeros_like(a)
     matrix = ops.stack([a, b, middle - centre * (a + b), d, e, middle - centre * (d + e), zero, zero], axis=1)
-    image, label = (ops.cast(part, "float32") for part in (coded[..., :3], coded[..., 3:]))
+    image, label = (ops.cast(part, "float32") for part in (image, label))
     # Interpolated labels are no labels: nearest for them, and not valid from beyond the edge.
     image = kernels.warped(image, matrix, side=crop, interpolation="bilinear", fill=0.0)
     label = kernels.warped(label, matrix, side=crop, interpolation="nearest", fill=float(NOT_VALID))

@@ -19,7 +19,7 @@ import numpy as np
 
 from ocmlflow import georef, grid, ground, storage, store
 from ocmlflow.errors import InputError
-from ocmlflow.store import Files
+from ocmlflow.store import Chip, Files
 from ocmlflow.survey import Overview, Survey
 
 FETCHERS, AHEAD = 8, 16
@@ -121,17 +121,17 @@ def load(folder: Files, *, fold: int | None = None) -> Chips:
     return replace(found, index=ground.of_fold(found.index, fold, **how))
 
 
-def read(folder: Files, row: Any) -> np.ndarray:
-    """(size, size, 4) uint8: RGB and the coded label of the chip of one row of the index."""
+def read(folder: Files, row: Any) -> Chip:
+    """The chip of one row of the index."""
     return store.read(folder, f"{row.scene}.zarr", row.position)
 
 
-def read_all(folder: Files, rows: Iterable[Any]) -> Iterator[np.ndarray]:
+def read_all(folder: Files, rows: Iterable[Any]) -> Iterator[Chip]:
     """The chips of some rows in their order; what is far away is fetched some chips ahead, side by side."""
     if isinstance(folder, Path):
         yield from (read(folder, row) for row in rows)
         return
-    coming: deque[Future[np.ndarray]] = deque()
+    coming: deque[Future[Chip]] = deque()
     try:
         for row in rows:
             coming.append(_fetchers().submit(read, folder, row))

@@ -1,12 +1,10 @@
-"""Chip index, to batches of uint8 crops, in an order that the seed decides.
-
-A batch is (batch, side, side, 4) uint8: RGB and the coded label (1 building, 0 not, 255 not valid).
-"""
+"""Chip index, to batches of uint8 crops, in an order that the seed decides."""
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import geopandas as gpd
 import keras
@@ -15,7 +13,10 @@ import numpy as np
 from ocmlflow import chips
 from ocmlflow.errors import InputError
 from ocmlflow.labels import NOT_VALID
-from ocmlflow.store import Files
+from ocmlflow.store import Chip, Files
+
+Batch: TypeAlias = tuple[np.ndarray, np.ndarray]
+"""Images (batch, side, side, 3) uint8 RGB, and labels (batch, side, side, 1) uint8, coded as in `labels`."""
 
 
 class Batches(keras.utils.PyDataset):
@@ -25,16 +26,16 @@ class Batches(keras.utils.PyDataset):
         super().__init__(workers=workers, max_queue_size=4)
         self.error: Exception | None = None
 
-    def __getitem__(self, number: int) -> tuple[np.ndarray]:
+    def __getitem__(self, number: int) -> tuple[Batch]:
         try:
-            return (self.batch(number),)
+            return (self.batch(number),)  # to Keras both are input
         except Exception as error:
             self.error = self.error or error
             raise
 
     @abstractmethod
-    def batch(self, number: int) -> np.ndarray:
-        """(batch, side, side, 4) uint8."""
+    def batch(self, number: int) -> Batch:
+        """The batch of that number, from 0 on."""
 
 
 @contextmanager
@@ -84,7 +85,7 @@ class Crops(Batches):
         """Batches an epoch: as many crops as there are chips."""
         return math.ceil(len(self.rows) / self.batch_size)
 
-    def batch(self, number: int) -> np.ndarray:
+    def batch(self, number: int) -> Batch:
         draw = np.random.default_rng([self.seed, self.epoch, number])
         chosen = [self._choose(draw) for _ in range(self.batch_size)]  # first: then chips can be fetched side by side
         read = chips.read_all(self.folder, (self.rows.iloc[chip] for chip, _ in chosen))
@@ -92,7 +93,7 @@ class Crops(Batches):
             crop(chip, side=self.side, inner=self.inner, at_building=at_building, draw=draw)
             for chip, (_, at_building) in zip(read, chosen, strict=True)
         ]
-        return np.stack(cut)
+        return stacked(cut)
 
     def on_epoch_end(self) -> None:
         self.epoch += 1
@@ -113,7 +114,7 @@ class Rest(keras.utils.PyDataset):
     def __len__(self) -> int:
         return len(self.batches) - self.first
 
-    def __getitem__(self, number: int) -> tuple[np.ndarray]:
+    def __getitem__(self, number: int) -> tuple[Batch]:
         return self.batches[self.first + number]
 
 
@@ -132,11 +133,17 @@ class WholeChips(Batches):
     def __len__(self) -> int:
         return math.ceil(len(self.rows) / self.batch_size)
 
-    def batch(self, number: int) -> np.ndarray:
+    def batch(self, number: int) -> Batch:
         rows = self.rows.iloc[number * self.batch_size : (number + 1) * self.batch_size]
         read = list(chips.read_all(self.folder, rows.itertuples()))
         missing = -len(read) % self.devices
-        return np.stack([*read, *[np.full_like(read[0], NOT_VALID)] * missing])
+        empty = Chip(read[0].image, np.full_like(read[0].label, NOT_VALID))
+        return stacked([*read, *[empty] * missing])
+
+
+def stacked(some: Sequence[Chip]) -> Batch:
+    """A batch of chips or crops of one size."""
+    return np.stack([one.image for one in some]), np.stack([one.label for one in some])[..., np.newaxis]
 
 
 def catalog_weights(catalogs: Iterable[str], told: str | None) -> dict[str, float]:
@@ -176,29 +183,28 @@ def teaches(made: chips.Chips, weights: Mapping[str, float]) -> bool:
     """
     rows = made.select("train")
     drawn = rows[(rows.building_share > 0) & rows.catalog.map(lambda catalog: weights.get(catalog, 1) > 0)]
-    return any((coded[..., 3] == 1).any() for coded in chips.read_all(made.folder, drawn.itertuples()))
+    return any((chip.label == 1).any() for chip in chips.read_all(made.folder, drawn.itertuples()))
 
 
-def crop(chip: np.ndarray, *, side: int, inner: int, at_building: bool, draw: np.random.Generator) -> np.ndarray:
-    """(side, side, 4) uint8 of a (height, width, 4) chip, around some pixel of a building or of any that is valid.
+def crop(chip: Chip, *, side: int, inner: int, at_building: bool, draw: np.random.Generator) -> Chip:
+    """Square of `side` pixels of a chip, around some pixel of a building or of any that is valid.
 
     The `inner` pixels in the middle are from the chip, if it is as large as that; what lies beyond it is not valid.
     """
-    coded = chip[..., 3]
-    around = np.flatnonzero(coded == 1) if at_building else np.empty(0)
+    label = chip.label
+    around = np.flatnonzero(label == 1) if at_building else np.empty(0)
     if not len(around):
-        around = np.flatnonzero(coded != NOT_VALID)
-    middle = np.unravel_index(draw.choice(around) if len(around) else draw.integers(coded.size), coded.shape)
+        around = np.flatnonzero(label != NOT_VALID)
+    middle = np.unravel_index(draw.choice(around) if len(around) else draw.integers(label.size), label.shape)
     jitter = draw.integers(-inner // 4, inner // 4 + 1, size=2)
-    made = np.zeros((side, side, 4), np.uint8)
-    made[..., 3] = NOT_VALID
+    made = Chip(np.zeros((side, side, 3), np.uint8), np.full((side, side), NOT_VALID, np.uint8))
     ends = []
-    for at, off, length in zip(middle, jitter, coded.shape, strict=True):
+    for at, off, length in zip(middle, jitter, label.shape, strict=True):
         space = length - inner
         first = int(np.clip(at + off - inner // 2, 0, space)) if space > 0 else space // 2
         ends.append((first - (side - inner) // 2, length))
     there, here = zip(*((slice(max(f, 0), f + side), slice(max(-f, 0), n - f)) for f, n in ends), strict=True)
-    made[here] = chip[there]
+    made.image[here], made.label[here] = chip.image[there], label[there]
     return made
 
 

@@ -145,12 +145,12 @@ def predictions(
     read = zip(rows.itertuples(), chips.read_all(folder, rows.itertuples()), strict=True)
     for number, (row, chip) in progress(enumerate(read), len(rows)):
         if not len(levels):
-            shape = (len(rows), *chip.shape[:2])
+            shape = (len(rows), *chip.label.shape)
             _check_room(work, 3 * math.prod(shape))
             levels = np.lib.format.open_memmap(work / "levels.npy", "w+", np.uint16, shape)
             coded = np.lib.format.open_memmap(work / "coded.npy", "w+", np.uint8, shape)
-        levels[number] = metrics.fine(probabilities(row, chip[..., :3]))
-        coded[number] = chip[..., 3]
+        levels[number] = metrics.fine(probabilities(row, chip.image))
+        coded[number] = chip.label
     groups = {
         "resolution": _classes(rows.native_gsd, RESOLUTIONS),
         "density": _classes(rows.building_share, DENSITIES),
@@ -216,8 +216,8 @@ def buildings(made: Predictions, temperature: float, threshold: int, *, min_area
 def picture(predict: Predict, folder: Files, rows: gpd.GeoDataFrame, *, threshold: int) -> np.ndarray:
     """One picture of some chips, a row each: image with the label's outlines, probability, errors at the threshold."""
     shown = []
-    for chip in chips.read_all(folder, rows.itertuples()):
-        image, (label, valid) = chip[..., :3], labels.decode(chip[..., 3])
+    for image, coded in chips.read_all(folder, rows.itertuples()):
+        label, valid = labels.decode(coded)
         probability = predict(image[np.newaxis])[0, ..., 0]
         building = metrics.percent(probability) >= threshold
         outlined = pictures.outlined(image, label, valid)
@@ -228,7 +228,7 @@ def picture(predict: Predict, folder: Files, rows: gpd.GeoDataFrame, *, threshol
 def panels(made: Predictions, number: int, temperature: float, threshold: int) -> list[np.ndarray]:
     """Pictures of one chip: image, the same with the label's outlines, calibrated probability, errors."""
     row = next(made.rows.iloc[[number]].itertuples())
-    image, (label, valid) = chips.read(made.folder, row)[..., :3], labels.decode(made.coded[number])
+    image, (label, valid) = chips.read(made.folder, row).image, labels.decode(made.coded[number])
     percents = metrics.fine_percents(temperature)[made.levels[number]]
     errors = pictures.errors(image, percents >= threshold, label, valid)
     return [image, pictures.outlined(image, label, valid), pictures.grey(percents / 100), errors]

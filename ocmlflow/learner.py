@@ -1,4 +1,4 @@
-"""Coded batches, to the loss and the scores of a network that learns from them, on any backend of Keras."""
+"""Batches, to the loss and the scores of a network that learns from them, on any backend of Keras."""
 
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -48,7 +48,7 @@ def summed(recipe: Recipe) -> int:
 
 
 class Learner(keras.Model):
-    """A network that learns from coded batches (batch, side, side, 4) uint8 on any backend of Keras.
+    """A network that learns from batches as `dataset` makes them, on any backend of Keras.
 
     Augmentation runs inside, on the device; the output is logits, label and valid, one channel each, so that loss and
     metrics see the label that was moved with its image.
@@ -65,21 +65,20 @@ class Learner(keras.Model):
         self.supports_jit = keras.backend.backend() != "tensorflow"
         self.built = True  # or Keras would try it, without augmentation, on sides that only augmentation makes fit
 
-    def call(self, coded: Tensor, training: bool = False) -> Tensor:
-        image, label = self.seen(coded, training)
+    def call(self, batch: tuple[Tensor, Tensor], training: bool = False) -> Tensor:
+        image, label = self.seen(*batch, training)
         logits = self.network(ops.cast(ops.round(image), "uint8"), training=training)
         # Near outlines labels are a little off: nothing is learnt there, but scores count it.
         valid = ops.cast(label < (RING if training else NOT_VALID), "float32")
         building = ops.cast(ops.logical_or(label == 1.0, label == 1.0 + RING), "float32")
         return ops.concatenate([ops.cast(logits, "float32"), building * valid, valid], axis=-1)
 
-    def seen(self, coded: Tensor, training: bool) -> tuple[Tensor, Tensor]:
-        """Image (batch, height, width, 3) and coded label (batch, height, width, 1), float32, of a coded batch."""
+    def seen(self, image: Tensor, label: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+        """Image (batch, height, width, 3) and coded label (batch, height, width, 1), float32, of those of a batch."""
         if training:
             recipe = self.recipe
-            return augment(coded, self.seed, crop=recipe.crop, strength=recipe.augment, zoom=recipe.zoom)
-        coded = ops.cast(coded, "float32")
-        return coded[..., :3], coded[..., 3:]
+            return augment(image, label, self.seed, crop=recipe.crop, strength=recipe.augment, zoom=recipe.zoom)
+        return ops.cast(image, "float32"), ops.cast(label, "float32")
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True

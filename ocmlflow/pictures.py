@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from skimage.segmentation import find_boundaries
 
 from ocmlflow import chips, labels
-from ocmlflow.store import Files
+from ocmlflow.store import Chip, Files
 
 OUTLINE = (255, 0, 255)
 NOT_VALID = (90, 90, 110)
@@ -99,11 +99,11 @@ def block_map(rows: gpd.GeoDataFrame, values: np.ndarray, *, low: float, high: f
     return figure
 
 
-def _triple(chip: np.ndarray) -> list[np.ndarray]:
-    image, (label, valid) = chip[..., :3], labels.decode(chip[..., 3])
+def _triple(chip: Chip) -> list[np.ndarray]:
+    label, valid = labels.decode(chip.label)
     flat = np.where(label[..., np.newaxis] > 0, HIT, (255, 255, 255)).astype(np.uint8)
     flat[~valid] = NOT_VALID
-    return [image, outlined(image, label, valid), flat]
+    return [chip.image, outlined(chip.image, label, valid), flat]
 
 
 def sheet(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:

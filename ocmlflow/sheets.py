@@ -30,8 +30,8 @@ def augmented(crops: Crops, recipe: Recipe) -> np.ndarray:
     seed = keras.random.SeedGenerator(recipe.seed)
     shown: list[Any] = []
     while len(shown) < 64:
-        (coded,) = crops[len(shown) // crops.batch_size]
-        made = augment(coded, seed, crop=recipe.crop, strength=recipe.augment, zoom=recipe.zoom)
+        (batch,) = crops[len(shown) // crops.batch_size]
+        made = augment(*batch, seed, crop=recipe.crop, strength=recipe.augment, zoom=recipe.zoom)
         shown += zip(*(keras.ops.convert_to_numpy(part).round().astype(np.uint8) for part in made), strict=True)
     drawn = [pictures.outlined(image, *labels.decode(label[..., 0])) for image, label in shown[:64]]
     return pictures.sheet([drawn[number : number + 8] for number in range(0, 64, 8)])

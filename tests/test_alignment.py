@@ -5,6 +5,7 @@ from rasterio.windows import Window
 from shapely.affinity import translate
 
 from ocmlflow import alignment, catalog, labels, raster, resample, survey
+from ocmlflow.store import Chip
 
 GSD = 0.1
 
@@ -21,7 +22,7 @@ def roofs(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize(("down", "right"), [(0, 0), (7, -12), (-20, 3), (40, 41)])
 def test_a_known_shift_is_found(down, right):
-    chips = [np.dstack([image, np.roll(label, (down, right), (0, 1))]) for image, label in map(roofs, range(4))]
+    chips = [Chip(image, np.roll(label, (down, right), (0, 1))) for image, label in map(roofs, range(4))]
     east, north = alignment.shift(chips, gsd=GSD)
     assert east == pytest.approx(-right * GSD, abs=0.1)
     assert north == pytest.approx(down * GSD, abs=0.1)
@@ -33,12 +34,12 @@ def test_what_is_not_valid_shows_no_edge():
     for image, label in map(roofs, range(4)):
         image[:, 128:] = 0
         label[:, 128:] = labels.NOT_VALID
-        chips.append(np.dstack([image, label]))
+        chips.append(Chip(image, label))
     assert np.hypot(*alignment.shift(chips, gsd=GSD)) < 0.1
 
 
 def test_without_buildings_there_is_no_shift():
-    assert alignment.shift([np.zeros((64, 64, 4), np.uint8)], gsd=GSD) is None
+    assert alignment.shift([Chip(np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8))], gsd=GSD) is None
 
 
 @needs_data
@@ -53,5 +54,5 @@ def test_real_labels_lie_on_their_roofs_and_a_shift_of_them_is_measured(name):
     for east, north in ((0, 0), (1.6, -1.2)):
         moved = [translate(polygon, east, north) for polygon in found.footprints.polygons]
         coded = labels.encode(labels.burn(moved, transform, height=560, width=700), pixels.valid)
-        measured = alignment.shift([np.dstack([pixels.image, coded])], gsd=0.2)
+        measured = alignment.shift([Chip(pixels.image, coded)], gsd=0.2)
         assert measured == pytest.approx((-east, -north), abs=0.3)

@@ -12,11 +12,12 @@ SIDE = context(CROP, strength=1, zoom=ZOOM)
 
 
 def augmented(coded: np.ndarray, *, seed: int = 0, strength: float = 1) -> np.ndarray:
-    generator = keras.random.SeedGenerator(seed)
-    return joined(augment(coded, generator, crop=CROP, strength=strength, zoom=ZOOM))
+    """Image and label (batch, CROP, CROP, 4) float32 made of those of a (batch, side, side, 4) uint8 batch."""
+    return made(coded, keras.random.SeedGenerator(seed), strength=strength)
 
 
-def joined(parts: tuple) -> np.ndarray:
+def made(coded: np.ndarray, seed: keras.random.SeedGenerator, *, strength: float = 1, zoom: float = ZOOM) -> np.ndarray:
+    parts = augment(coded[..., :3], coded[..., 3:], seed, crop=CROP, strength=strength, zoom=zoom)
     return np.concatenate([keras.ops.convert_to_numpy(part) for part in parts], axis=-1)
 
 
@@ -63,8 +64,8 @@ def test_holes_are_of_one_colour_and_not_valid(monkeypatch):
 def test_without_strength_and_zoom_the_eight_symmetries_are_left():
     chip = np.random.default_rng(0).integers(0, 256, (CROP, CROP, 4)).astype(np.uint8)
     views = [np.rot90(side, turns) for side in (chip, chip[:, ::-1]) for turns in range(4)]
-    found = joined(augment(np.stack([chip] * 64), keras.random.SeedGenerator(0), crop=CROP, strength=0, zoom=1))
-    met = {next(n for n, view in enumerate(views) if np.allclose(view, made, atol=0.05)) for made in found}
+    found = made(np.stack([chip] * 64), keras.random.SeedGenerator(0), strength=0, zoom=1)
+    met = {next(n for n, view in enumerate(views) if np.allclose(view, one, atol=0.05)) for one in found}
     assert met == set(range(8))
 
 
@@ -86,7 +87,7 @@ def test_the_seed_decides_and_every_draw_is_another():
     np.testing.assert_array_equal(augmented(coded), augmented(coded))
     assert not np.array_equal(augmented(coded), augmented(coded, seed=1))
     seed = keras.random.SeedGenerator(0)
-    first, second = (joined(augment(coded, seed, crop=CROP, strength=1, zoom=ZOOM)) for _ in range(2))
+    first, second = (made(coded, seed) for _ in range(2))
     assert not np.array_equal(first, second)
     twins = augmented(np.stack([coded[0], coded[0]]))
     assert not np.array_equal(twins[0], twins[1])

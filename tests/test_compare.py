@@ -157,7 +157,7 @@ def write_masks(folder, made, *, by: str) -> None:
         first.y + (first.row + size / 2) * first.gsd,
     )
     for row in rows.itertuples():
-        coded = chips.read(made.folder, row)[..., 3]
+        coded = chips.read(made.folder, row).label
         whole[row.row : row.row + size, row.col : row.col + size] = coded
         if by == "chip":
             at = Affine(0.1, 0, left + row.col * 0.1, 0, -0.1, top - row.row * 0.1)

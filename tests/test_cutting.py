@@ -227,7 +227,7 @@ def test_near_outlines_scores_know_the_label_and_training_does_not(tmp_path):
     image = write_image(tmp_path / "one.tif", noise(64, 64))
     scene = catalog.Scene("one", "acc", image, (write_labels(tmp_path / "one.geojson", footprints),))
     index = cut(scene, tmp_path / "out", rules=rules_with(size=64, stride=64, buffer_m=0.4))
-    coded = chips.read(tmp_path / "out", index.iloc[0])[..., 3]
+    coded = chips.read(tmp_path / "out", index.iloc[0]).label
     label, valid = labels.decode(coded)
     np.testing.assert_array_equal(label, labels.burn(footprints, TRANSFORM, height=64, width=64))
     assert valid.all()
@@ -249,7 +249,7 @@ def test_parts_tell_boundaries_and_touching_ground(tmp_path):
     assert (parts[20, [11, 58]] == labels.BOUNDARY).all()
     assert (parts[20, 15:25] == labels.INTERIOR).all()
     assert parts[5, 5] == parts[50, 31] == 0
-    label = labels.decode(chips.read(tmp_path / "out", index.iloc[0])[..., 3])[0]
+    label = labels.decode(chips.read(tmp_path / "out", index.iloc[0]).label)[0]
     np.testing.assert_array_equal(
         np.isin(parts, (labels.INTERIOR, labels.BOUNDARY)) | (parts == labels.TOUCHING),
         label | (parts == labels.TOUCHING),
@@ -276,7 +276,7 @@ def test_chips_show_what_is_drawn_around_footprints_of_other_blocks(tmp_path, st
     assert len(index) == (320 // stride - 32 // stride + 1) ** 2
     for chip in index.itertuples():
         at = np.s_[chip.row : chip.row + 32, chip.col : chip.col + 32]
-        np.testing.assert_array_equal(chips.read(tmp_path / "out", chip)[..., 3], coded[at])
+        np.testing.assert_array_equal(chips.read(tmp_path / "out", chip).label, coded[at])
         np.testing.assert_array_equal(stored[chip.position], parts[at])
 
 

@@ -8,6 +8,7 @@ import pytest
 from ocmlflow import chips, dataset
 from ocmlflow.errors import InputError
 from ocmlflow.labels import NOT_VALID
+from ocmlflow.store import Chip
 
 
 def crops(made, *, side=24, batch_size=3, seed=5, workers=1, building_crops=0.5) -> dataset.Crops:
@@ -16,7 +17,12 @@ def crops(made, *, side=24, batch_size=3, seed=5, workers=1, building_crops=0.5)
 
 
 def epoch(batches: dataset.Crops) -> list[np.ndarray]:
-    return [batches[number][0] for number in range(len(batches))]
+    return [together(batches[number]) for number in range(len(batches))]
+
+
+def together(given: tuple[dataset.Batch]) -> np.ndarray:
+    """(batch, side, side, 4) uint8: image and label of what Keras is given."""
+    return np.concatenate(given[0], axis=-1)
 
 
 def test_batches_are_the_seed_s_in_whatever_order_and_thread(made):
@@ -24,10 +30,10 @@ def test_batches_are_the_seed_s_in_whatever_order_and_thread(made):
     assert expected[0].shape == (3, 24, 24, 4)
     assert expected[0].dtype == np.uint8
     backwards = crops(made)
-    np.testing.assert_array_equal([backwards[n][0] for n in reversed(range(len(backwards)))][::-1], expected)
+    np.testing.assert_array_equal([together(backwards[n]) for n in reversed(range(len(backwards)))][::-1], expected)
     threaded = crops(made)
     with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(lambda number: threaded[number][0], range(len(threaded))))
+        found = list(threads.map(lambda number: together(threaded[number]), range(len(threaded))))
     np.testing.assert_array_equal(found, expected)
 
 
@@ -55,7 +61,7 @@ class Recorder(keras.Model):
         self.seen: list[np.ndarray] = []
 
     def train_step(self, data):
-        self.seen.append(np.array(data[0] if isinstance(data, tuple) else data))
+        self.seen.append(np.concatenate(data[0], axis=-1))
         return {"loss": 0.0}
 
 
@@ -76,79 +82,76 @@ def test_fit_shows_the_batches_in_their_order_and_mixes_no_epochs(made, workers)
 def test_whole_chips_come_once_and_in_order(made):
     rows = made.select("validation")
     batches = dataset.WholeChips(made.folder, rows, batch_size=4)
-    found = np.concatenate([batches[number][0] for number in range(len(batches))])
-    np.testing.assert_array_equal(found, [chips.read(made.folder, row) for row in rows.itertuples()])
+    found = np.concatenate([together(batches[number]) for number in range(len(batches))])
+    np.testing.assert_array_equal(found, [np.dstack(chips.read(made.folder, row)) for row in rows.itertuples()])
 
 
 def test_the_last_batch_is_filled_up_for_all_devices(made):
     rows = made.select("validation").iloc[:5]
-    (last,) = dataset.WholeChips(made.folder, rows, batch_size=4, devices=2)[1]
+    last = together(dataset.WholeChips(made.folder, rows, batch_size=4, devices=2)[1])
     assert len(last) == 2
-    np.testing.assert_array_equal(last[0], chips.read(made.folder, next(rows.iloc[[4]].itertuples())))
-    assert (last[1] == NOT_VALID).all()
+    np.testing.assert_array_equal(last[0], np.dstack(chips.read(made.folder, next(rows.iloc[[4]].itertuples()))))
+    assert (last[1, ..., 3] == NOT_VALID).all()
 
 
-def coded(height: int, width: int, at: tuple[int, int]) -> np.ndarray:
-    """A chip whose only building is one pixel; every pixel of the image says where it is."""
-    chip = np.zeros((height, width, 4), np.uint8)
-    chip[..., 0], chip[..., 1] = np.indices((height, width))
-    chip[(*at, 3)] = 1
-    return chip
+def chip_with(at: tuple[int, int], *, height: int, width: int) -> Chip:
+    """Its only building is one pixel; every pixel of the image says where it is."""
+    image, label = np.zeros((height, width, 3), np.uint8), np.zeros((height, width), np.uint8)
+    image[..., 0], image[..., 1] = np.indices((height, width))
+    label[at] = 1
+    return Chip(image, label)
 
 
 @pytest.mark.parametrize("at", [(0, 0), (63, 63), (30, 5), (10, 50)])
 def test_a_crop_holds_the_building_it_is_to_hold(at):
     for seed in range(30):
-        found = dataset.crop(coded(64, 64, at), side=24, inner=16, at_building=True, draw=np.random.default_rng(seed))
-        assert (found[..., 3] == 1).sum() == 1
-        assert found[found[..., 3] == 1][0, :2].tolist() == list(at)
+        chip, draw = chip_with(at, height=64, width=64), np.random.default_rng(seed)
+        found = dataset.crop(chip, side=24, inner=16, at_building=True, draw=draw)
+        assert (found.label == 1).sum() == 1
+        assert found.image[found.label == 1][0, :2].tolist() == list(at)
 
 
 @pytest.mark.parametrize("at_building", [True, False])
 def test_the_middle_of_a_crop_is_from_the_chip_and_its_surroundings_where_there_are_any(at_building):
-    chip, firsts = coded(40, 64, (39, 0)), set()
+    chip, firsts = chip_with((39, 0), height=40, width=64), set()
     for seed in range(200):
         draw = np.random.default_rng(seed)
         found = dataset.crop(chip, side=26, inner=16, at_building=at_building, draw=draw)
-        row, col = (int(n) for n in found[5, 5, :2])
+        row, col = (int(n) for n in found.image[5, 5, :2])
         firsts.add((row, col))
-        np.testing.assert_array_equal(found[5:21, 5:21], chip[row : row + 16, col : col + 16])
-        around = np.pad(chip[..., 3], 5, constant_values=NOT_VALID)[row : row + 26, col : col + 26]
-        np.testing.assert_array_equal(found[..., 3], around)
-        assert not found[around == NOT_VALID, :3].any()
+        np.testing.assert_array_equal(found.image[5:21, 5:21], chip.image[row : row + 16, col : col + 16])
+        around = np.pad(chip.label, 5, constant_values=NOT_VALID)[row : row + 26, col : col + 26]
+        np.testing.assert_array_equal(found.label, around)
+        assert not found.image[around == NOT_VALID].any()
     assert at_building or {(0, 0), (24, 0), (0, 48), (24, 48)} < firsts  # its corners too are in the middle of some
 
 
 def test_crops_come_from_everywhere():
-    seen = [
-        tuple(
-            dataset.crop(coded(8, 8, (0, 0)), side=6, inner=6, at_building=False, draw=np.random.default_rng(n))[
-                0, 0, :2
-            ]
-        )
-        for n in range(200)
-    ]
+    chip = chip_with((0, 0), height=8, width=8)
+    draws = map(np.random.default_rng, range(200))
+    found = [dataset.crop(chip, side=6, inner=6, at_building=False, draw=draw) for draw in draws]
+    seen = [tuple(one.image[0, 0, :2]) for one in found]
     assert set(seen) == {(row, col) for row in range(3) for col in range(3)}
 
 
 @pytest.mark.parametrize("at_building", [True, False])
 def test_no_crop_is_without_anything_valid(at_building):
-    chip = np.full((64, 64, 4), NOT_VALID, np.uint8)
-    chip[60:, :4, 3] = 0
+    chip = Chip(np.full((64, 64, 3), 255, np.uint8), np.full((64, 64), NOT_VALID, np.uint8))
+    chip.label[60:, :4] = 0
     for seed in range(30):
         found = dataset.crop(chip, side=24, inner=16, at_building=at_building, draw=np.random.default_rng(seed))
-        assert (found[..., 3] == 0).any()
+        assert (found.label == 0).any()
 
 
 @pytest.mark.parametrize("at_building", [True, False])
 def test_what_lies_beyond_a_small_chip_is_not_valid(at_building):
-    found = dataset.crop(
-        coded(5, 20, (2, 3)), side=12, inner=12, at_building=at_building, draw=np.random.default_rng(0)
-    )
-    assert found.shape == (12, 12, 4)
-    outside = found[..., 3] == NOT_VALID
+    chip, draw = chip_with((2, 3), height=5, width=20), np.random.default_rng(0)
+    found = dataset.crop(chip, side=12, inner=12, at_building=at_building, draw=draw)
+    assert found.image.shape == (12, 12, 3)
+    outside = found.label == NOT_VALID
+    assert outside.shape == (12, 12)
     assert outside.sum() == 7 * 12
-    assert not found[outside, :3].any()
+    assert not found.image[outside].any()
 
 
 def test_crops_of_a_catalogue_come_as_often_as_its_weight_says(made):
@@ -189,8 +192,8 @@ def test_chips_teach_where_a_building_is_drawn(made):
 
 def test_that_share_of_the_crops_is_around_a_building(made):
     def showing(share):
-        batch = crops(made, side=8, batch_size=400, building_crops=share)[0][0]
-        return (batch[..., 3] == 1).any(axis=(1, 2)).mean()
+        _, label = crops(made, side=8, batch_size=400, building_crops=share).batch(0)
+        return (label == 1).any(axis=(1, 2, 3)).mean()
 
     none, half, every = (showing(share) for share in (0.0, 0.5, 1.0))
     assert every == 1

@@ -30,7 +30,7 @@ def evaluated(kept) -> evaluation.Evaluation:
 
 
 def test_counts_are_those_of_the_valid_pixels(evaluated, made):
-    coded = np.stack([chips.read(made.folder, row)[..., 3] for row in made.index.itertuples()])
+    coded = np.stack([chips.read(made.folder, row).label for row in made.index.itertuples()])
     counted = evaluated.counts(50)
     assert counted.pixels == (coded != 255).sum()
     assert counted.tp + counted.fn == (coded == 1).sum()
@@ -96,7 +96,7 @@ def test_calibration_moves_the_threshold_and_no_score(kept, evaluated):
     assert found.counts(found.best_threshold) == evaluated.counts(evaluated.best_threshold)
     # The mask that predict makes: percent of the calibrated probability, at the threshold.
     chip = chips.read(kept.folder, next(kept.rows.itertuples()))
-    meant = metrics.calibrated(half_sure(chip[np.newaxis, ..., :3])[0, ..., 0], found.temperature)
+    meant = metrics.calibrated(half_sure(chip.image[np.newaxis])[0, ..., 0], found.temperature)
     here = metrics.fine_percents(found.temperature)[kept.levels[0]] >= found.best_threshold
     np.testing.assert_array_equal(metrics.percent(meant) >= found.best_threshold, here)
 

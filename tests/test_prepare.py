@@ -141,7 +141,7 @@ def test_a_run_that_broke_off_while_it_sent_goes_on(tmp_path, run, runs, caplog,
     count = int(re.findall(r"(\d+) files of chips sent", caplog.text)[-1])
     assert count == len(runs()[broken]) - 1 - len(there)
     for row in found.index.itertuples():
-        assert chips.read(found.folder, row).shape == (64, 64, 4)
+        assert chips.read(found.folder, row).image.shape == (64, 64, 3)
 
 
 def test_test_ground_is_held_out_whole(tmp_path, run):
@@ -217,7 +217,7 @@ def test_the_set_says_what_it_was_made_of(tmp_path, run):
         assert row["train"] + row["validation"] == len(rows)
         assert row["native_gsd"] == pytest.approx(GSD, rel=0.01)
         assert np.hypot(row["shift_east_m"], row["shift_north_m"]) < 0.1
-        pixels = np.concatenate([chips.read(found.folder, row).reshape(-1, 4) for row in rows.itertuples()])
+        pixels = np.concatenate([np.dstack(chips.read(found.folder, row)).reshape(-1, 4) for row in rows.itertuples()])
         valid = pixels[:, 3] != 255
         assert row["building_share"] == pytest.approx((pixels[valid, 3] == 1).mean(), abs=1e-4)
         for band, name in enumerate(("red", "green", "blue")):
@@ -379,7 +379,7 @@ def test_a_disk_over_nfs_locks_and_one_that_cannot_is_named(tmp_path, monkeypatc
 def test_training_ignores_the_ring_and_scores_do_not(tmp_path, run):
     _, found = run(catalog=places(tmp_path), validation="kam", buffer_m=0.3, label="boundary")
     assert (found.rules["buffer_m"], found.rules["parts"]) == (0.3, True)
-    coded = np.concatenate([chips.read(found.folder, row)[..., 3].ravel() for row in found.index.itertuples()])
+    coded = np.concatenate([chips.read(found.folder, row).label.ravel() for row in found.index.itertuples()])
     assert set(np.unique(coded)) == {0, 1, 2, 3, 255}
     assert (found.folder / "a1.zarr" / "parts").is_dir()
 

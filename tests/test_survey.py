@@ -25,7 +25,7 @@ def coded(folder, index, height: int, width: int) -> np.ndarray:
     whole = np.full((height, width), labels.NOT_VALID, np.uint8)
     for row in index.itertuples():
         part = whole[row.row : row.row + 32, row.col : row.col + 32]
-        part[:] = chips.read(folder, row)[: part.shape[0], : part.shape[1], 3]
+        part[:] = chips.read(folder, row).label[: part.shape[0], : part.shape[1]]
     return whole
 
 
@@ -95,7 +95,7 @@ def test_labels_lie_on_their_roofs_in_the_wrong_utm_zone(tmp_path):
     assert surveyed.grid.crs == "EPSG:32629"
     assert surveyed.native_gsd == pytest.approx(0.076, abs=0.01)  # the scale of UTM 44 degrees from its meridian
     index = cut(found, tmp_path / "out", rules=rules_with())
-    chip = np.concatenate([chips.read(tmp_path / "out", row).reshape(-1, 4) for row in index.itertuples()])
+    chip = np.concatenate([np.dstack(chips.read(tmp_path / "out", row)).reshape(-1, 4) for row in index.itertuples()])
     valid = chip[:, 3] != labels.NOT_VALID
     roof, label = chip[valid, 0] > 150, chip[valid, 3] == 1
     assert (roof & label).sum() / (roof | label).sum() > 0.97
@@ -133,7 +133,7 @@ def test_three_bands_without_a_mask_and_four_without_alpha_are_imagery_all_over(
         index = cut(found, tmp_path / name / "out", rules=rules_with())
         assert (index.valid_share == 1).all()
         chip = chips.read(tmp_path / name / "out", index.iloc[0])
-        np.testing.assert_array_equal(chip[..., :3], noise(64, 64)[:32, :32])
+        np.testing.assert_array_equal(chip.image, noise(64, 64)[:32, :32])
 
 
 def test_bands_are_taken_by_their_colour(tmp_path):
@@ -141,7 +141,7 @@ def test_bands_are_taken_by_their_colour(tmp_path):
     with rasterio.open(found.image, "r+") as file:
         file.colorinterp = [rasterio.enums.ColorInterp[name] for name in ("blue", "green", "red")]
     index = cut(found, tmp_path / "out", rules=rules_with())
-    np.testing.assert_array_equal(chips.read(tmp_path / "out", index.iloc[0])[..., :3], noise(32, 32))
+    np.testing.assert_array_equal(chips.read(tmp_path / "out", index.iloc[0]).image, noise(32, 32))
 
 
 def test_jpeg_with_a_lossy_alpha_keeps_its_outline(tmp_path):
