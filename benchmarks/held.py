@@ -12,6 +12,11 @@ def holding_out(made: chips.Chips, places: str | None) -> chips.Chips:
     """The chips of these places, with commas between them, to score, and all others to train on; or as they are."""
     if places is None:
         return made
+    unknown = set(places.split(",")) - set(made.index.place)
+    if unknown:
+        raise SystemExit(
+            f"--held: no chips of {', '.join(sorted(unknown))}; of {', '.join(sorted(set(made.index.place)))}"
+        )
     held = made.index.place.isin(places.split(","))
     return replace(made, index=made.index.assign(split=np.where(held, "validation", "train")))
 

@@ -90,7 +90,11 @@ def overhead(made: chips.Chips) -> None:
 
 def accuracy(made: chips.Chips, told: argparse.Namespace, name: str) -> None:
     """Pooled IoU of the validation chips by the last epoch's weights, by place and all: no epoch is chosen on them."""
-    recipe, crops = train.recipe_and_crops(made, told, {})
+    for unused in ("chips", "fold", "init", "resume", "devices", "patience"):
+        if getattr(told, unused) != getattr(train.parse([]), unused):
+            raise SystemExit(f"accuracy takes no --{unused}")
+    weights = dataset.catalog_weights(made.select("train").catalog.unique(), told.catalog_weights)
+    recipe, crops = train.recipe_and_crops(made, told, weights)
     keras.utils.set_random_seed(told.seed)
     network = models.build(architecture=told.architecture, encoder=told.encoder, pretrained=told.weights == "imagenet")
     last: list[np.ndarray] = []

@@ -47,7 +47,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         "efficientnetv2-b0 to -b3, -s, resnet50, convnext-tiny (whose ImageNet weights are fetched from the internet)",
     )
     p.add_argument("--weights", choices=("imagenet", "none"), default="imagenet", help="start of the encoder")
-    p.add_argument("--freeze", type=whole(0), default=0, help="first epochs, in which only the decoder learns")
+    p.add_argument("--freeze", type=whole(0), default=0, help="first epochs, in which only the decoder's weights learn")
     p.add_argument("--loss", default="bce+dice", help="bce, dice, focal, jaccard (Lovász), or a sum")
     p.add_argument(
         "--catalog_weights",
@@ -92,6 +92,8 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         p.error(f"argument --init: the network of that version is trained, leave out {', '.join(given)}")
     if args.freeze and args.weights == "none":
         p.error("argument --freeze: an encoder of random weights is to learn, leave it out or take --weights imagenet")
+    if args.freeze >= args.epochs:
+        p.error(f"argument --freeze: in all {args.epochs} epochs the encoder would not learn, got {args.freeze}")
     if args.crop % 32:
         p.error(f"argument --crop: must be a multiple of 32, got {args.crop}")
     return args

@@ -95,6 +95,8 @@ class Reporter(keras.callbacks.Callback):
         log.info("epoch %d: %s", epoch + 1, ", ".join(f"{name} {figures[name]:.3f}" for name in shown))
         self.report(epoch + 1, figures)
         self.enough = self.patience is not None and epoch + 1 - self.best_epoch >= self.patience
+        if self.enough:
+            log.info("no better validation IoU in %d epochs: the training ends", self.patience)
         self.model.stop_training = self.enough
 
     def _weights(self) -> list[np.ndarray]:
@@ -104,7 +106,8 @@ class Reporter(keras.callbacks.Callback):
 class Keeper(keras.callbacks.Callback):
     """Writes the whole state of a training to a file before each epoch but the first, and hands it to `save`.
 
-    When `asked` to end the training it does so after the next step, or before the next epoch, and raises SystemExit.
+    When `asked` to end the training it does so after the step that is being made, and raises SystemExit; in a
+    validation at once, with the state before the last step, which is to be made again.
     """
 
     def __init__(self, reporter: Reporter, path: Path, save: Callable[[Path], None], asked: Callable[[], bool]) -> None:
@@ -118,7 +121,8 @@ class Keeper(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         if epoch > self.epochs:
             self.epochs, self.steps = epoch, 0
-            self._keep()
+            self._write()
+            self._send()
         for variable, total in zip(self.model.metrics_variables if self.sums else (), self.sums, strict=True):
             variable.assign(total)
         self.sums = []
@@ -127,26 +131,39 @@ class Keeper(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self.steps += 1
-        if not self.asked() or batch + 1 == self.params["steps"]:  # a whole epoch ends as such
+        left, asked = self.params["steps"] - batch - 1, self.asked()
+        if left != 1 and not (left and asked):
             return
         if hasattr(self.model, "jax_state_sync"):  # JAX has the weights elsewhere while it trains
             self.model.jax_state_sync()
-        self._keep()
-        self._end()
+        self._write()
+        if asked:
+            self._send()
+            self._end()
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self.asked():
+            self._send()
+            self._end()
 
     def _end(self) -> None:
         log.warning("asked to end: %d steps into epoch %d", self.steps, self.epochs + 1)
         raise SystemExit(128 + signal.SIGTERM)
 
-    def _keep(self) -> None:
+    def _send(self) -> None:
+        if self.path.exists():
+            self.save(self.path)
+
+    def _write(self) -> None:
         state: dict[str, Any] = {f"now-{n}": variable.numpy() for n, variable in enumerate(self._variables())}
         state |= {f"kept-{n}": weights for n, weights in enumerate(self.reporter.weights)}
         state |= {f"sum-{n}": variable.numpy() for n, variable in enumerate(self.model.metrics_variables)}
         state |= {"epoch": self.epochs, "steps": self.steps}
         state |= {"best": self.reporter.best, "best_epoch": self.reporter.best_epoch}
+        part = self.path.with_name(f"part-{self.path.name}")
         try:
-            np.savez(self.path, **state)
-            self.save(self.path)
+            np.savez(part, **state)
+            part.replace(self.path)
         except OSError as error:  # a full disk: the training goes on, and can be resumed from the state before
             log.warning("the state after epoch %d is not kept: %s", self.epochs, error)
 

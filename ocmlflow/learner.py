@@ -32,7 +32,7 @@ class Recipe:
     ema: float
     """Share of the steps over which the weights that are validated and kept are averaged; 0 for the last ones."""
     freeze: int
-    """Epochs in which the encoder is left as it is, and only the decoder learns."""
+    """Epochs in which the encoder's weights are left as they are; its averages of batch norm follow the data."""
     precision: str
     """Of the network's arithmetic, `float32`, `bfloat16` or `float16`; its weights are float32 always."""
     devices: int

@@ -19,10 +19,10 @@ _AXES = (1, 2, 3)
 
 def named(name: str) -> Loss:
     """The loss of that name, or the sum of several, such as `bce+dice`: (logits, label, valid) to (batch,)."""
-    parts = name.split("+")
+    parts = [part.strip() for part in name.split("+")]
     unknown = [part for part in parts if part not in LOSSES]
     if unknown:
-        raise InputError(f"there is no loss {unknown[0]}; there are: {', '.join(LOSSES)}, and sums such as bce+dice")
+        raise InputError(f"there is no loss '{unknown[0]}'; there are: {', '.join(LOSSES)}, and sums such as bce+dice")
 
     def total(logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
         return sum(LOSSES[part](logits, label, valid) for part in parts)

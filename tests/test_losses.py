@@ -47,7 +47,7 @@ def test_lovasz_of_hard_answers_is_the_jaccard_loss(seed):
 def test_a_sum_is_the_sum_and_an_unknown_name_is_refused():
     chips = [[0.3, -2, 5]], [[1, 0, 0]]
     assert loss("bce+dice", *chips) == pytest.approx(loss("bce", *chips) + loss("dice", *chips))
-    with pytest.raises(InputError, match="no loss tversky; there are: bce, dice, focal, jaccard"):
+    with pytest.raises(InputError, match="no loss 'tversky'; there are: bce, dice, focal, jaccard"):
         losses.named("bce+tversky")
 
 
