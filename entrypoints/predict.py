@@ -311,7 +311,8 @@ def _draw(task: _Task, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         if made.footprints is None:  # kept beside the output, for the archive
             shutil.copyfile(made.mask, chips / f"{scene.id}.tif")
         else:
-            item = results.item(scene, made, model=_names(task.models), threshold=task.settings.threshold)
+            dated = replace(scene, taken=task.looks[scene.id].taken)
+            item = results.item(dated, made, model=_names(task.models), threshold=task.settings.threshold)
         results.put(scene, made, task.output)
         mark = _mark(task.folder, scene.id)
         new = mark.with_suffix(".new")

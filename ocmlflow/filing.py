@@ -10,6 +10,9 @@ from shapely.geometry.base import BaseGeometry
 from ocmlflow import storage
 from ocmlflow.catalog import Scene
 
+UNKNOWN = datetime(1970, 1, 1, tzinfo=UTC)
+"""The time of items of which nobody knows it: STAC asks for one."""
+
 
 def dataset(
     name: str, scenes: list[Scene], *, outline: BaseGeometry, assets: dict[str, tuple[str, str]], **facts: Any
@@ -23,7 +26,7 @@ def dataset(
         id=name,
         geometry=shapely.geometry.mapping(outline),
         bbox=_bbox([outline]),
-        datetime=None if times else datetime(1970, 1, 1, tzinfo=UTC),  # STAC asks for one, and nobody knows it
+        datetime=None if times else UNKNOWN,
         start_datetime=times[0] if times else None,
         end_datetime=times[-1] if times else None,
         properties=facts,
@@ -50,10 +53,11 @@ def collection(name: str, items: list[dict[str, Any]], *, description: str) -> d
     Its extent is theirs.
     """
     boxes, whole = [item["bbox"] for item in items], _bbox([shapely.geometry.shape(i["geometry"]) for i in items])
-    times = sorted(pystac.utils.str_to_datetime(t) for item in items for t in _times(item["properties"]))
+    times = sorted({pystac.utils.str_to_datetime(t) for item in items for t in _times(item["properties"])} - {UNKNOWN})
+    interval: list[datetime | None] = [times[0], times[-1]] if times else [None, None]
     extent = pystac.Extent(
         pystac.SpatialExtent([whole, *boxes] if len(boxes) > 1 else [whole]),
-        pystac.TemporalExtent([[times[0], times[-1]]]),
+        pystac.TemporalExtent([interval]),
     )
     made = pystac.Collection(name, description, extent, license="other")
     media = str(pystac.MediaType.GEOJSON)

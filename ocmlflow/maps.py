@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from threading import Condition
@@ -45,6 +46,8 @@ class Look:
     width: int
     inside: bool
     """Whether it meets the area of interest."""
+    taken: datetime | None
+    """When, as its catalogue or else its file says."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def check(scene: Scene, *, settings: Settings) -> Look:
                 f"{settings.chip_gsd} m, not of the model's, of {settings.gsd} m: leave out grid=model"
             )
         inside = windows.inside_of(own, settings.aoi)(_whole(own))
-        return Look(placed, own.height, own.width, inside)
+        return Look(placed, own.height, own.width, inside, scene.taken or raster.taken(dataset))
 
 
 def draw(

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -70,6 +71,14 @@ def opened(href: str, *, gsd: float | None = None, cache: int = CACHE) -> Iterat
 def is_placed(dataset: DatasetReader) -> bool:
     """Whether an image says where on earth it lies."""
     return dataset.crs is not None and dataset.transform not in _NO_TRANSFORM
+
+
+def taken(dataset: DatasetReader) -> datetime | None:
+    """When, as the tag DateTime of TIFF 6.0 says, whose clock nobody knows; None where there is none."""
+    try:
+        return datetime.strptime(dataset.tags().get("TIFFTAG_DATETIME", ""), "%Y:%m:%d %H:%M:%S").replace(tzinfo=UTC)
+    except ValueError:
+        return None
 
 
 def warped(dataset: DatasetReader, own: Grid, target: Grid) -> WarpedVRT:

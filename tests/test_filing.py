@@ -45,6 +45,8 @@ def test_results_make_a_collection_that_is_valid(tmp_path):
     write_json(tmp_path / "collection.json", made)
     for item in items:
         write_json(tmp_path / "items" / f"{item['id']}.json", item)
+    assert made["extent"]["temporal"]["interval"] == [["2020-02-07T00:00:00Z"] * 2]  # of the one that is known
+    assert filing.collection("b", items[1:], description="")["extent"]["temporal"]["interval"] == [[None, None]]
     found = pystac.Collection.from_file(str(tmp_path / "collection.json"))
     assert found.validate_all() == 2
     assert found.extent.spatial.bboxes[0] == [0, 0, 2, 2]

@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from datetime import UTC, datetime
 from pathlib import Path
 
 import geopandas as gpd
@@ -249,9 +250,21 @@ def test_a_chip_without_a_place_gets_a_plain_mask(tmp_path, how, gsd):
     assert made.footprints is None
 
 
+def test_a_scene_was_taken_when_its_catalogue_says_or_else_its_file(tmp_path):
+    href, item = write_image(tmp_path / "a.tif", noise(30, 20)), datetime(2020, 2, 7, tzinfo=UTC)
+    for tag, said, expected in (
+        ("2019:03:04 05:06:07", None, datetime(2019, 3, 4, 5, 6, 7, tzinfo=UTC)),
+        ("2019:03:04 05:06:07", item, item),
+        ("0000:00:00 00:00:00", None, None),
+    ):
+        with rasterio.open(href, "r+") as file:
+            file.update_tags(TIFFTAG_DATETIME=tag)
+        assert maps.check(catalog.Scene("one", "", href, taken=said), settings=SETTINGS).taken == expected
+
+
 def test_what_cannot_be_predicted_is_refused_before(tmp_path):
     scene = catalog.Scene("one", "", write_image(tmp_path / "a.tif", noise(30, 20)))
-    assert maps.check(scene, settings=SETTINGS) == maps.Look(placed=True, height=30, width=20, inside=True)
+    assert maps.check(scene, settings=SETTINGS) == maps.Look(placed=True, height=30, width=20, inside=True, taken=None)
     with pytest.raises(InputError, match="cannot open image nowhere"):
         maps.check(catalog.Scene("one", "", "nowhere.tif"), settings=SETTINGS)
     chip = catalog.Scene("one", "", write_image(tmp_path / "chip.tif", noise(30, 20), crs=None))

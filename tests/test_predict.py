@@ -54,6 +54,8 @@ def scene(path, height: int = 100, width: int = 120, **more) -> str:
 def test_another_area_of_interest_is_another_piece_of_work(files, monkeypatch):
     """Nothing of the one is taken for the other, even where they differ by some metres."""
     image = scene(files.scenes / "a.tif", 100, 300)
+    with rasterio.open(image, "r+") as file:
+        file.update_tags(TIFFTAG_DATETIME="2019:03:04 05:06:07")
     for name, right in (("narrow", 40), ("wide", 250)):
         area = gpd.GeoSeries([building(0, 0, 100, right)], crs=CRS).to_crs("EPSG:4326")
         write_json(files.scenes / f"{name}.geojson", shapely.geometry.mapping(area[0]))
@@ -66,6 +68,8 @@ def test_another_area_of_interest_is_another_piece_of_work(files, monkeypatch):
         found = mask.read(1)
     assert (found[32:58, 2:248] == 1).all()
     assert (found[:, 252:] == 255).all()
+    item = json.loads((files.output / "items" / "a.json").read_text())
+    assert item["properties"]["start_datetime"] == "2019-03-04T05:06:07Z"
 
 
 def test_a_collection_of_others_is_refused_before_work(files):
