@@ -16,14 +16,14 @@ SPLITS = (TRAIN, VALIDATION, TEST)
 
 
 def assign(
-    index: gpd.GeoDataFrame, *, validation: str, test: str | None, folds: int | None, block_m: float, seed: int
+    index: gpd.GeoDataFrame, *, validation: str | None, test: str | None, folds: int | None, block_m: float, seed: int
 ) -> gpd.GeoDataFrame:
     """The index with column `split` (train, validation, test) and, with `folds`, column `fold` (0 to folds - 1).
 
     `validation` names places or scenes, separated by commas, or is the share (0 to 1) of all chips to hold out in
     blocks of ground of `block_m` metres, drawn by `seed`; `test` does the same. Blocks are drawn from what names left,
-    those of test first. With `folds` every block belongs to one of so many equal parts in place of both, and the
-    first is held out. A split depends on where chips lie, never on what they show.
+    those of test first. With `folds` every block belongs to one of so many equal parts, and the first is held out;
+    `validation` and `test` are None then. A split depends on where chips lie, never on what they show.
     """
     if folds:
         index = index.assign(fold=_folds(index, folds, block_m, seed))

@@ -216,7 +216,7 @@ def folded(*, rows: int, cols: int, folds: int, seed: int):
     index = chips_of("a1", "acc", rows=rows, cols=cols)
     place = {"row": np.repeat(np.arange(rows), cols) * 32, "col": np.tile(np.arange(cols), rows) * 32}
     index = index.assign(**place, building_share=(np.arange(len(index)) % 3).astype(float))
-    return ground.assign(index, validation="", test=None, folds=folds, block_m=12.8, seed=seed)
+    return ground.assign(index, validation=None, test=None, folds=folds, block_m=12.8, seed=seed)
 
 
 @given(st.integers(8, 20), st.integers(8, 20), st.integers(2, 4), st.integers(0, 5), st.floats(0.2, 1))

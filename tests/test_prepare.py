@@ -178,6 +178,8 @@ def test_every_fold_is_held_out_once_and_touches_no_training(tmp_path, run):
     with pytest.raises(InputError, match="fold=3: these chips have folds 0 to 2"):
         chips.load(found.folder, fold=3)
     assert made.data.params["folds"] == "3"
+    assert "validation" not in made.data.params  # whose default is of runs without folds
+    assert found.rules["validation"] == "fold 0"
 
 
 def test_chips_without_folds_have_none(tmp_path, run):
