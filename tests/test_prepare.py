@@ -236,11 +236,11 @@ def test_a_dry_run_says_what_would_be_done_and_touches_nothing(tmp_path, monkeyp
     prepare.main(prepare.parse(words.split()))
     shown = capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
-    # 200 x 300 pixels are 4 x 5 chips of 64.
+    # 200 x 300 pixels are 4 x 5 chips of 64, of which nine tenths of that in the corner lie beyond the edge.
     splits = [line.split()[-4:] for line in shown.splitlines()[:4]]
     assert splits[0] == ["chips", "train", "validation", "test"]
-    assert splits[1:] == [["20", "20", "0", "0"], ["20", "0", "0", "20"], ["20", "0", "20", "0"]]
-    assert "about 60 chips of 3 scenes; at most 1 MB to read and 1 MB to write" in shown
+    assert splits[1:] == [["19", "19", "0", "0"], ["19", "0", "0", "19"], ["19", "0", "19", "0"]]
+    assert "about 57 chips of 3 scenes; at most 1 MB to read and 1 MB to write" in shown
 
 
 def spoil_image(folder: Path) -> None:
