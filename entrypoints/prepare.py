@@ -211,7 +211,8 @@ def _chosen(args: argparse.Namespace) -> list[Scene]:
     if not any(scene.labels for scene in found):
         raise InputError(
             f"none of the {len(found)} scenes of {args.catalog} has labels: a label item is found by its `source` "
-            f"link, by the id SCENE{stac.LABEL_SUFFIX} or by its scene's geometry, a label file by its image's name"
+            f"link, by the id SCENE{stac.LABEL_SUFFIX} or by its scene's geometry, a label file by its image's name "
+            f"({' or '.join(f'NAME{suffix}' for suffix in stac.LABEL_FILES)})"
         )
     return found
 

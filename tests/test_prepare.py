@@ -313,6 +313,13 @@ def test_what_cannot_be_split_fails_before_a_chip_is_cut(tmp_path, run, monkeypa
         run(catalog=str(tmp_path / "catalog.json"), folds=9)
 
 
+def test_a_folder_without_labels_is_told_how_they_are_named(tmp_path, run):
+    write_image(tmp_path / "town" / "s.tif", noise(64, 64))
+    (tmp_path / "town" / "s.shp").touch()
+    with pytest.raises(InputError, match=r"by its image's name \(NAME\.geojson or NAME\.gpkg\)"):
+        run(catalog=tmp_path / "town")
+
+
 def test_no_scene_in_the_box_is_told(tmp_path, run):
     with pytest.raises(InputError, match=r"no scene of .* with labels can be cut; bbox=\(10\.0, 10\.0"):
         run(catalog=places(tmp_path), validation="kam", bbox="10,10,11,11")
