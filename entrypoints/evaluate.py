@@ -81,7 +81,6 @@ def main(args: argparse.Namespace) -> None:
             log_card(card, verdict=UNTOUCHED, facts=facts_of(model), args=args)
             return
         promoted, verdict = _promotion(model, card, made, args)
-        log.info(verdict)
         log_card(card, verdict=verdict, facts=facts_of(model), args=args)
         if model.name:
             tags = {"threshold": f"{card.threshold / 100:.2f}", registry.TEMPERATURE: f"{card.found.temperature:.4f}"}
@@ -185,11 +184,12 @@ def log_figures(figures: Mapping[str, float | None]) -> None:
 
 
 def log_card(card: Scorecard, *, verdict: str, facts: str, args: argparse.Namespace) -> None:
-    """Log metrics, tables, pictures and the report to the active run, the same content as JSON."""
+    """Say the score; log metrics, tables, pictures and the report to the active run, the same content as JSON."""
     import mlflow
 
     from ocmlflow import evaluation, report, scorecard, tracking
 
+    log.info("%s: %s %s", card.name, headline(card), verdict)
     summary = scorecard.summary(card)
     log_figures(summary["scores"])
     shown = _pictures(card)

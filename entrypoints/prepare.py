@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 UNREADABLE = "unreadable_scenes"
 """Metric of a run: scenes that were left out because they could not be read."""
+VALIDATION_SHARE = "0.2"
+"""Held out for validation where neither it nor folds are given."""
 Table = dict[str, dict[str, Any]]
 """What is known of each scene, by its id: a row of the table in the run."""
 
@@ -63,8 +65,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     )
     p.add_argument(
         "--validation",
-        default="0.2",
-        help="places or scenes to hold out, separated by commas, or the share of chips to hold out by blocks of ground",
+        default=None,
+        help="places or scenes to hold out, by commas, or the share of chips to hold out by blocks of ground, "
+        f"{VALIDATION_SHARE} if not given, not with folds",
     )
     p.add_argument(
         "--test",
@@ -72,7 +75,10 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         help="the same for ground that is only scored, by evaluate's split=test; none if not given, not with folds",
     )
     p.add_argument(
-        "--folds", type=whole(2, 100), default=None, help="equal parts of the blocks, for train's fold=; not validation"
+        "--folds",
+        type=whole(2, 100),
+        default=None,
+        help="equal parts of the blocks, for train's fold=, in place of both",
     )
     p.add_argument("--block_m", type=number(10), default=500.0, help="metres along a side of those blocks")
     p.add_argument("--seed", type=seed, default=0, help="draws the blocks and the empty chips")
@@ -92,8 +98,11 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     args.stride = args.stride or args.size
     if args.size % 32:
         p.error(f"argument --size: must be a multiple of 32, got {args.size}")
-    if args.folds and args.test:
-        p.error(f"argument --folds: each fold is held out in turn, leave out test; got folds={args.folds}")
+    for name in ("validation", "test"):
+        if args.folds and getattr(args, name) is not None:
+            p.error(f"argument --folds: each fold is held out in turn, leave out {name}; got folds={args.folds}")
+    if not args.folds and args.validation is None:
+        args.validation = VALIDATION_SHARE
     if args.stride > args.size or args.size % args.stride:
         p.error(
             f"argument --stride: must divide the size of {args.size}, for held-out ground is scored by chips side by "
@@ -202,7 +211,8 @@ def _chosen(args: argparse.Namespace) -> list[Scene]:
     if not any(scene.labels for scene in found):
         raise InputError(
             f"none of the {len(found)} scenes of {args.catalog} has labels: a label item is found by its `source` "
-            f"link, by the id SCENE{stac.LABEL_SUFFIX} or by its scene's geometry, a label file by its image's name"
+            f"link, by the id SCENE{stac.LABEL_SUFFIX} or by its scene's geometry, a label file by its image's name "
+            f"({' or '.join(f'NAME{suffix}' for suffix in stac.LABEL_FILES)})"
         )
     return found
 

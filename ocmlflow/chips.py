@@ -65,13 +65,17 @@ class Chips:
 def candidates(found: Survey, *, rules: Rules) -> gpd.GeoDataFrame:
     """Rows (id to y and geometry, as in an index) of the windows of a scene that may show imagery.
 
-    Which of them do, and how much, is known when they are cut; `imagery` is the share that the overview shows.
+    Which of them do, and how much, is known when they are cut; `imagery` is the share that the overview shows, 0 where
+    so little of a window lies on the scene's grid that it is left out for sure. Those stay in the table, for pixels of
+    the others are rounded by the ground that they are read with.
     """
     rows = grid.reaching(found.grid.height, size=rules.size, stride=rules.stride)
     cols = grid.reaching(found.grid.width, size=rules.size, stride=rules.stride)
     row, col = (axis.ravel() for axis in np.meshgrid(rows, cols, indexing="ij"))
     share, near = _imagery(found.overview, row, col, rules.size)
     some = near if rules.min_valid > 0 else np.ones_like(near)  # a pixel is too small for an overview
+    height, width = (found.grid.height - row).clip(max=rules.size), (found.grid.width - col).clip(max=rules.size)
+    share[height * width < rules.min_valid * rules.size**2] = 0
     row, col, share = row[some], col[some], share[some]
     x, y = found.grid.transform @ (col + rules.size / 2, row + rules.size / 2)
     frame = {

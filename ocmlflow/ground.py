@@ -16,14 +16,14 @@ SPLITS = (TRAIN, VALIDATION, TEST)
 
 
 def assign(
-    index: gpd.GeoDataFrame, *, validation: str, test: str | None, folds: int | None, block_m: float, seed: int
+    index: gpd.GeoDataFrame, *, validation: str | None, test: str | None, folds: int | None, block_m: float, seed: int
 ) -> gpd.GeoDataFrame:
     """The index with column `split` (train, validation, test) and, with `folds`, column `fold` (0 to folds - 1).
 
     `validation` names places or scenes, separated by commas, or is the share (0 to 1) of all chips to hold out in
     blocks of ground of `block_m` metres, drawn by `seed`; `test` does the same. Blocks are drawn from what names left,
-    those of test first. With `folds` every block belongs to one of so many equal parts in place of both, and the
-    first is held out. A split depends on where chips lie, never on what they show.
+    those of test first. With `folds` every block belongs to one of so many equal parts, and the first is held out;
+    `validation` and `test` are None then. A split depends on where chips lie, never on what they show.
     """
     if folds:
         index = index.assign(fold=_folds(index, folds, block_m, seed))
@@ -37,9 +37,15 @@ def assign(
         if (held_out & ~free).any():
             raise InputError(f"{(held_out & ~free).sum()} chips of validation={told} are in test={test} as well")
         if not held_out.any() or not (free & ~held_out).any():
+            would_do = f"Places: {', '.join(sorted(set(index.place)))}"
+            if share is not None:
+                would_do = (
+                    f"They lie on {_counted(index[free], block_m)}; smaller blocks (block_m) would do, and where chips "
+                    "are few smaller ones (size) as well"
+                )
             raise InputError(
                 f"{name}={told} puts {held_out.sum()} of {free.sum()} chips into {name}; every split needs some. "
-                f"Places: {', '.join(sorted(set(index.place)))}"
+                f"{would_do}"
             )
         split[held_out] = name
     return index.assign(split=split.astype(str))
@@ -108,8 +114,8 @@ def check_apart(index: gpd.GeoDataFrame) -> None:
     train, validation, test = (index[index.split == split] for split in (TRAIN, VALIDATION, TEST))
     if not len(train) or not len(validation):
         raise InputError(
-            f"{len(train)} chips for training and {len(validation)} for validation: both are needed. "
-            "Hold out less ground, or use smaller blocks or chips"
+            f"{len(train)} chips for training and {len(validation)} for validation that do not touch: both are needed. "
+            "Hold out less ground, or use smaller blocks (block_m) or chips (size)"
         )
     for some, kind, others in (
         (train, "training", validation),
@@ -169,13 +175,19 @@ def _blocks(index: gpd.GeoDataFrame, free: np.ndarray, share: float, block_m: fl
     return np.isin(cells, order[taken])
 
 
+def _counted(index: gpd.GeoDataFrame, block_m: float) -> str:
+    """On how many blocks of ground the chips lie, in words."""
+    count = int(blocks(index, block_m).max()) + 1
+    return f"{count} block{'s' * (count > 1)} of {block_m:g} m"
+
+
 def _folds(index: gpd.GeoDataFrame, folds: int, block_m: float, seed: int) -> np.ndarray:
     """(rows,) int: the part, 0 to folds - 1, of each chip's block; the largest blocks are dealt first, for balance."""
     cells, sizes, order = _shuffled(index, block_m, seed)
     if len(sizes) < folds:
         raise InputError(
-            f"folds={folds}: the scenes lie on {len(sizes)} blocks of {block_m:g} m; smaller blocks (block_m) or "
-            "fewer folds would do"
+            f"folds={folds}: the scenes lie on {_counted(index, block_m)}; smaller blocks (block_m) or fewer folds "
+            "would do"
         )
     loads, part_of = np.zeros(folds), np.zeros(len(sizes), int)
     for block in sorted(order, key=lambda block: -sizes[block]):

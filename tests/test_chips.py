@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 
 import geopandas as gpd
 import numpy as np
@@ -95,6 +96,20 @@ def test_chips_reach_over_the_edge_and_a_scene_may_be_smaller_than_one(tmp_path)
     index = cut(scene, tmp_path / "out", rules=RULES)
     assert index.valid_share.tolist() == pytest.approx([20 / 32, 20 / 32 * 8 / 32])
     assert sum((chip.label == 1).sum() for _, chip in each(tmp_path / "out", index)) == 64
+
+
+@pytest.mark.parametrize("gsd", [GSD, 0.14])
+@pytest.mark.parametrize(("stride", "min_valid"), [(32, 0.1), (16, 0.4), (32, 0.9)])
+def test_windows_that_are_mostly_beyond_the_edge_are_not_promised(tmp_path, gsd, stride, min_valid):
+    scene = labelled(tmp_path, [], noise(98, 140), how="nothing")
+    rules = rules_with(gsd=gsd, stride=stride, min_valid=min_valid)
+    found = survey.survey(scene, gsd=gsd, black_m2=0, bbox=None)
+    promised = chips.candidates(found, rules=rules)
+    index = cut(scene, tmp_path / "out", rules=rules)
+    assert set(promised.id[promised.imagery > 0]) == set(index.id)
+    assert 0 < len(index) < len(promised)
+    every = chips.candidates(found, rules=replace(rules, min_valid=0))
+    assert promised.id.tolist() == every.id.tolist()  # what is read, and so each pixel, is as if all were wanted
 
 
 def test_a_scene_of_more_than_one_block(tmp_path):

@@ -67,7 +67,7 @@ def champion():
     return str(MlflowClient().get_model_version_by_alias(NAME, "champion").version)
 
 
-def test_promotion_follows_its_rule(line):
+def test_promotion_follows_its_rule(line, caplog):
     client = MlflowClient()
     left_alone = run("evaluate", evaluate, model=f"models:/{NAME}/3", promote="false")
     assert "champion" not in client.get_registered_model(NAME).aliases
@@ -78,7 +78,9 @@ def test_promotion_follows_its_rule(line):
     strict = run("evaluate", evaluate, model=f"models:/{NAME}/2", margin=0.999)
     assert champion() == "3"
     assert "more than 0.999" in strict.data.tags["ocmlflow.promotion.rule"]
+    caplog.set_level("INFO")
     better = run("evaluate", evaluate, model=f"models:/{NAME}/2", margin=0.1, block_m=5)
+    assert re.search(r"towns version 2: Pooled IoU 1\.000 at threshold 0\.\d+ \(kam .* becomes champion", caplog.text)
     assert champion() == "2"
     figures = better.data.metrics
     assert figures["champion/difference"] == pytest.approx(figures["iou"] - figures["champion/iou"], abs=1e-9)
@@ -132,12 +134,14 @@ def test_a_model_against_itself_differs_by_nothing(line):
     assert {row["low"] for rows in found["differences"].values() for row in rows} == {0}
 
 
-def test_a_model_that_finds_nothing_gets_its_report_too(line, made, tmp_path):
+def test_a_model_that_finds_nothing_gets_its_report_too(line, made, tmp_path, caplog):
+    caplog.set_level("INFO")
     (tmp_path / "masks").mkdir()
     for row in made.select("validation").itertuples():
         with rasterio.open(tmp_path / "masks" / f"{row.id}.tif", "w", **BLANK) as file:
             file.write(np.zeros((32, 32), np.uint8), 1)
     scored = run("evaluate", evaluate, predictions=tmp_path / "masks", chips=line.chips)
+    assert "masks: Pooled IoU 0.000 at threshold 0.50 (kam 0.000). Masks of another tool" in caplog.text
     _, found = report(scored)
     assert scored.data.metrics["iou"] == scored.data.metrics["recall"] == 0
     assert found["scores"]["precision"] is None
@@ -290,7 +294,7 @@ def test_one_contestant_is_no_comparison(line):
         run("compare", compare, models="models:/towns/1")
 
 
-def test_test_chips_are_scored_at_what_was_chosen_elsewhere(line, made, tmp_path):
+def test_test_chips_are_scored_at_what_was_chosen_elsewhere(line, made, tmp_path, caplog):
     shutil.copytree(made.folder, tmp_path / "chips")
     west, east = (made.index.col < 64), (made.index.col >= 96)
     kam = made.index.place == "kam"
@@ -312,7 +316,10 @@ def test_test_chips_are_scored_at_what_was_chosen_elsewhere(line, made, tmp_path
         run("evaluate", evaluate, model=fair, split="test")
     validated = run("evaluate", evaluate, model=fair, promote="false")
     tags = MlflowClient().get_model_version("hamlets", "1").tags
+    caplog.set_level("INFO")
     tested = run("evaluate", evaluate, model=fair, split="test")
+    said = f"hamlets version 1: Pooled IoU {tested.data.metrics['iou']:.3f} at threshold {tags['threshold']} (kam"
+    assert said in caplog.text
     for name in ("threshold", "temperature"):
         assert tested.data.metrics[name] == pytest.approx(validated.data.metrics[name], abs=1e-4)
     assert MlflowClient().get_model_version("hamlets", "1").tags == tags

@@ -78,8 +78,9 @@ def test_held_out_chips_that_only_overlap_others_are_no_split():
         ground.apart(ground.thin(index, size=32))
 
 
-def test_chips_all_on_one_block_of_ground_are_refused():
-    with pytest.raises(InputError, match=r"validation=0\.2 puts 9 of 9 chips into validation"):
+def test_chips_all_on_one_block_of_ground_are_refused_with_what_would_do():
+    told = r"validation=0\.2 puts 9 of 9 chips into validation.* lie on 1 block of 500 m; smaller blocks \(block_m\)"
+    with pytest.raises(InputError, match=told):
         split(chips_of("a1", "acc", rows=3, cols=3), validation="0.2", block_m=500.0, seed=0)
 
 
@@ -216,7 +217,7 @@ def folded(*, rows: int, cols: int, folds: int, seed: int):
     index = chips_of("a1", "acc", rows=rows, cols=cols)
     place = {"row": np.repeat(np.arange(rows), cols) * 32, "col": np.tile(np.arange(cols), rows) * 32}
     index = index.assign(**place, building_share=(np.arange(len(index)) % 3).astype(float))
-    return ground.assign(index, validation="", test=None, folds=folds, block_m=12.8, seed=seed)
+    return ground.assign(index, validation=None, test=None, folds=folds, block_m=12.8, seed=seed)
 
 
 @given(st.integers(8, 20), st.integers(8, 20), st.integers(2, 4), st.integers(0, 5), st.floats(0.2, 1))

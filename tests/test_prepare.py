@@ -178,6 +178,8 @@ def test_every_fold_is_held_out_once_and_touches_no_training(tmp_path, run):
     with pytest.raises(InputError, match="fold=3: these chips have folds 0 to 2"):
         chips.load(found.folder, fold=3)
     assert made.data.params["folds"] == "3"
+    assert "validation" not in made.data.params  # whose default is of runs without folds
+    assert found.rules["validation"] == "fold 0"
 
 
 def test_chips_without_folds_have_none(tmp_path, run):
@@ -234,11 +236,11 @@ def test_a_dry_run_says_what_would_be_done_and_touches_nothing(tmp_path, monkeyp
     prepare.main(prepare.parse(words.split()))
     shown = capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
-    # 200 x 300 pixels are 4 x 5 chips of 64.
+    # 200 x 300 pixels are 4 x 5 chips of 64, of which nine tenths of that in the corner lie beyond the edge.
     splits = [line.split()[-4:] for line in shown.splitlines()[:4]]
     assert splits[0] == ["chips", "train", "validation", "test"]
-    assert splits[1:] == [["20", "20", "0", "0"], ["20", "0", "0", "20"], ["20", "0", "20", "0"]]
-    assert "about 60 chips of 3 scenes; at most 1 MB to read and 1 MB to write" in shown
+    assert splits[1:] == [["19", "19", "0", "0"], ["19", "0", "0", "19"], ["19", "0", "19", "0"]]
+    assert "about 57 chips of 3 scenes; at most 1 MB to read and 1 MB to write" in shown
 
 
 def spoil_image(folder: Path) -> None:
@@ -309,6 +311,13 @@ def test_what_cannot_be_split_fails_before_a_chip_is_cut(tmp_path, run, monkeypa
         run(catalog=places(tmp_path), scenes="a1")
     with pytest.raises(InputError, match="folds=9: the scenes lie on 3 blocks of 500 m"):
         run(catalog=str(tmp_path / "catalog.json"), folds=9)
+
+
+def test_a_folder_without_labels_is_told_how_they_are_named(tmp_path, run):
+    write_image(tmp_path / "town" / "s.tif", noise(64, 64))
+    (tmp_path / "town" / "s.shp").touch()
+    with pytest.raises(InputError, match=r"by its image's name \(NAME\.geojson or NAME\.gpkg\)"):
+        run(catalog=tmp_path / "town")
 
 
 def test_no_scene_in_the_box_is_told(tmp_path, run):

@@ -55,6 +55,7 @@ def test_mlproject_declares_what_cannot_be_left_out(verb, capsys):
         ("prepare", "--catalog x --min_valid 2", "--min_valid: must be 0 to 1, got 2"),
         ("prepare", "--catalog x --skip_unreadable yes", "--skip_unreadable: true or false is needed, got yes"),
         ("prepare", "--catalog x --folds 3 --test kam", "--folds: each fold is held out in turn, leave out test"),
+        ("prepare", "--catalog x --folds 3 --validation kam", "is held out in turn, leave out validation; got folds=3"),
         ("prepare", "--catalog x --share 2/2", "--share: I/N with I from 0 to N - 1 is needed, as 0/4, got 2/2"),
         ("train", "--epochs 0", "--epochs: must be at least 1, got 0"),
         ("train", "--epochs many", "--epochs: a whole number is needed, got many"),
