@@ -3,10 +3,11 @@
 import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
+from queue import SimpleQueue
 from typing import TypeVar
 
 from ocmlflow.errors import InputError
@@ -33,15 +34,23 @@ def executor(workers: int, scheduler: str | None) -> Iterator[Executor]:
 def unordered(executor: Executor, function: Callable[[_In], _Out], items: Iterable[_In]) -> Generator[_Out, None, None]:
     """The function's results as they come; at most AHEAD items are handed out at a time, however many there are."""
     waiting: set[Future[_Out]] = set()
+    # Not `wait`, which never comes back for what another thread's failure has cancelled.
+    done: SimpleQueue[Future[_Out]] = SimpleQueue()
+
+    def first() -> _Out:
+        future = done.get()
+        waiting.remove(future)
+        return future.result()
+
     try:
         for item in items:
-            waiting.add(executor.submit(function, item))
+            future = executor.submit(function, item)
+            waiting.add(future)
+            future.add_done_callback(done.put)
             if len(waiting) >= AHEAD:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
+                yield first()
         while waiting:
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in done)
+            yield first()
     finally:
         for future in waiting:
             future.cancel()
