@@ -1,6 +1,7 @@
 """How many processes, or which Dask cluster, to an executor; nothing else here knows of either."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -76,7 +77,11 @@ def _cores() -> int:
 
 
 def _take(threads: int) -> None:
-    """Have this worker process use so many threads, TensorFlow included, which it has not loaded yet."""
+    """Have this worker process use so many threads, TensorFlow included, which it has not loaded yet.
+
+    Ctrl-C, which a terminal tells all processes, is its parent's to heed: what it is at is made whole, as on SIGTERM.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in (_THREADS, "TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS"):
         os.environ[name] = str(threads)
 

@@ -99,6 +99,17 @@ def test_nobody_waits_for_what_is_cancelled():
     assert ended.wait(20)
 
 
+def interrupted(number: int) -> int:
+    os.kill(os.getpid(), signal.SIGINT)
+    return number
+
+
+def test_ctrl_c_leaves_processes_to_their_parent():
+    """A terminal tells them all."""
+    with workers.executor(2, None) as executor:
+        assert executor.submit(interrupted, 7).result() == 7
+
+
 def test_processes_and_clusters_are_other_processes(cluster):
     for count, scheduler in ((2, None), (1, cluster)):
         with workers.executor(count, scheduler) as executor:
