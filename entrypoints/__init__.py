@@ -136,7 +136,10 @@ def check_seen(folder: Path, scheduler: str | None, executor: Executor) -> None:
 
 
 def start(main: Callable[[Any], None], arguments: Any) -> None:
-    """Run a verb; a mistake of the user's ends it with one line that says what would do, and exit status 1."""
+    """Run a verb; a mistake of the user's ends it with one line that says what would do, and exit status 1.
+
+    Ctrl-C ends it with one line too, and 130, as shells have it.
+    """
     shown = logging.StreamHandler()
     shown.setFormatter(_Public("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[shown])
@@ -166,6 +169,9 @@ def start(main: Callable[[Any], None], arguments: Any) -> None:
         from ocmlflow import storage
 
         sys.exit(f"error: {storage.public(str(error))}")
+    except KeyboardInterrupt:
+        log.warning("interrupted")
+        sys.exit(128 + signal.SIGINT)
     except Exception:
         log.exception("a mistake of the program's, or a fault of what it stands on")
         sys.exit(1)

@@ -120,7 +120,7 @@ def _foldered(href: str) -> list[Scene]:
     if storage.is_remote(href) and not href.startswith("s3://"):
         return _catalogued(storage.join(href, STAC_FILES[0]))  # over https, files can be read but not listed
     try:
-        files = storage.listing(href)
+        files = _shown(storage.listing(href))
     except OSError as error:
         raise InputError(f"folder {href} cannot be read: {error}") from error
     catalog, collection = (storage.join(href, name) for name in STAC_FILES)
@@ -194,12 +194,17 @@ def _files(href: str) -> list[str]:
             there = storage.listing(posixpath.dirname(href))
         except OSError as error:
             raise InputError(f"images={href} cannot be looked up: {error}") from error
-        return [file for file in there if file == href or fnmatch.fnmatchcase(file, href)]
+        return [file for file in there if file == href] or _shown(f for f in there if fnmatch.fnmatchcase(f, href))
     if storage.is_remote(href):
         return [href]
     if glob.has_magic(href) and not path.exists():
-        return sorted(glob.glob(str(path), recursive=True))
+        return sorted(_shown(glob.glob(str(path), recursive=True)))
     return [str(path)] if path.is_file() else []
+
+
+def _shown(files: Iterable[str]) -> list[str]:
+    """Without those whose names begin with a dot: macOS leaves a `._scene.tif`, which is none, beside `scene.tif`."""
+    return [file for file in files if not posixpath.basename(file).startswith(".")]
 
 
 def _names(text: str | None) -> set[str]:

@@ -62,7 +62,7 @@ def opened(href: str, *, gsd: float | None = None, cache: int = CACHE) -> Iterat
             with _quietly():  # `is_placed` is asked instead
                 dataset = rasterio.open(_gdal_name(href), driver="GTiff")  # others may read any file they name
         except rasterio.errors.RasterioIOError as error:
-            raise InputError(f"cannot open image {href}: {error}") from error
+            raise InputError(f"cannot open image {href}: {_said(error)}") from error
         with dataset:
             _check_bands(dataset, href)
             yield dataset, _own_grid(dataset, href, gsd)
@@ -251,7 +251,20 @@ def _quietly() -> Iterator[None]:
 def _unreadable(dataset: DatasetReader, window: Window, error: Exception) -> InputError:
     with suppress(Exception):  # GDAL keeps the error, and rasterio would raise it at the next call that works
         _ = dataset.colorinterp
-    return InputError(f"cannot read image {storage.public(dataset.name)} at {window.toslices()}: {error}")
+    file = dataset.src_dataset.name if isinstance(dataset, WarpedVRT) else dataset.name
+    (top, bottom), (left, right) = window.toranges()
+    where = f"rows {top}-{bottom}, columns {left}-{right}"
+    return InputError(f"cannot read image {storage.public(file)} at {where}: {_said(error)}")
+
+
+def _said(error: Exception) -> str:
+    """GDAL's own words for an error of rasterio's, which holds GDAL's error no longer.
+
+    Where Dask is loaded, that error would break the pool of processes: it can be sent to another, but not read there.
+    """
+    words = str(error.__cause__ or error)
+    error.__cause__ = error.__context__ = None
+    return words
 
 
 def _check_bands(dataset: DatasetReader, href: str) -> None:

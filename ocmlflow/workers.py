@@ -1,12 +1,14 @@
 """How many processes, or which Dask cluster, to an executor; nothing else here knows of either."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
+from queue import SimpleQueue
 from typing import TypeVar
 
 from ocmlflow.errors import InputError
@@ -33,15 +35,23 @@ def executor(workers: int, scheduler: str | None) -> Iterator[Executor]:
 def unordered(executor: Executor, function: Callable[[_In], _Out], items: Iterable[_In]) -> Generator[_Out, None, None]:
     """The function's results as they come; at most AHEAD items are handed out at a time, however many there are."""
     waiting: set[Future[_Out]] = set()
+    # Not `wait`, which never comes back for what another thread's failure has cancelled.
+    done: SimpleQueue[Future[_Out]] = SimpleQueue()
+
+    def first() -> _Out:
+        future = done.get()
+        waiting.remove(future)
+        return future.result()
+
     try:
         for item in items:
-            waiting.add(executor.submit(function, item))
+            future = executor.submit(function, item)
+            waiting.add(future)
+            future.add_done_callback(done.put)
             if len(waiting) >= AHEAD:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
+                yield first()
         while waiting:
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in done)
+            yield first()
     finally:
         for future in waiting:
             future.cancel()
@@ -67,7 +77,11 @@ def _cores() -> int:
 
 
 def _take(threads: int) -> None:
-    """Have this worker process use so many threads, TensorFlow included, which it has not loaded yet."""
+    """Have this worker process use so many threads, TensorFlow included, which it has not loaded yet.
+
+    Ctrl-C, which a terminal tells all processes, is its parent's to heed: what it is at is made whole, as on SIGTERM.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in (_THREADS, "TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS"):
         os.environ[name] = str(threads)
 

@@ -311,6 +311,20 @@ def test_a_plain_folder_pairs_images_and_labels_by_name(tmp_path):
         catalog.scenes(str(tmp_path))
 
 
+def test_what_macos_leaves_beside_files_is_no_scene_and_no_label(tmp_path, s3):
+    plain_folder(tmp_path)
+    upload(tmp_path, s3)
+    hrefs = [str(tmp_path), f"{tmp_path}/*.tif", f"{s3}/", f"{s3}/*.tif"]
+    before = [catalog.images(href) for href in hrefs]
+    for path in list(tmp_path.iterdir()):
+        path.with_name(f"._{path.name}").write_bytes(b"Mac OS X")
+    upload(tmp_path, s3)
+    assert [catalog.images(href) for href in hrefs] == before
+    assert [len(scene.labels) for scene in catalog.scenes(str(tmp_path))] == [1, 0, 1]
+    with pytest.raises(InputError, match="begins with a dot"):  # what is named directly is not passed over
+        catalog.images(f"{tmp_path}/._one.tif")
+
+
 def test_beside_images_a_collection_is_that_of_results(tmp_path):
     write_image(tmp_path / "a.tif", noise(8, 9))
     (tmp_path / "collection.json").write_text("{}")
@@ -362,9 +376,9 @@ def test_nothing_between_commas_is_nothing(folder, monkeypatch):
 
 @pytest.mark.parametrize("name", ["x#1", "q?y", "a;b", ".a"])
 def test_names_that_cut_links_short_are_refused(tmp_path, name):
-    write_image(tmp_path / f"{name}.tif", noise(8, 8))
+    image = write_image(tmp_path / f"{name}.tif", noise(8, 8))
     with pytest.raises(InputError, match=re.escape(f"names a scene {name}, which cannot be the name")):
-        catalog.images(str(tmp_path))
+        catalog.images(image)
 
 
 def test_several_catalogues_are_one_and_scenes_are_chosen(folder, tmp_path):

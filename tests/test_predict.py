@@ -1,6 +1,8 @@
 """predict on small scenes, with a network of one layer that needs no training."""
 
 import json
+import os
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 import rasterio
 import shapely
 from conftest import CRS, building, noise, one_layer, own_store, write_image, write_json
+from containers import process
 
 from entrypoints import predict
 from ocmlflow import engine, registry, storage, tracking, vector
@@ -79,6 +82,21 @@ def test_a_collection_of_others_is_refused_before_work(files):
             run(files, scene(files.scenes / "a.tif"), **how)
     assert json.loads(Path(own).read_text()) == {"id": "precious"}
     assert not files.work.exists()
+
+
+def test_a_scene_that_ends_too_early_ends_the_workers_too(files):
+    """While the windows of another wait for them; in a process of its own, which cannot hang the tests."""
+    scene(files.scenes / "good.tif", 600, 1200)
+    short = Path(scene(files.scenes / "short.tif", 100, 300))
+    short.write_bytes(short.read_bytes()[:60_000])
+    words = {"images": files.scenes, "output": files.output, "work": files.work, "model": f"models:/{NAME}/1"}
+    words |= {"size": 64, "margin": 16, "workers": 2, "engine": "keras"}
+    command = [sys.executable, "-m", "entrypoints.predict", *(w for n, v in words.items() for w in (f"--{n}", str(v)))]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "MLFLOW_EXPERIMENT_NAME": NAME}
+    log = files.scenes / "log"
+    with process(command, log, cwd=Path(__file__).parents[1], env=environment) as verb:
+        assert verb.wait(120) == 1
+    assert f"error: cannot read image {short}" in log.read_text().splitlines()[-1]
 
 
 def test_what_the_network_said_is_kept_till_its_files_lie_in_the_output(files, monkeypatch):

@@ -119,7 +119,7 @@ def test_a_users_mistake_ends_in_one_line_and_status_1(tmp_path):
 
 
 ENDED = """
-import os, signal, threading
+import os, sys, threading
 import mlflow
 from entrypoints import start
 from ocmlflow import tracking
@@ -127,7 +127,7 @@ from ocmlflow import tracking
 def main(arguments):
     with tracking.run("train", {}) as run:
         print(run.info.run_id, flush=True)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), int(sys.argv[1]))
         threading.Event().wait(60)
 
 start(main, None)
@@ -135,10 +135,14 @@ start(main, None)
 
 
 @pytest.mark.filterwarnings("default")  # MLflow's libraries warn of one another
-def test_a_verb_that_is_asked_to_end_ends_its_run(tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_verb_that_is_asked_to_end_ends_its_run(tmp_path, how):
     environment = {**_environment(tmp_path), "PYTHONPATH": str(ROOT)}
-    verb = subprocess.run([sys.executable, "-c", ENDED], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert verb.returncode == 128 + signal.SIGTERM, verb.stderr
+    command = [sys.executable, "-c", ENDED, str(int(how))]
+    verb = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert verb.returncode == 128 + how, verb.stderr
+    assert "Traceback" not in verb.stderr
+    assert verb.stderr.endswith("interrupted\n") == (how == signal.SIGINT)
     run = MlflowClient(environment["MLFLOW_TRACKING_URI"]).get_run(verb.stdout.split()[0])
     assert run.info.status == "KILLED"
     assert run.data.tags["mlflow.note.content"].startswith("**Interrupted**")

@@ -242,6 +242,26 @@ def test_what_is_no_image_is_refused_by_name(tmp_path, monkeypatch, href):
         pass
 
 
+@pytest.mark.parametrize("warp", [False, True])
+def test_what_cannot_be_read_is_told_in_words_and_holds_no_error_of_gdal_s(tmp_path, warp):
+    """Which could not be sent from one process to another."""
+    path = tmp_path / "short.tif"
+    write_image(path, noise(100, 300))
+    path.write_bytes(path.read_bytes()[:60_000])
+    target = georef.Grid(CRS, TRANSFORM, 100, 300)
+    with (
+        raster.opened(str(path)) as (dataset, own),
+        raster.warped(dataset, own, target) as vrt,
+        pytest.raises(InputError) as error,
+    ):
+        raster.read(vrt if warp else dataset, Window(20, 10, 120, 80))
+    said = str(error.value)
+    assert said.startswith(f"cannot read image {path} at rows 10-90, columns 20-140: ")
+    assert "IReadBlock failed" in said
+    assert "previous exception" not in said
+    assert error.value.__cause__.__cause__ is error.value.__cause__.__context__ is None
+
+
 @given(arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40))))
 def test_a_written_raster_is_read_back(tmp_path_factory, values):
     path = tmp_path_factory.getbasetemp() / "written.tif"

@@ -2,6 +2,8 @@
 
 import os
 import signal
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from threading import Event, Thread
 
 import distributed
 import pytest
@@ -74,6 +76,38 @@ def test_no_more_is_handed_out_than_is_waited_for(monkeypatch):
             seen.append(number)
     assert sorted(seen) == list(range(10))
     assert max(most) <= 5
+
+
+def test_nobody_waits_for_what_is_cancelled():
+    """When one scene fails, its executor is closed, and the threads of the other scenes end."""
+    handed, go_on, ended = Event(), Event(), Event()
+
+    def items():
+        yield from [20] * 3
+        handed.set()
+
+    def scene():
+        with pytest.raises(CancelledError):
+            list(workers.unordered(executor, go_on.wait, items()))
+        ended.set()
+
+    executor = ThreadPoolExecutor(1)
+    Thread(target=scene, daemon=True).start()
+    assert handed.wait(20)
+    executor.shutdown(wait=False, cancel_futures=True)
+    go_on.set()
+    assert ended.wait(20)
+
+
+def interrupted(number: int) -> int:
+    os.kill(os.getpid(), signal.SIGINT)
+    return number
+
+
+def test_ctrl_c_leaves_processes_to_their_parent():
+    """A terminal tells them all."""
+    with workers.executor(2, None) as executor:
+        assert executor.submit(interrupted, 7).result() == 7
 
 
 def test_processes_and_clusters_are_other_processes(cluster):
