@@ -89,6 +89,7 @@ def check(scene: Scene, *, settings: Settings) -> Look:
                 f"image {scene.image} has pixels of {metres:.3g} m, over {COARSEST} times the {settings.gsd:g} m of "
                 "the model, which would know no building there: finer imagery would do, or a model of coarser imagery"
             )
+        raster.doubt_alpha(dataset)
         ground = georef.ground_grid(own, gsd=settings.gsd)
         placed = raster.is_placed(dataset)
         if settings.aoi is not None and not placed:

@@ -1,10 +1,12 @@
 """An open scene and a window, to pixels; and rasters back to files that a GIS opens."""
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -25,8 +27,12 @@ from ocmlflow import buckets, georef, storage
 from ocmlflow.errors import InputError
 from ocmlflow.georef import Grid
 
+log = logging.getLogger(__name__)
+
 OPAQUE = 127
 """Alpha above this is imagery: the challenge's alpha is JPEG, with 1..127 along the edges of no data."""
+DOUBTFUL = 0.2
+"""Share of an alpha that is neither clear nor opaque above which it is doubted."""
 CACHE = 384 << 20
 """Bytes of decoded blocks that each process keeps; GDAL itself would take a twentieth of the machine, in each."""
 TILE = 512
@@ -71,6 +77,30 @@ def opened(href: str, *, gsd: float | None = None, cache: int = CACHE) -> Iterat
 def is_placed(dataset: DatasetReader) -> bool:
     """Whether an image says where on earth it lies."""
     return dataset.crs is not None and dataset.transform not in _NO_TRANSFORM
+
+
+def doubt_alpha(dataset: DatasetReader) -> None:
+    """Warn where an alpha band looks like a picture: GDAL calls any fourth band so that nobody named, infrared too.
+
+    Alpha is 0 or 255, but for the edges and the noise of a lossy one. Reads that band of four small windows.
+    """
+    if ColorInterp.alpha not in dataset.colorinterp:
+        return
+    side, seen = 256, []
+    for row, col in product((0.3, 0.7), repeat=2):
+        window = Window(int(dataset.width * col) - side // 2, int(dataset.height * row) - side // 2, side, side)
+        inside = window.intersection(Window(0, 0, dataset.width, dataset.height))
+        with suppress(rasterio.errors.RasterioIOError):  # which is told where it matters
+            seen.append(dataset.read(dataset.colorinterp.index(ColorInterp.alpha) + 1, window=inside).ravel())
+    between = [((values > 32) & (values < 223)).mean() for values in seen]
+    if between and np.mean(between) > DOUBTFUL:
+        log.warning(
+            "image %s: %.0f %% of its alpha is neither clear nor opaque; what is below half is taken for no imagery. "
+            "If it is another band, infrared perhaps: gdal_edit.py -colorinterp_%d undefined FILE",
+            storage.public(dataset.name),
+            100 * np.mean(between),
+            dataset.colorinterp.index(ColorInterp.alpha) + 1,
+        )
 
 
 def taken(dataset: DatasetReader) -> datetime | None:

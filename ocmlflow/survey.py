@@ -65,6 +65,7 @@ def survey(
             return None
         found = footprints.read(scene, grid.crs)
         _check_on_image(scene, grid, found)
+        raster.doubt_alpha(dataset)
         overview = _overview(dataset, own, grid, black_m2)
     return Survey(scene, grid, georef.gsd(own), found, _outside(found, grid, overview), overview)
 

@@ -322,3 +322,15 @@ def test_outlines_across_180_degrees_are_cut_there():
     assert sum(part.geom_type == "MultiPolygon" for part in found) == 1
     assert all(part.bounds[2] - part.bounds[0] < 0.001 for part in found if part.geom_type == "Polygon")
     assert shapely.symmetric_difference(shapely.union_all(found), outline).area < 1e-3 * outline.area
+
+
+@pytest.mark.parametrize(("fourth", "doubted"), [("infrared", True), ("alpha", False), ("lossy", False)])
+def test_an_alpha_that_looks_like_a_picture_is_doubted(tmp_path, caplog, fourth, doubted):
+    image = noise(300, 200)
+    alpha = {"infrared": image[..., 0], "alpha": 255 * hole(300, 200), "lossy": 253 + image[..., 0] % 3}[fourth]
+    profile = {"driver": "GTiff", "height": 300, "width": 200, "count": 4, "dtype": "uint8", "crs": CRS}
+    with rasterio.open(tmp_path / "a.tif", "w", **profile, transform=TRANSFORM) as file:
+        file.write(np.moveaxis(np.dstack([image, alpha]).astype(np.uint8), -1, 0))
+    with raster.opened(str(tmp_path / "a.tif")) as (dataset, _):
+        raster.doubt_alpha(dataset)
+    assert ("gdal_edit.py -colorinterp_4 undefined" in caplog.text) == doubted
