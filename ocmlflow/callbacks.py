@@ -165,6 +165,7 @@ class Keeper(keras.callbacks.Callback):
             np.savez(part, **state)
             part.replace(self.path)
         except OSError as error:  # a full disk: the training goes on, and can be resumed from the state before
+            part.unlink(missing_ok=True)
             log.warning("the state after epoch %d is not kept: %s", self.epochs, error)
 
     def load(self, path: Path) -> None:

@@ -43,6 +43,8 @@ def assign(
                     f"They lie on {_counted(index[free], block_m)}; smaller blocks (block_m) would do, and where chips "
                     "are few smaller ones (size) as well"
                 )
+            if sum(filter(None, shares.values())) >= 1:
+                would_do = "Shares of less than 1 in all would do"
             raise InputError(
                 f"{name}={told} puts {held_out.sum()} of {free.sum()} chips into {name}; every split needs some. "
                 f"{would_do}"

@@ -86,12 +86,14 @@ def doubt_alpha(dataset: DatasetReader) -> None:
     """
     if ColorInterp.alpha not in dataset.colorinterp:
         return
-    side, seen = 256, []
+    band, side, seen = dataset.colorinterp.index(ColorInterp.alpha) + 1, 256, []
     for row, col in product((0.3, 0.7), repeat=2):
         window = Window(int(dataset.width * col) - side // 2, int(dataset.height * row) - side // 2, side, side)
         inside = window.intersection(Window(0, 0, dataset.width, dataset.height))
-        with suppress(rasterio.errors.RasterioIOError):  # which is told where it matters
-            seen.append(dataset.read(dataset.colorinterp.index(ColorInterp.alpha) + 1, window=inside).ravel())
+        try:
+            seen.append(dataset.read(band, window=inside).ravel())
+        except rasterio.errors.RasterioIOError:  # told where it matters
+            _forget_error(dataset)
     between = [((values > 32) & (values < 223)).mean() for values in seen]
     if between and np.mean(between) > DOUBTFUL:
         log.warning(
@@ -99,7 +101,7 @@ def doubt_alpha(dataset: DatasetReader) -> None:
             "If it is another band, infrared perhaps: gdal_edit.py -colorinterp_%d undefined FILE",
             storage.public(dataset.name),
             100 * np.mean(between),
-            dataset.colorinterp.index(ColorInterp.alpha) + 1,
+            band,
         )
 
 
@@ -279,12 +281,17 @@ def _quietly() -> Iterator[None]:
 
 
 def _unreadable(dataset: DatasetReader, window: Window, error: Exception) -> InputError:
-    with suppress(Exception):  # GDAL keeps the error, and rasterio would raise it at the next call that works
-        _ = dataset.colorinterp
+    _forget_error(dataset)
     file = dataset.src_dataset.name if isinstance(dataset, WarpedVRT) else dataset.name
     (top, bottom), (left, right) = window.toranges()
     where = f"rows {top}-{bottom}, columns {left}-{right}"
     return InputError(f"cannot read image {storage.public(file)} at {where}: {_said(error)}")
+
+
+def _forget_error(dataset: DatasetReader) -> None:
+    """After an error of reading: GDAL keeps it, and rasterio would raise it at the next call that works."""
+    with suppress(Exception):
+        _ = dataset.colorinterp
 
 
 def _said(error: Exception) -> str:

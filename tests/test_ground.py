@@ -82,6 +82,8 @@ def test_chips_all_on_one_block_of_ground_are_refused_with_what_would_do():
     told = r"validation=0\.2 puts 9 of 9 chips into validation.* lie on 1 block of 500 m; smaller blocks \(block_m\)"
     with pytest.raises(InputError, match=told):
         split(chips_of("a1", "acc", rows=3, cols=3), validation="0.2", block_m=500.0, seed=0)
+    with pytest.raises(InputError, match=r"puts .* into validation.* Shares of less than 1 in all would do"):
+        split(chips_of("a1", "acc", rows=9, cols=9), validation="0.6", test="0.4", block_m=4.0, seed=0)
 
 
 @given(st.integers(2, 9), st.integers(2, 9), st.sampled_from([32, 20, 8]), st.floats(0.05, 0.9), st.integers(0, 9))

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import rasterio
@@ -334,3 +336,13 @@ def test_an_alpha_that_looks_like_a_picture_is_doubted(tmp_path, caplog, fourth,
     with raster.opened(str(tmp_path / "a.tif")) as (dataset, _):
         raster.doubt_alpha(dataset)
     assert ("gdal_edit.py -colorinterp_4 undefined" in caplog.text) == doubted
+
+
+def test_an_alpha_that_cannot_be_read_is_left_to_those_who_need_it(tmp_path):
+    path = Path(write_image(tmp_path / "short.tif", noise(600, 300)))
+    path.write_bytes(path.read_bytes()[:400_000])
+    with raster.opened(str(path)) as (dataset, _):
+        raster.doubt_alpha(dataset)
+        assert raster.read(dataset, Window(0, 0, 300, 100)).valid.all()  # GDAL's error is none of this one's
+        with pytest.raises(InputError, match="rows 500-600"):
+            raster.read(dataset, Window(0, 500, 300, 100))

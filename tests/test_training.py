@@ -207,6 +207,22 @@ def test_a_training_that_is_asked_to_end_goes_on_after_that_step_or_epoch(made, 
         assert others[-1]["loss"] == pytest.approx(figures[-1]["loss"], rel=1e-2)
 
 
+def test_a_state_that_a_full_disk_cuts_short_is_left_out(made, monkeypatch, caplog):
+    whole, written, sent = np.savez, [], []
+
+    def savez(path: Path, **state) -> None:
+        written.append(path)
+        if len(written) == 2:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        whole(path, **state)
+
+    monkeypatch.setattr(np, "savez", savez)
+    fit(made, save=lambda path: sent.append([file.name for file in path.parent.iterdir()]))
+    assert "is not kept: [Errno 28]" in caplog.text
+    assert sent == [["state.npz"]] * (RECIPE.epochs - 1)
+
+
 def test_a_state_of_another_network_is_refused(made, tmp_path):
     np.savez(tmp_path / "state.npz", **{"now-0": np.zeros(3), "epoch": 1, "steps": 0, "best": 0, "best_epoch": 0})
     with pytest.raises(InputError, match=r"state\.npz is that of another network"):
