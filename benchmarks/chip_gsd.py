@@ -13,7 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ocmlflow import catalog, metrics, raster
+from ocmlflow.evaluation import metrics
+from ocmlflow.evaluation.metrics import Counts
+from ocmlflow.scenes import catalog, geotiff, raster
+from ocmlflow.scenes.catalog import Scene
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,16 +38,16 @@ def main() -> None:
         print(f"| {gsd} | {total.iou:.3f} |", flush=True)
 
 
-def zero() -> metrics.Counts:
-    return metrics.Counts(0, 0, 0, 0)
+def zero() -> Counts:
+    return Counts(0, 0, 0, 0)
 
 
-def count(scene: catalog.Scene, output: Path, masks: Path) -> metrics.Counts:
+def count(scene: Scene, output: Path, masks: Path) -> Counts:
     with raster.opened(scene.image, gsd=1.0) as (chip, own):
         valid = raster.valid(chip, raster.Window(0, 0, own.width, own.height))
-    with raster.reopened(output / "masks" / f"{scene.id}.tif") as mask:
+    with geotiff.reopened(output / "masks" / f"{scene.id}.tif") as mask:
         found = mask.read(1)
-    with raster.reopened(masks / f"{scene.id}.tif") as mask:
+    with geotiff.reopened(masks / f"{scene.id}.tif") as mask:
         true = mask.read(1)
     return metrics.counts(metrics.histogram(np.where(found == 1, 100, 0).astype(np.uint8), true, valid), threshold=50)
 

@@ -9,7 +9,9 @@ import geopandas as gpd
 import numpy as np
 import shapely
 
-from ocmlflow import evaluation, labels, objects, scorecard
+from ocmlflow.chips import labels
+from ocmlflow.evaluation import object_matching, scorecard
+from ocmlflow.evaluation.predictions import Predictions
 
 SIZE, CHIPS, ACROSS = 512, 384, 24
 SIDE = 320
@@ -29,11 +31,11 @@ def main() -> None:
     print(f"largest memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
     labelled, predicted = polygons(0), polygons(1)
     start = time.perf_counter()
-    found = objects.count(objects.of_polygons(predicted, labelled))["all"]
+    found = object_matching.count(object_matching.of_polygons(predicted, labelled))["all"]
     print(f"polygons: {len(predicted)} by {len(labelled)}, {found.tp} matched, in {time.perf_counter() - start:.1f} s")
 
 
-def town(work: Path) -> evaluation.Predictions:
+def town(work: Path) -> Predictions:
     """Predictions of a town of 10 m houses: shifted by 0.5 m, one in ten missed, and noise."""
     draw = np.random.default_rng(0)
     levels = np.lib.format.open_memmap(work / "levels.npy", "w+", np.uint16, (CHIPS, SIZE, SIZE))
@@ -55,7 +57,7 @@ def town(work: Path) -> evaluation.Predictions:
     outlines = shapely.box(col / 10, row / 10, col / 10 + 51, row / 10 + 51)
     rows = gpd.GeoDataFrame(frame, geometry=outlines, crs="EPSG:32630")
     rows["block"] = np.unique(rows.block, return_inverse=True)[1]
-    return evaluation.Predictions(work, rows, levels, coded)
+    return Predictions(work, rows, levels, coded)
 
 
 def polygons(seed: int) -> np.ndarray:

@@ -5,10 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from ocmlflow import chips, labels, metrics
+from ocmlflow.chips import chip_set, labels
+from ocmlflow.chips.chip_set import ChipSet
+from ocmlflow.evaluation import metrics
+from ocmlflow.probability import to_percent
 
 
-def holding_out(made: chips.Chips, places: str | None) -> chips.Chips:
+def holding_out(made: ChipSet, places: str | None) -> ChipSet:
     """The chips of these places, with commas between them, to score, and all others to train on; or as they are."""
     if places is None:
         return made
@@ -21,15 +24,15 @@ def holding_out(made: chips.Chips, places: str | None) -> chips.Chips:
     return replace(made, index=made.index.assign(split=np.where(held, "validation", "train")))
 
 
-def scored(made: chips.Chips, probability: Callable[[np.ndarray], np.ndarray]) -> str:
+def scored(made: ChipSet, probability: Callable[[np.ndarray], np.ndarray]) -> str:
     """Cells of a table: pooled IoU of the validation chips, by place and all, at 0.5 and at the best threshold.
 
     `probability` takes an image (height, width, 3) uint8 and gives (height, width) float32.
     """
     found: dict[str, np.ndarray] = {}
     for row in made.select("validation").itertuples():
-        image, label = chips.read(made.folder, row)
-        counted = metrics.histogram(metrics.percent(probability(image)), *labels.decode(label))
+        image, label = chip_set.read(made.folder, row)
+        counted = metrics.histogram(to_percent(probability(image)), *labels.decode(label))
         found[row.place] = counted + found.get(row.place, 0)
     return " | ".join(f"{place} {_iou(total)}" for place, total in {**found, "all": sum(found.values())}.items())
 

@@ -27,9 +27,17 @@ from affine import Affine
 from rasterio.windows import Window
 
 from entrypoints import predict as verb
-from ocmlflow import engine, georef, grid, inference, maps, polygons, raster, registry, resample, vector, windows
-from ocmlflow.catalog import Scene
-from ocmlflow.raster import Pixels
+from ocmlflow.prediction import engine, inference, map_writer, polygonize, scene_map, vector_files
+from ocmlflow.prediction.engine import Ensemble
+from ocmlflow.prediction.polygonize import MaskBlock
+from ocmlflow.prediction.scene_tiles import MapSettings
+from ocmlflow.probability import Predict
+from ocmlflow.progress import silent
+from ocmlflow.scenes import geobox, raster, resample, windows
+from ocmlflow.scenes.catalog import Scene
+from ocmlflow.scenes.geobox import GeoBox
+from ocmlflow.scenes.raster import Pixels
+from ocmlflow.tracking import registry
 
 GSD = 0.1
 OWN = verb.parse(["--images", "x", "--output", "y"])
@@ -78,21 +86,21 @@ def speed(args: argparse.Namespace) -> None:
         print(f"| {args.engine} | {name} | {area / seconds:.2f} | {area / cpu:.2f} | {megabytes:.0f} |", flush=True)
 
 
-def network_of(args: argparse.Namespace) -> tuple[engine.Network, dict[str, Any]]:
+def network_of(args: argparse.Namespace) -> tuple[Ensemble, dict[str, Any]]:
     model = registry.load_model(args.model)
     with tempfile.TemporaryDirectory() as folder:
         fetch = partial(registry.keras_file, model, Path(folder))
         how = {"engine": args.engine, "multiple": model.facts["multiple"], "temperature": 1.0}
         member = engine.member(fetch, model.key, folder=Path(args.work).resolve(), **how)
-    return engine.Network((member,), args.tta), model.facts
+    return Ensemble((member,), args.tta), model.facts
 
 
 def alone(args: argparse.Namespace, _: Path) -> tuple[float, float, int]:
     """Seconds, CPU seconds and peak memory of the network on the scene's windows that show imagery."""
     network, facts = network_of(args)
     with raster.opened(args.image) as (dataset, own):
-        target = georef.ground_grid(own, gsd=facts["gsd"])
-        tiles = grid.tiles(target.height, target.width, size=OWN.size, margin=OWN.margin, multiple=facts["multiple"])
+        target = geobox.ground_grid(own, gsd=facts["gsd"])
+        tiles = windows.tiles(target.height, target.width, size=OWN.size, margin=OWN.margin, multiple=facts["multiple"])
         with resample.on_grid(dataset, own, target) as read:
             seen = [read(tile.window) for tile in tiles]
     images = [pixels.image[np.newaxis] for pixels in seen if pixels.valid.any()]
@@ -131,7 +139,7 @@ def seams(image: str, uri: str) -> None:
     model = registry.load_model(uri)
     predict = inference.padded(model.keras.predict_on_batch, model.facts["multiple"])
     with raster.opened(image) as (dataset, own):
-        target = georef.ground_grid(own, gsd=model.facts["gsd"])
+        target = geobox.ground_grid(own, gsd=model.facts["gsd"])
         height, width = min(target.height, 3000), min(target.width, 3000)
         with resample.on_grid(dataset, own, target) as read:
             whole = read(Window(0, 0, width, height)).image
@@ -149,7 +157,7 @@ def seams(image: str, uri: str) -> None:
         (1184, 160, 32),
         (2048, 160, 32),
     ):
-        tiles = grid.tiles(height, width, size=size, margin=margin, multiple=multiple)
+        tiles = windows.tiles(height, width, size=size, margin=margin, multiple=multiple)
         found = np.zeros_like(expected)
         for tile, probability, _ in inference.predict_tiles(predict, read_again, tiles, batch_size=1):
             found[tile.core.toslices()] = probability
@@ -189,45 +197,45 @@ def roofs(side: int, scratch: Path) -> Path:
 
 
 def traced(scratch: Path) -> None:
-    small = list(polygons.trace(blocks(6_000, 2_000, 512), width=6_000))
-    whole = list(polygons.trace(blocks(6_000, 2_000, 6_000), width=6_000))
+    small = list(polygonize.trace(blocks(6_000, 2_000, 512), width=6_000))
+    whole = list(polygonize.trace(blocks(6_000, 2_000, 6_000), width=6_000))
     key = lambda f: (f.outline.bounds, f.outline.area, f.probability)  # noqa: E731
     same = all(a.outline.equals(b.outline) for a, b in zip(sorted(small, key=key), sorted(whole, key=key), strict=True))
     print(f"{len(whole)} footprints of a mask of 6,000 px square, in blocks and in one piece: equal is {same}\n")
     print("| side, pixels | buildings | seconds, to GeoParquet | peak memory, MB |\n| --- | --- | --- | --- |")
     for side, count in ((6_000, 2_000), (20_000, 22_000), (60_000, 200_000)):
-        place = georef.Grid("EPSG:32630", Affine(GSD, 0, 500_000, 0, -GSD, 620_000), side, side)
-        found = polygons.trace(blocks(side, count, maps.BLOCK), width=side)
-        frames = vector.frames(found, place, scene="one", tolerance=1, min_area_m2=OWN.min_area_m2)
-        seconds, _ = timed(partial(vector.write, frames, scratch / "a.parquet"))
+        place = GeoBox("EPSG:32630", Affine(GSD, 0, 500_000, 0, -GSD, 620_000), side, side)
+        found = polygonize.trace(blocks(side, count, map_writer.BLOCK), width=side)
+        frames = vector_files.frames(found, place, scene="one", tolerance=1, min_area_m2=OWN.min_area_m2)
+        seconds, _ = timed(partial(vector_files.write, frames, scratch / "a.parquet"))
         with pq.ParquetFile(scratch / "a.parquet") as file:
             print(f"| {side} | {file.metadata.num_rows} | {seconds:.0f} | {peak()} |", flush=True)
 
 
-def blocks(side: int, count: int, size: int) -> Iterator[polygons.Block]:
+def blocks(side: int, count: int, size: int) -> Iterator[MaskBlock]:
     """A mask of rectangles with ragged edges, block by block, so that it is never held."""
     rng = np.random.default_rng(0)
     corners = rng.integers(0, side - 100, (count, 2))
     sides = rng.integers(20, 100, (count, 2))
-    for window in grid.blocks(side, side, size=size):
+    for window in windows.blocks(side, side, size=size):
         building = np.zeros((window.height, window.width), bool)
         first = np.array([window.row_off, window.col_off])
         near = ((corners + sides > first) & (corners < first + building.shape)).all(axis=1)
         for (top, left), (height, width) in zip(corners[near] - first, sides[near], strict=True):
             building[max(top, 0) : top + height, max(left, 0) : left + width] = True
-        yield polygons.Block(window, np.where(building, np.uint8(80), np.uint8(5)), building)
+        yield MaskBlock(window, np.where(building, np.uint8(80), np.uint8(5)), building)
 
 
-def drawn(image: str, network: windows.Network, gsd: float, multiple: int, scratch: Path) -> None:
+def drawn(image: str, network: Ensemble, gsd: float, multiple: int, scratch: Path) -> None:
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        how = {"settings": settings(gsd, multiple), "progress": inference.silent}
-        made = maps.draw(Scene("one", "", image), network, Path(folder), **how)
+        how = {"settings": settings(gsd, multiple), "progress": silent}
+        made = scene_map.map_scene(Scene("one", "", image), network, Path(folder), **how)
         if made.footprints:
             print(f"{made.buildings},{made.footprints.stat().st_size / 1e6:.0f}")
 
 
-def settings(gsd: float, multiple: int) -> windows.Settings:
-    return windows.Settings(
+def settings(gsd: float, multiple: int) -> MapSettings:
+    return MapSettings(
         gsd=gsd,
         multiple=multiple,
         size=OWN.size,
@@ -243,7 +251,7 @@ def settings(gsd: float, multiple: int) -> windows.Settings:
     )
 
 
-def brightness() -> inference.Predict:
+def brightness() -> Predict:
     return lambda images: images[..., 1:2] / np.float32(255)
 
 

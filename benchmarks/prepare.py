@@ -34,8 +34,14 @@ from rasterio.enums import Resampling
 from rasterio.features import rasterize
 from rasterio.windows import Window
 
-from ocmlflow import chips, cutting, georef, grid, raster, resample, storage, store, survey, workers
-from ocmlflow.catalog import Scene
+from ocmlflow import executors
+from ocmlflow.chips import chip_set, cutting, scene_survey, zarr_store
+from ocmlflow.chips.chip_set import Rules
+from ocmlflow.chips.scene_survey import SceneSurvey
+from ocmlflow.scenes import geobox, raster, resample, windows
+from ocmlflow.scenes.catalog import Scene
+from ocmlflow.scenes.geobox import GeoBox
+from ocmlflow.storage import hrefs
 
 T = TypeVar("T")
 
@@ -58,7 +64,7 @@ def main() -> None:
         elif args.what == "memory":
             memory(Path(scratch))
         elif args.what == "one":
-            with workers.executor(1, None) as executor:
+            with executors.executor(1, None) as executor:
                 cut([Scene("one", "x", args.image, (args.labels,))], SIZE, Path(scratch), executor)
             print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
         else:
@@ -87,7 +93,7 @@ def speed(image: str, labels: str, scratch: Path) -> None:
 def best(href: str, labels: str, stride: int, count: int, scratch: Path) -> tuple[float, float, float]:
     """Chips per second, as a share of the limit, and per CPU second: of REPEATS, that with the largest share."""
     found = []
-    with workers.executor(count, None) as executor:
+    with executors.executor(count, None) as executor:
         list(executor.map(warm, range(4 * count)))
         surveys = look([Scene(f"copy{n}", "x", href, (labels,)) for n in range(COPIES)])
         work = runs(surveys, stride)
@@ -111,9 +117,9 @@ def memory(scratch: Path) -> None:
 def from_s3(image: str, labels: str, address: str, scratch: Path) -> None:
     copy = scratch / "copy.tif"
     copy.write_bytes(Path(image).read_bytes())
-    storage.put(copy, f"{address}/one.tif")
+    hrefs.put(copy, f"{address}/one.tif")
     size = Path(image).stat().st_size
-    with workers.executor(1, None) as executor:
+    with executors.executor(1, None) as executor:
         chips_local, local, _ = timed(cut, [Scene("one", "x", image, (labels,))], SIZE, scratch, executor)
         with counting_proxy() as counted:
             _, remote, _ = timed(cut, [Scene("one", "x", f"{address}/one.tif", (labels,))], SIZE, scratch, executor)
@@ -123,23 +129,23 @@ def from_s3(image: str, labels: str, address: str, scratch: Path) -> None:
     print(f"| S3 | {chips_local / remote:.0f} | {requests} | {read / requests:.0f} | {read / size:.2f} |")
 
 
-def look(scenes: list[Scene]) -> list[survey.Survey]:
-    found = [survey.survey(scene, gsd=0.1, black_m2=0, bbox=None) for scene in scenes]
+def look(scenes: list[Scene]) -> list[SceneSurvey]:
+    found = [scene_survey.survey(scene, gsd=0.1, black_m2=0, bbox=None) for scene in scenes]
     return [one for one in found if one]
 
 
-def rules(stride: int) -> chips.Rules:
-    return chips.Rules(gsd=0.1, size=SIZE, stride=stride, min_valid=0.1, buffer_m=0, parts=False)
+def rules(stride: int) -> Rules:
+    return Rules(gsd=0.1, size=SIZE, stride=stride, min_valid=0.1, buffer_m=0, parts=False)
 
 
 def cut(scenes: list[Scene], stride: int, folder: Path, executor: Executor) -> int:
     return cut_surveyed(look(scenes), stride, folder, executor)
 
 
-def cut_surveyed(surveys: list[survey.Survey], stride: int, folder: Path, executor: Executor) -> int:
+def cut_surveyed(surveys: list[SceneSurvey], stride: int, folder: Path, executor: Executor) -> int:
     """Number of the chips that were cut."""
     with tempfile.TemporaryDirectory(dir=folder) as out:
-        windows = gpd.pd.concat([chips.candidates(found, rules=rules(stride)) for found in surveys])
+        windows = gpd.pd.concat([chip_set.candidates(found, rules=rules(stride)) for found in surveys])
         done = cutting.cut(
             surveys,
             windows.assign(keep_empty=True),
@@ -155,9 +161,9 @@ def warm(_: int) -> None:
     time.sleep(0.2)
 
 
-def runs(surveys: list[survey.Survey], stride: int) -> list[tuple[str, georef.Grid, list[Window]]]:
+def runs(surveys: list[SceneSurvey], stride: int) -> list[tuple[str, GeoBox, list[Window]]]:
     """What the same workers have to read: the windows of the same blocks, side by side."""
-    side, reach = store.BLOCK * stride, (store.BLOCK - 1) * stride + SIZE
+    side, reach = zarr_store.BLOCK * stride, (zarr_store.BLOCK - 1) * stride + SIZE
     return [
         (found.scene.image, found.grid, [Window(col, row, reach, reach) for col in range(0, found.grid.width, side)])
         for found in surveys
@@ -165,7 +171,7 @@ def runs(surveys: list[survey.Survey], stride: int) -> list[tuple[str, georef.Gr
     ]
 
 
-def read_only(run: tuple[str, georef.Grid, list[Window]]) -> None:
+def read_only(run: tuple[str, GeoBox, list[Window]]) -> None:
     """Decode the blocks and bring them to the grid, and nothing else."""
     href, target, windows = run
     with raster.opened(href) as (dataset, own), resample.on_grid(dataset, own, target) as read:
@@ -216,11 +222,11 @@ def timed(function: Callable[..., T], *arguments: Any) -> tuple[T, float, float]
 def regridded(image: str, target: Path) -> str:
     """The scene on the very grid that its chips are cut on, compressed as before."""
     with raster.opened(image) as (dataset, own):
-        ground = georef.ground_grid(own, gsd=0.1)
+        ground = geobox.ground_grid(own, gsd=0.1)
         place = {"crs": ground.crs, "transform": ground.transform, "height": ground.height, "width": ground.width}
         profile = {**dataset.profile, **place}
         with rasterio.open(target, "w", **profile) as out, resample.on_grid(dataset, own, ground) as read:
-            for window in grid.blocks(ground.height, ground.width, size=4096):
+            for window in windows.blocks(ground.height, ground.width, size=4096):
                 pixels = read(window)
                 out.write(np.moveaxis(pixels.image, -1, 0), [1, 2, 3], window=window)
                 out.write(pixels.valid.astype(np.uint8) * 255, 4, window=window)

@@ -21,7 +21,9 @@ import torch
 from torch.nn import functional
 
 from benchmarks import held
-from ocmlflow import chips, dataset, labels
+from ocmlflow.chips import chip_set, labels
+from ocmlflow.chips.chip_set import ChipSet
+from ocmlflow.training.dataset import Crops
 
 CROP, BATCH, RATE = 256, 8, 1e-3
 
@@ -33,7 +35,7 @@ def main() -> None:
     p.add_argument("--steps", type=int, default=400)
     p.add_argument("--seed", type=int, default=0)
     args = p.parse_args()
-    made = held.holding_out(chips.load(args.chips), args.held)
+    made = held.holding_out(chip_set.load(args.chips), args.held)
     torch.manual_seed(args.seed)
     torch.set_num_threads(2)
     network = pretrained().to(memory_format=torch.channels_last)
@@ -55,9 +57,9 @@ def pretrained() -> torch.nn.Module:
     return network
 
 
-def train(network: torch.nn.Module, made: chips.Chips, steps: int, seed: int) -> torch.nn.Module:
+def train(network: torch.nn.Module, made: ChipSet, steps: int, seed: int) -> torch.nn.Module:
     """Train in place; the network with averaged weights."""
-    crops = dataset.Crops(
+    crops = Crops(
         made,
         side=round(CROP * 1.18),
         inner=round(CROP * 1.18),

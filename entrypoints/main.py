@@ -43,10 +43,11 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    from ocmlflow import catalog as found
-    from ocmlflow import results, tracking
+    from ocmlflow.prediction import output
+    from ocmlflow.scenes import catalog as scene_catalog
+    from ocmlflow.tracking import runs
 
-    with tracking.run("main", vars(args)):
+    with runs.run("main", vars(args)):
         catalog, images, validation = args.catalog, args.images, args.validation
         if catalog is None:
             sample = _sample(Path(args.work), args.seed)
@@ -54,8 +55,8 @@ def main(args: argparse.Namespace) -> None:
             images = images or f"{sample}/test/catalog.json,{sample}/train_tier_1/{SAMPLE_PLACE}/collection.json"
             validation = validation or SAMPLE_PLACE
         check_writable(args.output)  # what fails, fails now, not after the training
-        results.check_free(args.output)
-        found.images(images)
+        output.check_free(args.output)
+        scene_catalog.images(images)
         cutting = {"catalog": catalog, "validation": validation, "seed": args.seed, "work": args.work}
         learning = {"seed": args.seed, "name": args.name} | ({"epochs": args.epochs} if args.epochs else {})
         chips, _, model = learn(cutting, learning)
@@ -64,17 +65,17 @@ def main(args: argparse.Namespace) -> None:
             "predict",
             {"model": f"models:/{args.name}@champion", "images": images, "output": args.output, "work": args.work},
         )
-        tracking.describe(f"`{catalog}`: chips of run {chips}, model `{model}`, buildings in `{args.output}`")
+        runs.describe(f"`{catalog}`: chips of run {chips}, model `{model}`, buildings in `{args.output}`")
         log.info("done: buildings are in %s; see the runs with `mlflow ui`", args.output)
 
 
 def learn(cutting: Mapping[str, object], learning: Mapping[str, object], *, title: str = "") -> tuple[str, str, str]:
     """Run ids of `prepare` and `train` with these parameters, and the address of the version that they made."""
-    from ocmlflow import chipsets, registry
+    from ocmlflow.tracking import chip_artifacts, registry
 
     chips = step("prepare", cutting, key=prepare.key(prepare.parse(words(cutting))), title=title)
     learning = {"chips": chips, **learning}
-    key = train.key(train.parse(words(learning)), chipsets.digest(chips))
+    key = train.key(train.parse(words(learning)), chip_artifacts.digest(chips))
     trained, name = step("train", learning, key=key, title=title), str(learning["name"])
     return chips, trained, f"models:/{name}/{registry.version_of(trained, name)}"
 
@@ -87,10 +88,10 @@ def step(verb: str, parameters: Mapping[str, object], *, key: str | None = None,
     import mlflow
     from mlflow.exceptions import ExecutionException
 
-    from ocmlflow import tracking
     from ocmlflow.errors import InputError
+    from ocmlflow.tracking import run_search, runs
 
-    finished = tracking.newest(verb, key=key) if key else None
+    finished = run_search.newest(verb, key=key) if key else None
     if finished:
         log.info("%s: run %s did the same already", verb, finished.info.run_id)
         return str(finished.info.run_id)
@@ -103,23 +104,24 @@ def step(verb: str, parameters: Mapping[str, object], *, key: str | None = None,
             parameters=dict(parameters),
             env_manager="local",
             run_name=f"{verb} {title}".strip(),
-            experiment_id=tracking.active().info.experiment_id,
+            experiment_id=runs.active().info.experiment_id,
         )
     except ExecutionException as error:
         raise InputError(f"step {verb} failed; its own message stands above") from error
-    made = tracking.newest(verb, key=key) if key else None  # a step may go on in a run that was broken off
+    made = run_search.newest(verb, key=key) if key else None  # a step may go on in a run that was broken off
     return str(made.info.run_id if made else submitted.run_id)
 
 
 def _sample(work: Path, seed: int) -> Path:
     """Folder of the built-in sample of a seed, made unless it is there."""
-    from ocmlflow import __version__, sample
+    from ocmlflow import __version__
+    from ocmlflow.sample import catalog
 
     folder = work.resolve() / f"sample-{__version__}-{seed}"
     if not folder.exists():
         log.info("drawing the built-in sample, in %s", folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        sample.write(folder, seed=seed)
+        catalog.write(folder, seed=seed)
     return folder
 
 

@@ -34,11 +34,12 @@ from entrypoints import (
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ocmlflow.catalog import Scene
-    from ocmlflow.engine import Network
-    from ocmlflow.maps import Look, Map
-    from ocmlflow.registry import Model
-    from ocmlflow.windows import Settings
+    from ocmlflow.prediction.engine import Ensemble
+    from ocmlflow.prediction.preflight import SceneCheck
+    from ocmlflow.prediction.scene_map import SceneMap
+    from ocmlflow.prediction.scene_tiles import MapSettings
+    from ocmlflow.scenes.catalog import Scene
+    from ocmlflow.tracking.registry import Model
 
 log = logging.getLogger(__name__)
 
@@ -104,9 +105,9 @@ class _Task:
     """What a run has to do."""
 
     scenes: list[Scene]
-    looks: dict[str, Look]  # of those that can be read
-    network: Network
-    settings: Settings
+    looks: dict[str, SceneCheck]  # of those that can be read
+    network: Ensemble
+    settings: MapSettings
     models: list[Model]
     output: str
     folder: Path
@@ -114,51 +115,57 @@ class _Task:
 
 def main(args: argparse.Namespace) -> pd.DataFrame | None:
     """Does it all; returns a row of figures for each scene, or None after a share of it."""
-    from ocmlflow import catalog, results, tracking
     from ocmlflow.errors import InputError
+    from ocmlflow.prediction import output
+    from ocmlflow.scenes import catalog
+    from ocmlflow.tracking import runs
 
     if args.share:
         _predict_share(args)
         return None
-    with tracking.run("predict", vars(args)):
+    with runs.run("predict", vars(args)):
         if args.squared and not importlib.util.find_spec("buildingregulariser"):
             raise InputError('squared=true needs the extra: pip install -e ".[squared]"')
         scenes = catalog.images(args.images)
         check_writable(args.output)
-        results.check_free(args.output)
+        output.check_free(args.output)
         models, settings = _models(args)
         return _map(scenes, models, settings, args)
 
 
 def _predict_share(args: argparse.Namespace) -> None:
     """Predict one share of the windows, and leave all else to the run without `share`."""
-    from ocmlflow import catalog, results, windows, workers
+    from ocmlflow import executors
+    from ocmlflow.prediction import output, scene_tiles
+    from ocmlflow.scenes import catalog
 
     scenes = catalog.images(args.images)
-    results.check_free(args.output)  # the run that makes the maps would refuse
+    output.check_free(args.output)  # the run that makes the maps would refuse
     models, settings = _models(args)
     looks, _ = _look(scenes, settings)
     network = _network(models, args)
     share, of = args.share
     with in_the_making(_folder(scenes, models, settings, args), shared=True) as folder:
         todo = [scene for scene in scenes if scene.id in looks and not _mark(folder, scene.id).exists()]
-        plans = [windows.plan(scene, folder, settings=settings) for scene in todo]
-        runs = [run for plan in plans for run in windows.runs(plan)][share::of]
-        with workers.executor(args.workers, args.scheduler) as executor:
+        plans = [scene_tiles.plan(scene, folder, settings=settings) for scene in todo]
+        runs = [run for plan in plans for run in scene_tiles.runs(plan)][share::of]
+        with executors.executor(args.workers, args.scheduler) as executor:
             check_seen(folder, args.scheduler, executor)
             for _ in progress(
-                workers.unordered(executor, partial(windows.finish, network=network), runs), len(runs), "predicting"
+                executors.unordered(executor, partial(scene_tiles.finish, network=network), runs),
+                len(runs),
+                "predicting",
             ):
                 pass
     log.info("share %d/%d: %d windows predicted", share, of, sum(len(run.tiles) for run in runs))
 
 
-def _map(scenes: list[Scene], models: list[Model], settings: Settings, args: argparse.Namespace) -> pd.DataFrame:
+def _map(scenes: list[Scene], models: list[Model], settings: MapSettings, args: argparse.Namespace) -> pd.DataFrame:
     """Predict, draw and file all scenes, in the open run."""
     import mlflow
     import pandas as pd
 
-    from ocmlflow import results
+    from ocmlflow.prediction import output
 
     looks, rows = _look(scenes, settings)
     mlflow.set_tags({"ocmlflow.model": _names(models), "ocmlflow.model.run": models[0].facts["run"]})
@@ -170,34 +177,35 @@ def _map(scenes: list[Scene], models: list[Model], settings: Settings, args: arg
         _submit(task)
         items = [item for item in (_marked(folder, name)["item"] for name in looks) if item]
         if items:
-            results.file(items, args.output, folder)
+            output.file(items, args.output, folder)
     table = pd.DataFrame([rows[scene.id] for scene in scenes])
     _log(table, f"{len(table)} scenes of `{args.images}` by **{_names(models)}**, in `{args.output}`")
     return table
 
 
-def _models(args: argparse.Namespace) -> tuple[list[Model], Settings]:
-    from ocmlflow import registry
+def _models(args: argparse.Namespace) -> tuple[list[Model], MapSettings]:
+    from ocmlflow.tracking import registry
 
     models = [registry.load_model(uri.strip()) for uri in args.model.split(",")]
     return models, _settings(args, models)
 
 
-def _folder(scenes: list[Scene], models: list[Model], settings: Settings, args: argparse.Namespace) -> Path:
+def _folder(scenes: list[Scene], models: list[Model], settings: MapSettings, args: argparse.Namespace) -> Path:
     return Path(args.work) / "predict" / _key(scenes, models, settings, args)
 
 
-def _settings(args: argparse.Namespace, models: list[Model]) -> Settings:
+def _settings(args: argparse.Namespace, models: list[Model]) -> MapSettings:
     """How scenes are predicted; InputError where the models of an ensemble do not go together."""
-    from ocmlflow import catalog, windows
     from ocmlflow.errors import InputError
+    from ocmlflow.prediction.scene_tiles import MapSettings
+    from ocmlflow.scenes import catalog
 
     if len({model.facts["gsd"] for model in models}) > 1:
         found = ", ".join(f"{model} at {model.facts['gsd']} m" for model in models)
         raise InputError(f"the models of an ensemble must work at one resolution: {found} per pixel")
     gsd = models[0].facts["gsd"]
     own = round(sum(model.threshold for model in models) / len(models))
-    return windows.Settings(
+    return MapSettings(
         gsd=gsd,
         multiple=max(model.facts["multiple"] for model in models),
         size=args.size,
@@ -213,20 +221,21 @@ def _settings(args: argparse.Namespace, models: list[Model]) -> Settings:
     )
 
 
-def _look(scenes: list[Scene], settings: Settings) -> tuple[dict[str, Look], dict[str, dict[str, Any]]]:
+def _look(scenes: list[Scene], settings: MapSettings) -> tuple[dict[str, SceneCheck], dict[str, dict[str, Any]]]:
     """What is known of each scene that can be predicted, and a row of the table for each that is left out."""
-    from ocmlflow import maps, storage
+    from ocmlflow import redaction
     from ocmlflow.errors import InputError
+    from ocmlflow.prediction import preflight
 
-    looks: dict[str, Look] = {}
+    looks: dict[str, SceneCheck] = {}
     rows: dict[str, dict[str, Any]] = {}
     for scene in progress(scenes, len(scenes), "checking"):
         try:
-            look = maps.check(scene, settings=settings)
+            look = preflight.check(scene, settings=settings)
         except InputError as error:
             if not settings.skip_unreadable:
                 raise
-            rows[scene.id] = {"scene": scene.id, "status": storage.public(f"unreadable: {error}")}
+            rows[scene.id] = {"scene": scene.id, "status": redaction.redact(f"unreadable: {error}")}
             log.warning("scene %s left out: %s", scene.id, rows[scene.id]["status"])
             continue
         if look.inside:
@@ -239,9 +248,11 @@ def _look(scenes: list[Scene], settings: Settings) -> tuple[dict[str, Look], dic
     return looks, rows
 
 
-def _network(models: list[Model], args: argparse.Namespace) -> Network:
+def _network(models: list[Model], args: argparse.Namespace) -> Ensemble:
     """The mean of the models, each calibrated, seeing what `tta` says."""
-    from ocmlflow import engine, registry
+    from ocmlflow.prediction import engine
+    from ocmlflow.prediction.engine import Ensemble
+    from ocmlflow.tracking import registry
 
     folder = Path(args.work).resolve()
     with tempfile.TemporaryDirectory() as scratch:
@@ -258,28 +269,29 @@ def _network(models: list[Model], args: argparse.Namespace) -> Network:
         )
     for model, member in zip(models, members, strict=True):
         log.info("%s runs on %s", model, member.engine)
-    return engine.Network(members, args.tta)
+    return Ensemble(members, args.tta)
 
 
-def _key(scenes: list[Scene], models: list[Model], settings: Settings, args: argparse.Namespace) -> str:
+def _key(scenes: list[Scene], models: list[Model], settings: MapSettings, args: argparse.Namespace) -> str:
     """Names inputs, models, parameters and code: equal keys make equal files in one place."""
     import shapely
 
-    from ocmlflow import provenance, storage
+    from ocmlflow.storage import hrefs
+    from ocmlflow.tracking import provenance
 
     # An area's repr is rounded and cut.
     how = repr(replace(settings, aoi=None)), str(shapely.to_wkb(settings.aoi, hex=True))
     made_by = [f"{model} {model.facts['run']} {model.temperature}" for model in models]
     seen = [f"{scene.id} {scene.image} {_fingerprint(scene.image)}" for scene in scenes]
-    where = [args.tta, args.engine, storage.absolute(args.output)]
-    return storage.digest(provenance.code_digest(), *how, *where, *made_by, *seen)
+    where = [args.tta, args.engine, hrefs.absolute(args.output)]
+    return hrefs.digest(provenance.code_digest(), *how, *where, *made_by, *seen)
 
 
 def _fingerprint(href: str) -> str:
-    from ocmlflow import storage
+    from ocmlflow.storage import hrefs
 
     try:
-        return storage.fingerprint(href)
+        return hrefs.fingerprint(href)
     except OSError:  # one of those left out
         return "missing"
 
@@ -291,7 +303,7 @@ def _draw(task: _Task, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """
     import mlflow
 
-    from ocmlflow import results
+    from ocmlflow.prediction import output
 
     todo = [scene for scene in task.scenes if scene.id in task.looks]
     left = [scene for scene in todo if not _mark(task.folder, scene.id).exists()]
@@ -312,8 +324,8 @@ def _draw(task: _Task, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
             shutil.copyfile(made.mask, chips / f"{scene.id}.tif")
         else:
             dated = replace(scene, taken=task.looks[scene.id].taken)
-            item = results.item(dated, made, model=_names(task.models), threshold=task.settings.threshold)
-        results.put(scene, made, task.output)
+            item = output.item(dated, made, model=_names(task.models), threshold=task.settings.threshold)
+        output.put(scene, made, task.output)
         mark = _mark(task.folder, scene.id)
         new = mark.with_suffix(".new")
         new.write_text(json.dumps({"row": row, "item": item}))
@@ -335,33 +347,34 @@ def _marked(folder: Path, name: str) -> dict[str, Any]:
     return dict(json.loads(_mark(folder, name).read_text()))
 
 
-def _maps(scenes: list[Scene], task: _Task, args: argparse.Namespace) -> Iterator[tuple[Scene, Map, float]]:
+def _maps(scenes: list[Scene], task: _Task, args: argparse.Namespace) -> Iterator[tuple[Scene, SceneMap, float]]:
     """Each scene with its map, and the seconds that it took, as they come."""
-    from ocmlflow import workers
+    from ocmlflow import executors
 
     if args.workers == 1 and not args.scheduler:
         yield from (_timed(scene, task, None) for scene in scenes)
         return
     drawing = Semaphore(AT_ONCE if args.scheduler else args.workers)
     # The threads end after the executor: when one scene fails, what the others wait for is given up first.
-    with ThreadPoolExecutor(workers.AHEAD) as threads, workers.executor(args.workers, args.scheduler) as executor:
+    with ThreadPoolExecutor(executors.AHEAD) as threads, executors.executor(args.workers, args.scheduler) as executor:
         check_seen(task.folder, args.scheduler, executor)
         spread = partial(_timed, task=task, executor=executor, drawing=drawing)
-        yield from workers.unordered(threads, spread, scenes)
+        yield from executors.unordered(threads, spread, scenes)
 
 
 def _timed(
     scene: Scene, task: _Task, executor: Executor | None, drawing: Semaphore | None = None
-) -> tuple[Scene, Map, float]:
+) -> tuple[Scene, SceneMap, float]:
     """Map a scene; on an executor, all of it on one worker if it is small, else window by window, drawn here."""
-    from ocmlflow import inference, maps, windows
+    from ocmlflow.prediction import scene_map, scene_tiles
+    from ocmlflow.progress import silent
 
     started = time.perf_counter()
-    bar = inference.silent if executor else progress
-    draw = partial(maps.draw, scene, task.network, task.folder, settings=task.settings, progress=bar)
+    bar = silent if executor else progress
+    draw = partial(scene_map.map_scene, scene, task.network, task.folder, settings=task.settings, progress=bar)
     if not (executor and drawing):
         made = draw()
-    elif len(windows.plan(scene, task.folder, settings=task.settings).tiles) <= windows.RUN:
+    elif len(scene_tiles.plan(scene, task.folder, settings=task.settings).tiles) <= scene_tiles.RUN:
         made = executor.submit(draw).result()
     else:
         with drawing:
@@ -369,7 +382,7 @@ def _timed(
     return scene, made, time.perf_counter() - started
 
 
-def _row(scene: Scene, made: Map) -> dict[str, Any]:
+def _row(scene: Scene, made: SceneMap) -> dict[str, Any]:
     """A scene's row of the table, but for the time that it took."""
     if made.unreadable:
         log.warning("scene %s: %d windows cannot be read and are left out", scene.id, len(made.unreadable))
@@ -386,7 +399,8 @@ def _row(scene: Scene, made: Map) -> dict[str, Any]:
 
 def _submit(task: _Task) -> None:
     """Pack the masks of the images that do not say where they lie, checked, into the challenge's submission."""
-    from ocmlflow import storage, submission
+    from ocmlflow.prediction import submission
+    from ocmlflow.storage import hrefs
 
     chips = {name: (look.height, look.width) for name, look in task.looks.items() if not look.placed}
     if not chips:
@@ -394,21 +408,21 @@ def _submit(task: _Task) -> None:
     masks = {path.stem: path for path in (task.folder / "chips").glob("*.tif")}
     submission.check(masks, chips)
     submission.pack(masks, task.folder / "submission.tgz")
-    storage.put(task.folder / "submission.tgz", storage.join(task.output, "submission.tgz"))
+    hrefs.put(task.folder / "submission.tgz", hrefs.join(task.output, "submission.tgz"))
     log.info("submission of %d chips checked and packed", len(chips))
 
 
 def _log(table: pd.DataFrame, what: str) -> None:
     import mlflow
 
-    from ocmlflow import tracking
+    from ocmlflow.tracking import runs
 
     figures = ("megapixels", "building_megapixels", "buildings", "building_area_m2", "seconds")
     mlflow.log_table(table.astype(object).where(table.notna(), None), "scenes.json")
     mlflow.log_metrics({name: float(table[name].sum()) for name in figures} | {"scenes": len(table)})
     unreadable = int(table.status.str.startswith("unreadable").sum())
     mlflow.log_metrics({"unreadable_scenes": unreadable, "unreadable_windows": float(table.unreadable.str.len().sum())})
-    tracking.describe(what)
+    runs.describe(what)
 
 
 def _names(models: list[Model]) -> str:

@@ -16,9 +16,9 @@ from entrypoints import check_seen, in_the_making, number, parser, progress, see
 if TYPE_CHECKING:  # imported where used: --help must not wait for them
     from geopandas import GeoDataFrame
 
-    from ocmlflow.catalog import Scene
-    from ocmlflow.chips import Chips, Rules
-    from ocmlflow.survey import Survey
+    from ocmlflow.chips.chip_set import ChipSet, Rules
+    from ocmlflow.chips.scene_survey import SceneSurvey
+    from ocmlflow.scenes.catalog import Scene
 
 log = logging.getLogger(__name__)
 
@@ -120,14 +120,15 @@ def key(args: argparse.Namespace) -> str:
 
 
 def _key(args: argparse.Namespace, cut: str) -> str:
-    from ocmlflow import storage
+    from ocmlflow.storage import hrefs
 
-    return storage.digest(cut, repr(_split(args)))
+    return hrefs.digest(cut, repr(_split(args)))
 
 
 def _cut_key(args: argparse.Namespace, scenes: list[Scene]) -> str:
     """Names what the chips hold, however they are split."""
-    from ocmlflow import provenance, storage
+    from ocmlflow.storage import hrefs
+    from ocmlflow.tracking import provenance
 
     read = [
         [scene.id, scene.place, scene.catalog, *map(_fingerprint, (scene.image, *scene.labels))] for scene in scenes
@@ -136,7 +137,7 @@ def _cut_key(args: argparse.Namespace, scenes: list[Scene]) -> str:
     rules += [args.buffer_m, args.black_m2, args.skip_unreadable]
     if args.empty_share < 1:  # which empty chips are written depends on the ground held out
         rules += _split(args)
-    return storage.digest(provenance.code_digest(), repr(rules), repr(read))
+    return hrefs.digest(provenance.code_digest(), repr(rules), repr(read))
 
 
 def _split(args: argparse.Namespace) -> list[Any]:
@@ -146,10 +147,11 @@ def _split(args: argparse.Namespace) -> list[Any]:
 def main(args: argparse.Namespace) -> None:
     import mlflow
 
-    from ocmlflow import chipsets, tracking, workers
+    from ocmlflow import executors
+    from ocmlflow.tracking import chip_artifacts, run_search, runs
 
     if args.dry_run:
-        with workers.executor(args.workers, args.scheduler) as executor:
+        with executors.executor(args.workers, args.scheduler) as executor:
             _print_plan(*_plan(_chosen(args), args, executor), args.size)
         return
     if args.share:
@@ -159,22 +161,22 @@ def main(args: argparse.Namespace) -> None:
         scenes = _chosen(args)
         cut = _cut_key(args, scenes)
     except Exception:
-        with tracking.run("prepare", vars(args)):  # which says why, on its page
+        with runs.run("prepare", vars(args)):  # which says why, on its page
             raise
     with in_the_making(Path(args.work) / "prepare" / cut) as folder:
-        known = {tracking.KEY: _key(args, cut), tracking.PLACE: f"{socket.gethostname()}:{folder}"}
-        before = tracking.earlier("prepare", key=known[tracking.KEY], place=known[tracking.PLACE])
+        known = {runs.KEY: _key(args, cut), runs.PLACE: f"{socket.gethostname()}:{folder}"}
+        before = run_search.earlier("prepare", key=known[runs.KEY], place=known[runs.PLACE])
         if before and before.info.status == "FINISHED":
             if before.data.metrics.get(UNREADABLE):  # it may be readable now
                 before = None
-            elif chipsets.are_there(before.info.run_id):
+            elif chip_artifacts.is_complete(before.info.run_id):
                 log.info("run %s made these chips, and they are all there: nothing is cut or sent", before.info.run_id)
-                tracking.goes_on_in(before)
-                tracking.finish_again(before)
+                runs.goes_on_in(before)
+                run_search.finish_again(before)
                 return
         with (
-            tracking.run("prepare", vars(args), resume=before),
-            workers.executor(args.workers, args.scheduler) as executor,
+            runs.run("prepare", vars(args), resume=before),
+            executors.executor(args.workers, args.scheduler) as executor,
         ):
             mlflow.set_tags(known)
             check_seen(folder, args.scheduler, executor)
@@ -186,10 +188,11 @@ def main(args: argparse.Namespace) -> None:
 
 def _cut_share(args: argparse.Namespace) -> None:
     """Cut one share of the blocks, and leave all else to the run without `share`."""
-    from ocmlflow import cutting, storage, workers
+    from ocmlflow import executors, redaction
+    from ocmlflow.chips import cutting
 
     scenes = _chosen(args)
-    with workers.executor(args.workers, args.scheduler) as executor:
+    with executors.executor(args.workers, args.scheduler) as executor:
         surveys, _, planned = _plan(scenes, args, executor)
         with in_the_making(Path(args.work) / "prepare" / _cut_key(args, scenes), shared=True) as folder:
             check_seen(folder, args.scheduler, executor)
@@ -199,61 +202,67 @@ def _cut_share(args: argparse.Namespace) -> None:
     for scene, error in failed.items():
         if not args.skip_unreadable:
             raise error
-        log.warning("scene %s cannot be read: %s", scene, storage.public(str(error)))
+        log.warning("scene %s cannot be read: %s", scene, redaction.redact(str(error)))
     log.info("share %d/%d: %d blocks cut", *args.share, blocks)
 
 
 def _chosen(args: argparse.Namespace) -> list[Scene]:
-    from ocmlflow import catalog, stac
     from ocmlflow.errors import InputError
+    from ocmlflow.scenes import catalog, stac_reader
 
     found = catalog.choose(catalog.scenes(args.catalog), scenes=args.scenes, places=args.places)
     if not any(scene.labels for scene in found):
         raise InputError(
             f"none of the {len(found)} scenes of {args.catalog} has labels: a label item is found by its `source` "
-            f"link, by the id SCENE{stac.LABEL_SUFFIX} or by its scene's geometry, a label file by its image's name "
-            f"({' or '.join(f'NAME{suffix}' for suffix in stac.LABEL_FILES)})"
+            f"link, by the id SCENE{stac_reader.LABEL_SUFFIX} or by its scene's geometry, a label file by its image's "
+            f"name ({' or '.join(f'NAME{suffix}' for suffix in stac_reader.LABEL_FILES)})"
         )
     return found
 
 
 def _plan(
     scenes: list[Scene], args: argparse.Namespace, executor: Executor
-) -> tuple[list[Survey], Table, GeoDataFrame]:
+) -> tuple[list[SceneSurvey], Table, GeoDataFrame]:
     """What is known before a chip is cut: surveys of the scenes that can be, their table, and the split of windows."""
     import numpy as np
     import pandas as pd
 
-    from ocmlflow import chips, ground
+    from ocmlflow.chips import chip_set, splits
     from ocmlflow.errors import InputError
 
     surveys, table = _survey(scenes, args, executor)
     rules = _rules(args)
-    windows = [chips.candidates(found, rules=rules) for found in surveys]
+    windows = [chip_set.candidates(found, rules=rules) for found in surveys]
     if not sum(map(len, windows)):
         raise InputError(f"no chip of {args.catalog} shows at least {args.min_valid:.0%} of imagery")
     planned = pd.concat([some for some in windows if len(some)], ignore_index=True)
     how = {name: getattr(args, name) for name in ("validation", "test", "folds", "block_m", "seed")}
-    planned = ground.assign(planned, **how)
+    planned = splits.assign(planned, **how)
     if not args.folds:
-        ground.apart(ground.thin(planned, size=args.size))  # fails now, not after the cutting
-    drawn = ground.drawn(planned.id, args.empty_share, args.seed)
-    held_out = np.asarray(planned.split != ground.TRAIN) | bool(args.folds)
+        splits.apart(splits.without_overlap(planned, size=args.size))  # fails now, not after the cutting
+    drawn = splits.sample_ids(planned.id, args.empty_share, args.seed)
+    held_out = np.asarray(planned.split != splits.TRAIN) | bool(args.folds)
     return surveys, table, planned.assign(keep_empty=held_out | drawn)
 
 
-def _survey(scenes: list[Scene], args: argparse.Namespace, executor: Executor) -> tuple[list[Survey], Table]:
+def _survey(scenes: list[Scene], args: argparse.Namespace, executor: Executor) -> tuple[list[SceneSurvey], Table]:
     """The surveys of the scenes that can be cut, in their order; every scene's row of the table gets its status."""
-    from ocmlflow import storage, survey
+    from ocmlflow import redaction
+    from ocmlflow.chips import scene_survey
     from ocmlflow.errors import InputError
 
     table: Table = {
-        scene.id: {"scene": scene.id, "place": scene.place, "image": storage.public(scene.image), "status": "no labels"}
+        scene.id: {
+            "scene": scene.id,
+            "place": scene.place,
+            "image": redaction.redact(scene.image),
+            "status": "no labels",
+        }
         for scene in scenes
     }
     labelled = [scene for scene in scenes if scene.labels]
     how = {"gsd": args.gsd, "black_m2": args.black_m2, "bbox": args.bbox}
-    futures = [executor.submit(survey.survey, scene, **how) for scene in labelled]
+    futures = [executor.submit(scene_survey.survey, scene, **how) for scene in labelled]
     surveys = []
     for scene, future in progress(zip(labelled, futures, strict=True), len(labelled), "surveying"):
         row = table[scene.id]
@@ -262,7 +271,7 @@ def _survey(scenes: list[Scene], args: argparse.Namespace, executor: Executor) -
         except InputError as error:
             if not args.skip_unreadable:
                 raise
-            row["status"] = storage.public(f"unreadable: {error}")
+            row["status"] = redaction.redact(f"unreadable: {error}")
             log.warning("scene %s left out: %s", scene.id, row["status"])
             continue
         row["status"] = "outside bbox"
@@ -278,7 +287,7 @@ def _survey(scenes: list[Scene], args: argparse.Namespace, executor: Executor) -
 
 
 def _cut(
-    surveys: list[Survey],
+    surveys: list[SceneSurvey],
     planned: GeoDataFrame,
     table: Table,
     folder: Path,
@@ -288,7 +297,8 @@ def _cut(
     """The rows of all chips, whose stores lie in the folder afterwards, with the split that was planned for them."""
     import pandas as pd
 
-    from ocmlflow import cutting, storage
+    from ocmlflow import redaction
+    from ocmlflow.chips import cutting
     from ocmlflow.errors import InputError
 
     frames = []
@@ -298,7 +308,7 @@ def _cut(
         if isinstance(rows, InputError):
             if not args.skip_unreadable:
                 raise rows
-            table[scene.id]["status"] = storage.public(f"unreadable: {rows}")
+            table[scene.id]["status"] = redaction.redact(f"unreadable: {rows}")
             log.warning("scene %s left out: %s", scene.id, table[scene.id]["status"])
             shutil.rmtree(folder / f"{scene.id}.zarr.part")
             continue
@@ -317,42 +327,44 @@ def _bar(items: Any, total: int) -> Any:
 
 
 def _split_and_save(
-    index: GeoDataFrame, surveys: list[Survey], table: Table, folder: Path, args: argparse.Namespace
-) -> tuple[Chips, int]:
+    index: GeoDataFrame, surveys: list[SceneSurvey], table: Table, folder: Path, args: argparse.Namespace
+) -> tuple[ChipSet, int]:
     """The chips, saved, and how many were left out because they touch held-out ground."""
-    from ocmlflow import chips, ground, storage, summary
+    from ocmlflow import redaction
+    from ocmlflow.chips import chip_set, splits, summary
     from ocmlflow.errors import InputError
 
     if args.folds:
-        index = ground.of_fold(index, 0, size=args.size, empty_share=args.empty_share, seed=args.seed)
-        dropped = int((index.split == ground.UNUSED).sum())
+        index = splits.hold_out_fold(index, 0, size=args.size, empty_share=args.empty_share, seed=args.seed)
+        dropped = int((index.split == splits.UNUSED).sum())
     else:
-        index, left_out = ground.apart(ground.thin(index, size=args.size))
+        index, left_out = splits.apart(splits.without_overlap(index, size=args.size))
         dropped = len(left_out)
-        if args.test and not (index.split == ground.TEST).any():
+        if args.test and not (index.split == splits.TEST).any():
             raise InputError(f"test={args.test}: no chip of that ground shows imagery")
     for scene, rows in index.groupby("scene"):
         table[str(scene)] |= summary.scene(rows, folder, gsd=args.gsd)
-    rules = chips.rules_of(
+    rules = chip_set.rules_of(
         _rules(args),
-        catalog=storage.public(args.catalog),
+        catalog=redaction.redact(args.catalog),
         validation="fold 0" if args.folds else args.validation,
         **{name: getattr(args, name) for name in ("test", "folds", "block_m", "seed", "empty_share", "black_m2")},
     )
     scenes = [found.scene for found in surveys if table[found.scene.id]["status"] == "cut"]
-    chips.save(folder, index, rules, list(table.values()), summary.item(index, scenes, gsd=args.gsd))
-    return chips.load(folder), dropped
+    chip_set.save(folder, index, rules, list(table.values()), summary.item(index, scenes, gsd=args.gsd))
+    return chip_set.load(folder), dropped
 
 
-def _log(made: Chips, folder: Path, rows: list[dict[str, Any]], dropped: int) -> None:
+def _log(made: ChipSet, folder: Path, rows: list[dict[str, Any]], dropped: int) -> None:
     import mlflow
     import pandas as pd
 
-    from ocmlflow import chips, chipsets, ground, pictures, tracking
+    from ocmlflow.chips import chip_set, figures, splits
+    from ocmlflow.tracking import chip_artifacts, runs
 
-    for split in ground.SPLITS:
+    for split in splits.SPLITS:
         part = made.select(split)
-        if split == ground.TEST and not len(part):
+        if split == splits.TEST and not len(part):
             continue
         log.info("%s: %d chips of %s", split, len(part), ", ".join(sorted(set(part.place))))
         share = (part.building_share * part.valid_share).sum() / part.valid_share.sum()
@@ -362,26 +374,27 @@ def _log(made: Chips, folder: Path, rows: list[dict[str, Any]], dropped: int) ->
     unreadable = int(table.status.str.startswith("unreadable").sum())
     mlflow.log_metrics({"dropped_chips": dropped, UNREADABLE: unreadable})
     mlflow.log_table(table.astype(object).where(table.notna(), None), "scenes.json")
-    mlflow.log_figure(pictures.split_map(made.index), "split.png")
+    mlflow.log_figure(figures.split_map(made.index), "split.png")
     for scene, chosen in made.index.groupby("scene"):
-        mlflow.log_image(pictures.preview(folder, chosen, count=4), f"previews/{scene}.jpg")
-    mlflow.set_tag(chipsets.DIGEST, chips.digest(made.index))
-    tracking.describe(
+        mlflow.log_image(figures.preview(folder, chosen, count=4), f"previews/{scene}.jpg")
+    mlflow.set_tag(chip_artifacts.DIGEST, chip_set.digest(made.index))
+    runs.describe(
         f"{len(made.index)} chips of {made.index.scene.nunique()} scenes of `{made.rules['catalog']}`"
-        f"\n\n{tracking.picture('split.png')}"
+        f"\n\n{runs.picture('split.png')}"
     )
-    tracking.name_run("prepare", " ".join(sorted(set(made.index.place))))
-    count, size = chipsets.send(folder, tracking.active().info.run_id)
+    runs.name_run("prepare", " ".join(sorted(set(made.index.place))))
+    count, size = chip_artifacts.send(folder, runs.active().info.run_id)
     log.info("%d files of chips sent, %.1f MB", count, size / 1e6)
 
 
-def _print_plan(surveys: list[Survey], table: Table, planned: GeoDataFrame, size: int) -> None:
+def _print_plan(surveys: list[SceneSurvey], table: Table, planned: GeoDataFrame, size: int) -> None:
     """Say what would be read, cut and written: chips as the overviews of the images show them, whole files at most."""
-    from ocmlflow import ground, storage
+    from ocmlflow.chips import splits
+    from ocmlflow.storage import hrefs
 
     likely = planned[planned.imagery > 0]
-    megabytes = {found.scene.id: storage.size(found.scene.image) / 1e6 for found in surveys}
-    heads = " ".join(f"{split:>10}" for split in ground.SPLITS)
+    megabytes = {found.scene.id: hrefs.size(found.scene.image) / 1e6 for found in surveys}
+    heads = " ".join(f"{split:>10}" for split in splits.SPLITS)
     print(f"{'scene':<12} {'place':<8} {'footprints':>10} {'MB to read':>10} {'chips':>8} {heads}")
     for scene, row in table.items():
         start = f"{scene:<12} {row['place']:<8}"
@@ -389,7 +402,7 @@ def _print_plan(surveys: list[Survey], table: Table, planned: GeoDataFrame, size
             print(f"{start} {row['status']}")
             continue
         rows = likely[likely.scene == scene]
-        counts = " ".join(f"{(rows.split == split).sum():>10}" for split in ground.SPLITS)
+        counts = " ".join(f"{(rows.split == split).sum():>10}" for split in splits.SPLITS)
         print(f"{start} {row['footprints']:>10} {megabytes[scene]:>10.1f} {len(rows):>8} {counts}")
     raw = len(likely) * size**2 * 4 / 1e6
     print(
@@ -399,16 +412,16 @@ def _print_plan(surveys: list[Survey], table: Table, planned: GeoDataFrame, size
 
 
 def _rules(args: argparse.Namespace) -> Rules:
-    from ocmlflow import chips
+    from ocmlflow.chips.chip_set import Rules
 
-    return chips.Rules(args.gsd, args.size, args.stride, args.min_valid, args.buffer_m, args.label == "boundary")
+    return Rules(args.gsd, args.size, args.stride, args.min_valid, args.buffer_m, args.label == "boundary")
 
 
 def _fingerprint(href: str) -> str:
-    from ocmlflow import storage
+    from ocmlflow.storage import hrefs
 
     try:
-        return f"{href} {storage.fingerprint(href)}"
+        return f"{href} {hrefs.fingerprint(href)}"
     except OSError:  # the survey says so, with the scene's name
         return f"{href} missing"
 

@@ -13,7 +13,7 @@ from entrypoints import main as line
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ocmlflow.catalog import Scene
+    from ocmlflow.scenes.catalog import Scene
 
 log = logging.getLogger(__name__)
 
@@ -74,9 +74,10 @@ _NAMES = (
 def main(args: argparse.Namespace) -> None:
     import mlflow
 
-    from ocmlflow import catalog, tracking
+    from ocmlflow.scenes import catalog
+    from ocmlflow.tracking import runs
 
-    with tracking.run("protocol", vars(args)):
+    with runs.run("protocol", vars(args)):
         parts = PROTOCOLS[args.name]([scene for scene in catalog.scenes(args.catalog) if scene.labels], args)
         reports: list[dict[str, Any]] = []
         minutes: list[float] = []
@@ -87,7 +88,7 @@ def main(args: argparse.Namespace) -> None:
             info = mlflow.get_run(trained).info
             minutes.append((info.end_time - info.start_time) / 60_000)
             table = tabulated(parts, reports, minutes)
-            tracking.describe(f"Protocol **{args.name}** on `{args.catalog}`. {_fairness(parts)}\n\n{_markdown(table)}")
+            runs.describe(f"Protocol **{args.name}** on `{args.catalog}`. {_fairness(parts)}\n\n{_markdown(table)}")
         for row in table.to_dict("records"):
             evaluate.log_figures({f"{row['part']}/{name}": row[name] for name in COLUMNS})
         mlflow.log_table(table.astype(object).where(table.notna(), None), "protocol.json")
@@ -114,9 +115,9 @@ def tabulated(parts: list[Part], reports: list[dict[str, Any]], minutes: list[fl
 
 def _figures(reports: list[dict[str, Any]], minutes: float) -> dict[str, float]:
     """The figures of some reports together."""
-    from ocmlflow.evaluation import scores
-    from ocmlflow.metrics import Counts
-    from ocmlflow.objects import Objects
+    from ocmlflow.evaluation.metrics import Counts
+    from ocmlflow.evaluation.object_matching import Objects
+    from ocmlflow.evaluation.scores import scores
 
     counts, half = (sum((Counts(**r[kind]) for r in reports), Counts()) for kind in ("counts", "counts_at_half"))
     sizes = [size for report in reports for size in report["sizes"] if size["size"] == "all"]
@@ -136,8 +137,8 @@ def _blocks(scenes: list[Scene], args: argparse.Namespace) -> list[Part]:
 
 
 def _places(scenes: list[Scene], args: argparse.Namespace) -> list[Part]:
-    from ocmlflow import catalog
     from ocmlflow.errors import InputError
+    from ocmlflow.scenes import catalog
 
     known = {scene.place for scene in scenes}
     if len(known) < 2:

@@ -18,19 +18,20 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    from ocmlflow import delivery, outbox
     from ocmlflow.errors import InputError
+    from ocmlflow.tracking import outbox, outbox_sender
+    from ocmlflow.tracking.outbox import UndeliveredError
 
-    root = delivery.unsent_folder()
+    root = outbox_sender.unsent_folder()
     folders = [folder for folder in outbox.left(root) if args.run in (None, folder.name)]
     if args.run and not folders:
         raise InputError(f"run {args.run} left nothing in {root}: all that it had to tell is sent")
     failed = []
     for folder in folders:
         try:
-            delivery.send(folder)
+            outbox_sender.send(folder)
             log.info("run %s: all is sent", folder.name)
-        except outbox.UndeliveredError as error:
+        except UndeliveredError as error:
             failed.append(f"run {folder.name}: {error}")
     if failed:
         raise InputError("; ".join(failed))

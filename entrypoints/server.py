@@ -65,31 +65,31 @@ def main(args: argparse.Namespace) -> None:
 
 def up(folder: Path, args: argparse.Namespace) -> None:
     """Start what is not running, wait until it answers, and say how to use it."""
-    from ocmlflow import services
+    from ocmlflow.server import processes
 
     settings = _settings(folder, args)
     for name in settings["parts"]:
-        services.run(folder, settings, name)
+        processes.run(folder, settings, name)
     print(f"MLflow is at {settings['url']}; its settings for this shell: set -a; . {folder}/client.env; set +a")
 
 
 def down(folder: Path) -> None:
     """Stop what `up` started; data is kept."""
-    from ocmlflow import services
+    from ocmlflow.server import processes
 
-    services.stop(folder)
+    processes.stop(folder)
 
 
 def status(folder: Path) -> None:
     """Say of each part whether it runs and answers; InputError where one does not."""
-    from ocmlflow import services
     from ocmlflow.errors import InputError
+    from ocmlflow.server import processes
 
     settings = _read(folder)
     bad = []
     for name in settings["parts"]:
-        process = services.process(folder, name)
-        answers = process and services.answers(settings, name)
+        process = processes.process(folder, name)
+        answers = process and processes.answers(settings, name)
         state = "answers" if answers else "does not answer" if process else "does not run"
         print(f"{name:<11} {state}{f', process {process.pid}' if process else ''}")
         bad += [] if answers else [name]
@@ -99,8 +99,9 @@ def status(folder: Path) -> None:
 
 def backup(folder: Path, target: Path) -> None:
     """Copy database and buckets into the folder `target`: the database first, so that no run lacks its artifacts."""
-    from ocmlflow import services, storage
     from ocmlflow.errors import InputError
+    from ocmlflow.server import processes
+    from ocmlflow.storage import hrefs
 
     settings = _read(folder)
     if target.exists():
@@ -117,8 +118,8 @@ def backup(folder: Path, target: Path) -> None:
         with contextlib.closing(source), contextlib.closing(copy):
             source.backup(copy)
     try:
-        with services.as_owner(settings):
-            count = sum(storage.mirror(f"s3://{bucket}", str(part / bucket)) for bucket in services.BUCKETS)
+        with processes.as_owner(settings):
+            count = sum(hrefs.mirror(f"s3://{bucket}", str(part / bucket)) for bucket in processes.BUCKETS)
     except OSError as error:
         raise InputError(f"the buckets cannot be copied, is the server up? {error}") from error
     part.rename(target)
@@ -127,8 +128,9 @@ def backup(folder: Path, target: Path) -> None:
 
 def restore(folder: Path, source: Path) -> None:
     """Bring database and buckets to what `backup` kept; MLflow is stopped for it and started again."""
-    from ocmlflow import services, storage
     from ocmlflow.errors import InputError
+    from ocmlflow.server import processes
+    from ocmlflow.storage import hrefs
 
     settings = _read(folder)
     dump = source / ("database.dump" if "postgresql" in settings["parts"] else "mlflow.db")
@@ -144,9 +146,9 @@ def restore(folder: Path, source: Path) -> None:
         empty = "DROP SCHEMA public CASCADE; CREATE SCHEMA public"
         _postgres(settings, "psql", "--quiet", "--set=ON_ERROR_STOP=1", f"--command={empty}", "postgres")
         _postgres(settings, "pg_restore", "--single-transaction", "--no-owner", "--dbname=postgres", str(dump))
-    with services.as_owner(settings):
-        for bucket in services.BUCKETS:
-            storage.mirror(str(source / bucket), f"s3://{bucket}")
+    with processes.as_owner(settings):
+        for bucket in processes.BUCKETS:
+            hrefs.mirror(str(source / bucket), f"s3://{bucket}")
     log.info("restored; `python -m entrypoints.server up` starts MLflow on it")
 
 
@@ -164,13 +166,13 @@ def upgrade(folder: Path) -> None:
 
 def _mlflow(settings: dict[str, Any], *words: str) -> None:
     """Run a command of MLflow's that ends with the database's address, whose password stays off the command line."""
-    from ocmlflow import services
     from ocmlflow.errors import InputError
+    from ocmlflow.server import processes
 
     code = "import os, sys; from mlflow.cli import cli; cli([*sys.argv[1:], os.environ['STORE']])"
     known = {"STORE": settings["store"], "MLFLOW_TRACKING_URI": settings["url"], **settings["s3"]}
     command = [sys.executable, "-c", code, *words]
-    done = subprocess.run(command, env=services.environment(known), capture_output=True, text=True)
+    done = subprocess.run(command, env=processes.environment(known), capture_output=True, text=True)
     if done.returncode:
         raise InputError(f"MLflow fails: {done.stderr.strip().replace(settings['password'], '***')}")
     log.info(done.stdout.strip() or "done")
@@ -178,25 +180,25 @@ def _mlflow(settings: dict[str, Any], *words: str) -> None:
 
 def _postgres(settings: dict[str, Any], program: str, *words: str) -> None:
     """Run a client program of PostgreSQL on the database."""
-    from ocmlflow import postgresql, services
+    from ocmlflow.server import postgresql, processes
 
     where = {"PGHOST": "127.0.0.1", "PGPORT": str(settings["ports"]["postgresql"]), "PGUSER": "mlflow"}
-    postgresql.call(program, *words, environment=services.environment({**where, "PGPASSWORD": settings["password"]}))
+    postgresql.call(program, *words, environment=processes.environment({**where, "PGPASSWORD": settings["password"]}))
 
 
 def _run_all_but_mlflow(folder: Path, settings: dict[str, Any]) -> None:
-    from ocmlflow import services
     from ocmlflow.errors import InputError
+    from ocmlflow.server import processes
 
-    if services.process(folder, "mlflow"):
+    if processes.process(folder, "mlflow"):
         raise InputError("stop MLflow first: `python -m entrypoints.server down`, and `up` afterwards")
     for name in settings["parts"][:-1]:
-        services.run(folder, settings, name)
+        processes.run(folder, settings, name)
 
 
 def _settings(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """What the first `up` settled, secrets included; it makes folders, passwords and an empty database."""
-    from ocmlflow import postgresql, services
+    from ocmlflow.server import postgresql, processes
 
     kept = folder / "settings.json"
     if kept.exists():
@@ -211,13 +213,13 @@ def _settings(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     if args.database == "postgresql":
         settings["parts"] = ["s3", "postgresql", "mlflow"]
         settings["store"] = f"postgresql+psycopg2://mlflow:{password}@127.0.0.1:{args.database_port}/postgres"
-    services.check_ports(settings, *settings["parts"])
+    processes.check_ports(settings, *settings["parts"])
     if args.database == "postgresql":
         postgresql.make(folder / "postgresql", password)
     (folder / "s3").mkdir(parents=True, exist_ok=True)
     # Rights in these buckets alone: whoever may do everything has missing ones made for him, misspelt ones too.
     rights = ("Admin", "Read", "Write", "List", "Tagging")
-    actions = [f"{right}:{bucket}" for bucket in services.BUCKETS for right in rights]
+    actions = [f"{right}:{bucket}" for bucket in processes.BUCKETS for right in rights]
     owner = {"credentials": [{"accessKey": key, "secretKey": secret}], "name": "team", "actions": actions}
     _write_secret(folder / "s3.json", json.dumps({"identities": [owner]}))
     # Temporary credentials that a shell has of elsewhere bring a token, which does not go with this key.

@@ -17,10 +17,10 @@ from entrypoints import MODEL_NAME, evaluate, number, parser, seed, start, whole
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-    from ocmlflow.chips import Chips
-    from ocmlflow.dataset import Crops
-    from ocmlflow.learner import Recipe
-    from ocmlflow.registry import Model
+    from ocmlflow.chips.chip_set import ChipSet
+    from ocmlflow.tracking.registry import Model
+    from ocmlflow.training.dataset import Crops
+    from ocmlflow.training.train_step import Recipe
 
 log = logging.getLogger(__name__)
 
@@ -101,47 +101,50 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 def key(args: argparse.Namespace, digest: str) -> str:
     """Names chips, parameters, code and Keras: equal keys make equal models, but for the order of sums."""
-    from ocmlflow import provenance, registry, storage
+    from ocmlflow.storage import hrefs
+    from ocmlflow.tracking import provenance, registry
 
     engine = (version("keras"), os.environ.get("KERAS_BACKEND", ""))
     recipe = {name: value for name, value in vars(args).items() if name not in ("chips", "workers", "resume")}
     if args.init:
         recipe["init"] = registry.load_model(args.init).pinned
-    return storage.digest(provenance.code_digest(), repr(sorted(recipe.items())), repr(engine), digest)
+    return hrefs.digest(provenance.code_digest(), repr(sorted(recipe.items())), repr(engine), digest)
 
 
 def main(args: argparse.Namespace) -> None:
     import mlflow
 
-    from ocmlflow import chips, chipsets, dataset, losses, models, registry, sheets, tracking
+    from ocmlflow.chips import chip_set
+    from ocmlflow.tracking import chip_artifacts, registry, run_search, runs
+    from ocmlflow.training import dataset, losses, networks, previews
 
-    before = tracking.interrupted("train", args.resume) if args.resume else None
+    before = run_search.interrupted("train", args.resume) if args.resume else None
     if before:
         args = _as_told(before)
     not_told = {"resume", *(NETWORK if args.init else ())}
     told = {name: value for name, value in vars(args).items() if name not in not_told}
-    with tracking.run("train", told, resume=before) as run, tempfile.TemporaryDirectory() as scratch:
-        models.check(architecture=args.architecture, encoder=args.encoder)
+    with runs.run("train", told, resume=before) as run, tempfile.TemporaryDirectory() as scratch:
+        networks.check(architecture=args.architecture, encoder=args.encoder)
         start_from = registry.load_model(args.init) if args.init else None
         if start_from:
             args.init = start_from.pinned  # an alias may move on while this works
         losses.named(args.loss)
-        chips_run = chipsets.run_of(args.chips)
-        made = chips.load(chipsets.folder(chips_run), fold=args.fold)
+        chips_run = chip_artifacts.resolve_run(args.chips)
+        made = chip_set.load(chip_artifacts.folder(chips_run), fold=args.fold)
         weights = dataset.catalog_weights(made.select("train").catalog.unique(), args.catalog_weights)
         _check(made, args, weights)
         if start_from:
             evaluate.check_fair(start_from, made, "validation")
         registry.register(args.name)  # a name that MLflow refuses is to fail now, not after the training
-        digest = chips.digest(made.index)
-        tags = {tracking.KEY: key(args, digest), CHIPS_RUN: chips_run} | ({INIT: args.init} if args.init else {})
+        digest = chip_set.digest(made.index)
+        tags = {runs.KEY: key(args, digest), CHIPS_RUN: chips_run} | ({INIT: args.init} if args.init else {})
         mlflow.set_tags(tags)
-        chipsets.log_dataset(made.index, source=made.rules["catalog"], digest=digest)
-        state = tracking.state_of(before, Path(scratch)) if before else None
+        chip_artifacts.log_dataset(made.index, source=made.rules["catalog"], digest=digest)
+        state = run_search.state_of(before, Path(scratch)) if before else None
         model, best_epoch, best = _fit(made, args, weights, start_from, state)
         # As a file too: that of the model logged, where the steps above end with the last epoch's.
-        shown = sheets.predicted(model, made.folder, made.select("validation"), args.devices)
-        tracking.log_image(shown, "validation.jpg")
+        shown = previews.predicted(model, made.folder, made.select("validation"), args.devices)
+        runs.log_image(shown, "validation.jpg")
         facts = {
             "gsd": made.rules["gsd"],
             "chips": chips_run,
@@ -150,7 +153,7 @@ def main(args: argparse.Namespace) -> None:
             "run": run.info.run_id,
             "architecture": args.architecture,
             "encoder": args.encoder,
-            "multiple": models.STRIDE,
+            "multiple": networks.STRIDE,
             "trained_on": [{"chips": chips_run, "fold": args.fold}],
         }
         if args.fold is not None:
@@ -159,27 +162,28 @@ def main(args: argparse.Namespace) -> None:
             facts |= {name: start_from.facts[name] for name in ("architecture", "encoder", "multiple")}
             facts["init"] = str(start_from)
             facts["trained_on"] += start_from.facts["trained_on"]
-        tracking.log_model(models.for_any_size(model), facts, name=args.name)
-        tracking.drop_state()
-        tracking.log_metrics({"best_epoch": best_epoch, "validation/best_iou": best})
-        tracking.describe(
+        runs.log_model(networks.for_any_size(model), facts, name=args.name)
+        runs.drop_state()
+        runs.log_metrics({"best_epoch": best_epoch, "validation/best_iou": best})
+        runs.describe(
             f"`{facts['architecture']}` on `{facts['encoder']}`, registered as **{args.name}**: "
             f"pooled validation IoU {best:.3f} after epoch {best_epoch} of {args.epochs}, on `{facts['validation']}`"
-            f"\n\n{tracking.picture('validation.jpg')}"
+            f"\n\n{runs.picture('validation.jpg')}"
         )
-        tracking.name_run("train", f"{facts['validation']} {facts['encoder']} IoU {best:.3f}")
-        tracking.set_tags({f"ocmlflow.{name}": str(facts[name]) for name in ("validation", "architecture", "encoder")})
+        runs.name_run("train", f"{facts['validation']} {facts['encoder']} IoU {best:.3f}")
+        runs.set_tags({f"ocmlflow.{name}": str(facts[name]) for name in ("validation", "architecture", "encoder")})
         log.info("%s: validation IoU %.3f (epoch %d)", args.name, best, best_epoch)
 
 
-def _check(made: Chips, args: argparse.Namespace, weights: dict[str, float]) -> None:
+def _check(made: ChipSet, args: argparse.Namespace, weights: dict[str, float]) -> None:
     """Raise InputError for what cannot be trained, before anything is built."""
-    from ocmlflow import dataset, ground
+    from ocmlflow.chips import splits
     from ocmlflow.errors import InputError
+    from ocmlflow.training import dataset
 
-    ground.check_apart(made.index)
+    splits.check_apart(made.index)
     validation = made.select("validation")
-    twice = validation[ground.shown(validation, made.select("train"))]
+    twice = validation[splits.shares_ground(validation, made.select("train"))]
     if len(twice):
         raise InputError(
             f"{len(twice)} validation chips of {', '.join(sorted(set(twice.scene)))} show the pixels of training chips "
@@ -207,12 +211,12 @@ def _as_told(before: Run) -> argparse.Namespace:
     """The parameters that an interrupted run was given, with the very chips and version that it took."""
     import keras
 
-    from ocmlflow import tracking
     from ocmlflow.errors import InputError
+    from ocmlflow.tracking import run_search
 
     told, tags, run_id = before.data.params, before.data.tags, before.info.run_id
     if CHIPS_RUN not in tags:
-        raise tracking.no_state(before)
+        raise run_search.no_state(before)
     backend = told.get("keras_backend", keras.backend.backend())
     if backend != keras.backend.backend():
         raise InputError(
@@ -225,11 +229,11 @@ def _as_told(before: Run) -> argparse.Namespace:
     return args
 
 
-def recipe_and_crops(made: Chips, args: argparse.Namespace, weights: dict[str, float]) -> tuple[Recipe, Crops]:
+def recipe_and_crops(made: ChipSet, args: argparse.Namespace, weights: dict[str, float]) -> tuple[Recipe, Crops]:
     """What a training is told, and what it is shown; `weights` are those of catalogues."""
-    from ocmlflow import augment
-    from ocmlflow.dataset import Crops
-    from ocmlflow.learner import Recipe
+    from ocmlflow.training import augment
+    from ocmlflow.training.dataset import Crops
+    from ocmlflow.training.train_step import Recipe
 
     crops = Crops(
         made,
@@ -245,7 +249,7 @@ def recipe_and_crops(made: Chips, args: argparse.Namespace, weights: dict[str, f
 
 
 def _fit(
-    made: Chips,
+    made: ChipSet,
     args: argparse.Namespace,
     weights: dict[str, float],
     start_from: Model | None,
@@ -255,43 +259,45 @@ def _fit(
     import keras
     import mlflow
 
-    from ocmlflow import dataset, losses, models, sheets, tracking, training
+    from ocmlflow.tracking import runs
+    from ocmlflow.training import fit, losses, networks, previews
+    from ocmlflow.training.dataset import WholeChips
 
-    training.share_out(args.devices, batch_size=args.batch_size, precision=args.precision)
+    fit.share_out(args.devices, batch_size=args.batch_size, precision=args.precision)
     keras.utils.set_random_seed(args.seed)
     network = (
-        models.with_logits(start_from.keras)
+        networks.with_logits(start_from.keras)
         if start_from
-        else models.build(architecture=args.architecture, encoder=args.encoder, pretrained=args.weights == "imagenet")
+        else networks.build(architecture=args.architecture, encoder=args.encoder, pretrained=args.weights == "imagenet")
     )
-    model = models.with_probability(network)
+    model = networks.with_probability(network)
     recipe, crops = recipe_and_crops(made, args, weights)
     # Whole chips are larger than crops: as many pixels a batch as in training, or memory would be set by validation.
     at_once = max(1, args.batch_size * args.crop**2 // made.rules["size"] ** 2 // args.devices) * args.devices
     rows = made.select("validation")
-    whole_chips = dataset.WholeChips(made.folder, rows, batch_size=at_once, devices=args.devices, workers=args.workers)
+    whole_chips = WholeChips(made.folder, rows, batch_size=at_once, devices=args.devices, workers=args.workers)
     mlflow.log_params({"train_chips": len(crops.rows), "validation_chips": len(rows)})
     mlflow.log_params({"network_parameters": network.count_params(), "keras_backend": keras.backend.backend()})
 
     def show(epoch: int) -> None:
-        tracking.log_image(sheets.predicted(model, made.folder, rows, args.devices), "validation chips", step=epoch)
+        runs.log_image(previews.predicted(model, made.folder, rows, args.devices), "validation chips", step=epoch)
 
     def report(epoch: int, figures: dict[str, float]) -> None:
-        tracking.log_metrics({_metric(name): value for name, value in figures.items()}, step=epoch)
+        runs.log_metrics({_metric(name): value for name, value in figures.items()}, step=epoch)
         if epoch == args.epochs or epoch % args.picture_epochs == 0:
             show(epoch)
 
     if not state:
         show(0)  # MLflow's page shows this step first
-        tracking.log_image(sheets.augmented(crops, recipe), "augmented.jpg")
-    best_epoch, best = training.fit(
+        runs.log_image(previews.augmented(crops, recipe), "augmented.jpg")
+    best_epoch, best = fit.fit(
         network,
         crops,
         whole_chips,
         recipe=recipe,
         loss=losses.named(args.loss),
         report=report,
-        save=tracking.keep_state,
+        save=runs.keep_state,
         resume=state,
         progress=sys.stdout.isatty(),
     )

@@ -36,7 +36,12 @@ from containers import base_image, docker_engine, mlflow_server, project_image, 
 from hypothesis import settings
 from rasterio.errors import NotGeoreferencedWarning
 
-from ocmlflow import catalog, chips, cutting, georef, ground, raster, survey
+from ocmlflow.chips import chip_set, cutting, scene_survey, splits
+from ocmlflow.chips.chip_set import ChipSet, Rules
+from ocmlflow.scenes import catalog, raster
+from ocmlflow.scenes.catalog import Scene
+from ocmlflow.scenes.geobox import GeoBox
+from ocmlflow.scenes.raster import Pixels
 
 CRS = "EPSG:32630"
 GSD = 0.1
@@ -199,7 +204,7 @@ def _write_item(folder: Path, place: str, name: str, key: str, file: str, number
     return f"./{name}/{name}.json"
 
 
-def pixels(href: str, target: georef.Grid | None = None) -> raster.Pixels:
+def pixels(href: str, target: GeoBox | None = None) -> Pixels:
     """All pixels of an image, on its own grid or on another."""
     with raster.opened(href, gsd=GSD) as (dataset, own):
         if target is None:
@@ -222,11 +227,11 @@ def one_layer(weight: float, bias: float):
     """A keras.Model of one layer: bright is building, by one number."""
     import keras
 
-    from ocmlflow import models
+    from ocmlflow.training import networks
 
     image = keras.Input((None, None, 3), dtype="uint8")
     layer = keras.layers.Conv2D(1, 1, name="logits")
-    model = models.with_probability(keras.Model(image, layer(keras.layers.Rescaling(1 / 255)(image))))
+    model = networks.with_probability(keras.Model(image, layer(keras.layers.Rescaling(1 / 255)(image))))
     layer.set_weights([np.full((1, 1, 3, 1), weight / 3, np.float32), np.array([bias], np.float32)])
     return model
 
@@ -275,36 +280,36 @@ def town(folder: Path, name: str, *, transform: Affine, height: int = 96, width:
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory) -> chips.Chips:
+def made(tmp_path_factory) -> ChipSet:
     """Chips of 32 pixels of two places, `acc` in training and `kam` in validation. Read them, change nothing."""
     return two_towns(tmp_path_factory.mktemp("towns"), rules_with())
 
 
-def two_towns(folder: Path, rules: chips.Rules) -> chips.Chips:
+def two_towns(folder: Path, rules: Rules) -> ChipSet:
     """The chips of `made`, cut by other rules."""
     towns = {"acc/aaa": TRANSFORM, "kam/kkk": ELSEWHERE}
     footprints = {name: town(folder, name, transform=towns[name], seed=seed) for seed, name in enumerate(towns)}
     frames = [cut(scene, folder / "chips", rules=rules) for scene in catalog.scenes(write_catalog(folder, footprints))]
-    index = ground.assign(
+    index = splits.assign(
         pd.concat(frames, ignore_index=True), validation="kam", test=None, folds=None, block_m=500, seed=0
     )
-    index, _ = ground.apart(index)
-    kept = chips.rules_of(rules, catalog="towns", validation="kam", seed=0, empty_share=1.0)
-    chips.save(folder / "chips", index, kept, [], {})
-    return chips.load(folder / "chips")
+    index, _ = splits.apart(index)
+    kept = chip_set.rules_of(rules, catalog="towns", validation="kam", seed=0, empty_share=1.0)
+    chip_set.save(folder / "chips", index, kept, [], {})
+    return chip_set.load(folder / "chips")
 
 
-def rules_with(**changes) -> chips.Rules:
+def rules_with(**changes) -> Rules:
     """Rules for chips of 32 pixels."""
-    plain = chips.Rules(gsd=GSD, size=32, stride=32, min_valid=0.1, buffer_m=0.0, parts=False)
+    plain = Rules(gsd=GSD, size=32, stride=32, min_valid=0.1, buffer_m=0.0, parts=False)
     return replace(plain, **changes)
 
 
-def cut(scene: catalog.Scene, folder: Path, *, rules: chips.Rules, black_m2: float = 0) -> gpd.GeoDataFrame:
+def cut(scene: Scene, folder: Path, *, rules: Rules, black_m2: float = 0) -> gpd.GeoDataFrame:
     """Cut all of a scene; returns the rows of its chips."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = survey.survey(scene, gsd=rules.gsd, black_m2=black_m2, bbox=None)
-    chosen = chips.candidates(found, rules=rules).assign(keep_empty=True)
+    found = scene_survey.survey(scene, gsd=rules.gsd, black_m2=black_m2, bbox=None)
+    chosen = chip_set.candidates(found, rules=rules).assign(keep_empty=True)
     with ThreadPoolExecutor(1) as executor:
         ((_, rows),) = cutting.cut([found], chosen, folder, rules=rules, executor=executor, progress=items)
     if isinstance(rows, Exception):

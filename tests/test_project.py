@@ -122,10 +122,10 @@ ENDED = """
 import os, sys, threading
 import mlflow
 from entrypoints import start
-from ocmlflow import tracking
+from ocmlflow.tracking import runs
 
 def main(arguments):
-    with tracking.run("train", {}) as run:
+    with runs.run("train", {}) as run:
         print(run.info.run_id, flush=True)
         os.kill(os.getpid(), int(sys.argv[1]))
         threading.Event().wait(60)

@@ -1,0 +1,1 @@
+"""Makes training chips: label rasters, splits by ground, Zarr stores and their GeoParquet index."""

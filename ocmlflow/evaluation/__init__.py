@@ -1,0 +1,1 @@
+"""Scores pixels and buildings, calibrates probabilities, and writes the report."""

@@ -1,0 +1,1 @@
+"""Runs a step on Kubernetes or Databricks."""

@@ -1,0 +1,172 @@
+"""Where the pixels of a raster lie: grids on the ground, their resolution and outlines."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import shapely
+from affine import Affine
+from pyproj import CRS, Geod, Transformer
+from pyproj.exceptions import ProjError
+from rasterio.warp import transform_bounds
+from rasterio.windows import Window
+from shapely.geometry.base import BaseGeometry
+
+from ocmlflow.errors import InputError
+
+ACROSS, DOWN = np.array([0, 1, 1, 0]), np.array([0, 0, 1, 1])
+"""The corners of a window, clockwise from its first pixel's."""
+TURNS = -360, 0, 360
+"""Degrees of longitude by which one place may be told otherwise."""
+NEAR_DEG = 0.1
+"""Beyond what the curved edges of the largest scene, or the margin of its grids, make up."""
+SEGMENT_DEG = 1e-3
+"""Edges of this length, a hundred metres, bend by millimetres."""
+
+
+@dataclass(frozen=True)
+class GeoBox:
+    """Where the pixels of a raster lie."""
+
+    crs: str
+    """As WKT, or an authority's code."""
+    transform: Affine
+    """From pixel (col, row) to (x, y) of the CRS."""
+    height: int
+    width: int
+
+    def corners(self, window: Window) -> list[tuple[float, float]]:
+        """(x, y) of the window's corners, clockwise from the first pixel's."""
+        left, upper, right, lower = (
+            window.col_off,
+            window.row_off,
+            window.col_off + window.width,
+            window.row_off + window.height,
+        )
+        return [self.transform @ corner for corner in ((left, upper), (right, upper), (right, lower), (left, lower))]
+
+
+def gsd(grid: GeoBox) -> float:
+    """Metres of ground per pixel in the middle of the grid, along the ellipsoid.
+
+    From the ground and not from the transform: two scenes of the challenge are filed in a UTM zone far from their
+    own, where pixels are not as long as their transform says.
+    """
+    lons, lats = _lonlats(grid, *_middle(grid))
+    _, _, metres = Geod(ellps="WGS84").inv([lons[0]] * 2, [lats[0]] * 2, lons[1:], lats[1:])
+    return math.sqrt(metres[0] * metres[1])
+
+
+def shrinking(own: GeoBox, target: GeoBox) -> tuple[float, float]:
+    """Pixels of the target per pixel of `own` along its rows and its columns, in its middle; 1 where that is more."""
+    to_target = Transformer.from_crs(own.crs, target.crs, always_xy=True)
+    cols, rows = ~target.transform @ to_target.transform(*(own.transform @ _middle(own)))
+    across, down = np.hypot(cols[1:] - cols[0], rows[1:] - rows[0]).clip(max=1)
+    return float(across), float(down)
+
+
+def check(grid: GeoBox) -> None:
+    """Raise InputError unless the grid lies on earth, and in one piece: a CRS may have a seam, most at 180 degrees."""
+    try:
+        zone = _utm(grid)
+        to_zone = Transformer.from_crs(grid.crs, zone, always_xy=True)
+    except ProjError as error:
+        raise InputError(
+            f"its CRS, {_name(grid.crs)}, does not say where on earth it lies: export it in one that does, or, if only "
+            "the name is wrong, give it the right one, say with gdal_edit.py -a_srs EPSG:CODE"
+        ) from error
+    cols: Any = grid.width * ACROSS
+    rows: Any = grid.height * DOWN
+    there = to_zone.transform(*(grid.transform @ (cols, rows)))
+    back = ~grid.transform @ to_zone.transform(*there, direction="INVERSE")
+    if not np.hypot(back[0] - cols, back[1] - rows).max() <= max(grid.width, grid.height):  # infinity included
+        raise InputError(
+            f"it reaches beyond the edge of its CRS, {_name(grid.crs)}; bring it to another, say with "
+            f"gdalwarp -t_srs {zone}"
+        )
+
+
+def ground_grid(own: GeoBox, *, gsd: float) -> GeoBox:
+    """Grid of square pixels of `gsd` metres over all of `own`, north up in the UTM zone of its middle.
+
+    Its corners are whole multiples of `gsd`, so that scenes of one zone share one grid.
+    """
+    crs = _utm(own)
+    left, bottom, right, top = transform_bounds(own.crs, crs, *_bounds(own), densify_pts=21)
+    first_col, first_row = math.floor(left / gsd + 1e-6), math.floor(-top / gsd + 1e-6)
+    width = max(math.ceil(right / gsd - 1e-6) - first_col, 1)
+    height = max(math.ceil(-bottom / gsd - 1e-6) - first_row, 1)
+    return GeoBox(crs, Affine(gsd, 0, first_col * gsd, 0, -gsd, -first_row * gsd), height, width)
+
+
+def outline(grid: GeoBox, window: Window) -> BaseGeometry:
+    """The window's outline in degrees (lon, lat); two polygons where 180 degrees cut it, as RFC 7946 asks."""
+    cols, rows = window.col_off + window.width * ACROSS, window.row_off + window.height * DOWN
+    return _outlines(grid, cols[np.newaxis], rows[np.newaxis])[0]
+
+
+def outlines(grid: GeoBox, rows: np.ndarray, cols: np.ndarray, *, size: int) -> np.ndarray:
+    """(count,) outlines, as `outline` gives them, of square windows by their first row and column."""
+    return _outlines(grid, cols[:, np.newaxis] + size * ACROSS, rows[:, np.newaxis] + size * DOWN)
+
+
+def on_grid(area: BaseGeometry, grid: GeoBox) -> BaseGeometry:
+    """What of an area in degrees (lon, lat) lies on the grid or near it, in the grid's CRS.
+
+    Edges that are straight in degrees, as GeoJSON's are, bend in it: by kilometres where they are long.
+    """
+    lons, lats = _lonlats(grid, grid.width * ACROSS, grid.height * DOWN)
+    near = shapely.box(lons.min() - NEAR_DEG, lats.min() - NEAR_DEG, lons.max() + NEAR_DEG, lats.max() + NEAR_DEG)
+    parts = [shapely.affinity.translate(area, turn).intersection(near) for turn in TURNS]
+    fine = shapely.segmentize(shapely.union_all(parts), SEGMENT_DEG)
+    to_grid = Transformer.from_crs("EPSG:4326", grid.crs, always_xy=True)
+    return shapely.transform(fine, lambda points: np.column_stack(to_grid.transform(*points.T)))
+
+
+def equal_area(grid: GeoBox) -> str:
+    """A CRS around the grid in which areas are true square metres, whatever the grid's own."""
+    lons, _ = _lonlats(grid, *_middle(grid))
+    return f"+proj=cea +lat_ts=30 +lon_0={lons[0]:.0f} +datum=WGS84"
+
+
+def _outlines(grid: GeoBox, cols: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """(count,) outlines of polygons by the pixel coordinates of their corners, each (count, corners)."""
+    lons, lats = _lonlats(grid, cols, rows)
+    found = np.asarray(shapely.polygons(np.stack([lons, lats], axis=-1)))
+    for number in np.flatnonzero(np.abs(lons).max(axis=-1) > 180):
+        turned = [shapely.affinity.translate(found[number], turn) for turn in TURNS]
+        found[number] = shapely.union_all(shapely.clip_by_rect(turned, -180, -90, 180, 90))
+    return found
+
+
+def _lonlats(grid: GeoBox, cols: Any, rows: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Degrees of some points of the grid; longitudes go on beyond 180 where the grid does."""
+    to_lonlat = Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True)
+    lons, lats = to_lonlat.transform(*(grid.transform @ (cols, rows)))
+    middle, _ = to_lonlat.transform(*(grid.transform @ (grid.width / 2, grid.height / 2)))
+    return lons + 360 * np.round((middle - lons) / 360), lats
+
+
+def _bounds(grid: GeoBox) -> tuple[float, float, float, float]:
+    xs, ys = zip(*grid.corners(Window(0, 0, grid.width, grid.height)), strict=True)
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def _middle(grid: GeoBox) -> tuple[Any, Any]:
+    """(cols, rows) of the grid's middle, and of the points a pixel to the right of it and below it."""
+    return grid.width / 2 + np.array([0, 1, 0]), grid.height / 2 + np.array([0, 0, 1])
+
+
+def _utm(grid: GeoBox) -> str:
+    """The UTM zone of the grid's middle; the grid's own CRS where that is this zone already."""
+    x, y = grid.transform @ (grid.width / 2, grid.height / 2)
+    lon, lat = Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True).transform(x, y)
+    if not (abs(lon) <= 360 and abs(lat) <= 90):  # NaN and infinity included
+        raise InputError(f"the transform {grid.transform[:6]} lies outside its CRS, {_name(grid.crs)}")
+    zone = math.floor((lon + 180) / 6) % 60 + 1
+    return f"EPSG:{(32600 if lat >= 0 else 32700) + zone}"
+
+
+def _name(crs: str) -> str:
+    return str(CRS(crs).name)

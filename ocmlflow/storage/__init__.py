@@ -1,0 +1,1 @@
+"""Reads, writes, lists and caches files at paths, https and s3 addresses."""

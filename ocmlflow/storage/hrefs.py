@@ -1,0 +1,180 @@
+"""Hrefs: what lies at a path, an https or an s3 address, and putting files there."""
+
+import functools
+import hashlib
+import os
+import posixpath
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
+
+from ocmlflow.storage import s3
+from ocmlflow.storage.s3 import GoneError
+
+USER_AGENT = "ocmlflow"  # data.source.coop, a home of the challenge's data, answers 403 to Python's own
+TIMEOUT_S = 60
+RETRIES = 4
+
+
+def is_remote(href: str) -> bool:
+    """Whether `href` is an address, not a path of this machine."""
+    return urlparse(href).scheme in ("http", "https", "s3")
+
+
+def path(href: str) -> Path:
+    """The local path of an href that is not remote; `file://` and `~` are understood."""
+    return Path(unquote(urlparse(href).path) if href.startswith("file://") else href).expanduser()
+
+
+def absolute(href: str) -> str:
+    """The same href, independent of the working directory. A link keeps its name, which scenes and places take."""
+    return href if is_remote(href) else str(path(href).parent.resolve() / path(href).name)
+
+
+def join(base: str, *names: str) -> str:
+    """An href below `base`."""
+    return posixpath.join(base, *names) if is_remote(base) else str(path(base).joinpath(*names))
+
+
+def read(href: str) -> bytes:
+    """The bytes at `href`; FileNotFoundError or PermissionError, naming it, where there are none to be had."""
+    if href.startswith("s3://"):
+        return s3.read(href)
+    if is_remote(href):
+        return _https("GET", href).content
+    return path(href).read_bytes()
+
+
+def listing(folder: str) -> list[str]:
+    """Hrefs of the files in a local folder or below an s3 address, sorted; those of folders in it are not listed."""
+    if not is_remote(folder):
+        return sorted(str(file) for file in path(folder).iterdir() if file.is_file())
+    if not folder.startswith("s3://"):
+        raise FileNotFoundError(f"{folder}: the files of a folder can be listed in s3 and locally, not over https")
+    return sorted(s3.listing(folder, Delimiter="/"))
+
+
+def size(href: str) -> int:
+    """Bytes of the file at `href`; reads no content."""
+    if href.startswith("s3://"):
+        return int(s3.head(href)["ContentLength"])
+    if is_remote(href):
+        return int(_https("HEAD", href).headers.get("Content-Length", 0))
+    return path(href).stat().st_size
+
+
+def fingerprint(href: str) -> str:
+    """Text that changes when the file at `href` does: size and time, or the server's ETag. Reads no content."""
+    if href.startswith("s3://"):
+        return str(s3.head(href)["ETag"])
+    if is_remote(href):
+        headers = _https("HEAD", href).headers
+        return headers.get("ETag") or f"{headers.get('Content-Length')} {headers.get('Last-Modified')}"
+    status = path(href).stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def put(source: Path, href: str) -> None:
+    """Move the local file `source` to `href`; a reader of `href` sees the old file or the new one, never half."""
+    if href.startswith("s3://"):
+        s3.upload(source, href)
+        source.unlink()
+        return
+    target = path(href)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # On the file system of the target, so that the rename is atomic; another process may be putting the same.
+    part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
+    try:
+        shutil.move(source, part)
+    except BaseException:
+        part.unlink(missing_ok=True)  # on a full disk half a file would be in the way of everything else
+        raise
+    part.replace(target)
+
+
+def mirror(source: str, target: str) -> int:
+    """Make the files below `target` those below `source`, folders or s3 addresses; returns how many there are.
+
+    Objects that go while it works are passed over.
+    """
+    names = set(list_recursive(source))
+    for name in sorted(names):
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "file"
+            if source.startswith("s3://"):
+                try:
+                    s3.download(join(source, name), file)
+                except GoneError:
+                    names.remove(name)
+                    continue
+            else:
+                shutil.copyfile(join(source, name), file)
+            put(file, join(target, name))
+    for name in list_recursive(target).keys() - names:
+        delete(join(target, name))
+    return len(names)
+
+
+def list_recursive(folder: str) -> dict[str, int]:
+    """Names, relative to it, of all files below a folder or an s3 address, and their bytes."""
+    if not folder.startswith("s3://"):
+        return {
+            str(file.relative_to(folder)): file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()
+        }
+    prefix = f"{folder.rstrip('/')}/"
+    return {address.removeprefix(prefix): size for address, size in s3.listing(folder).items()}
+
+
+def check_writable(folder: str) -> None:
+    """Raise OSError, naming `folder`, unless files can be written there; an empty folder is made."""
+    if is_remote(folder) and not folder.startswith("s3://"):
+        raise OSError(f"cannot write to {folder}: an output is a folder or an s3:// address")
+    probe = join(folder, f".ocmlflow-probe-{secrets.token_hex(8)}")
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            source = Path(scratch) / "probe"
+            source.touch()
+            put(source, probe)
+        delete(probe)
+    except (OSError, *s3.ERRORS) as error:
+        raise OSError(f"cannot write to {folder}: {error}") from error
+
+
+def delete(href: str) -> None:
+    """Remove the file at `href`."""
+    if href.startswith("s3://"):
+        s3.delete(href)
+    else:
+        path(href).unlink()
+
+
+def digest(*texts: str) -> str:
+    """32 hex digits that name the texts; MLflow takes at most 36 as a dataset's digest."""
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:32]
+
+
+def _https(method: str, href: str) -> requests.Response:
+    try:
+        response = _session(os.getpid()).request(method, href, timeout=TIMEOUT_S, allow_redirects=True)
+    except (requests.ConnectionError, requests.Timeout) as error:
+        raise FileNotFoundError(f"no answer from {href}") from error
+    if not response.ok:
+        raise FileNotFoundError(f"{href} answers {response.status_code} {response.reason}")
+    return response
+
+
+@functools.lru_cache(maxsize=1)
+def _session(process: int) -> requests.Session:
+    """A session of this process that tries again, a little later each time, what a busy server turns away."""
+    session = requests.Session()
+    session.headers["User-Agent"] = USER_AGENT
+    retry = Retry(RETRIES, backoff_factor=0.3, status_forcelist=s3.PASSING, raise_on_status=False)
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(max_retries=retry))
+    return session

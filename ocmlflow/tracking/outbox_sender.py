@@ -1,0 +1,157 @@
+"""Entries of an outbox, to the tracking server."""
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import sqlalchemy.exc
+from mlflow.entities import Metric, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.types import Schema, TensorSpec
+from PIL import Image
+
+from ocmlflow.storage import s3
+from ocmlflow.tracking import outbox
+from ocmlflow.tracking.outbox import RefusedError
+
+log = logging.getLogger(__name__)
+
+CANDIDATE = "candidate"
+"""Alias of the version of a registered model that was made last."""
+AWAY = (MlflowException, OSError, sqlalchemy.exc.SQLAlchemyError, *s3.ERRORS)
+"""What MLflow raises where the tracking server, its database or the artifact store does not do: of its own, and what it
+lets through of requests, SQLAlchemy and boto3."""
+
+
+def error_text(error: Exception) -> str:
+    """What the error says in one line: of SQLAlchemy's what the database said, without an address of SQLAlchemy's."""
+    return " ".join(str(getattr(error, "orig", error)).split())
+
+
+def unsent_folder() -> Path:
+    """Where runs keep what is not sent yet, a folder each."""
+    return Path(os.environ.get("XDG_STATE_HOME", "~/.local/state")).expanduser() / "ocmlflow" / "unsent"
+
+
+def send(folder: Path) -> None:
+    """Send what a run left in its folder of `unsent_folder` to the tracking server, or raise UndeliveredError."""
+    outbox.deliver_left(folder, partial(deliver, folder.name))
+
+
+def through_the_server() -> None:
+    """Have MLflow's client fetch proxied artifacts from its server, unless the user has said otherwise.
+
+    On its own it asks the server for signed addresses of the S3 server behind it, which clients need not reach, and
+    gives up when they do not. On one machine, through the server took no longer.
+    """
+    for way in ("DOWNLOAD", "UPLOAD"):
+        os.environ.setdefault(f"MLFLOW_ENABLE_PROXY_MULTIPART_{way}", "false")
+
+
+_NEVER = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS")
+
+
+def deliver(run_id: str, told: Mapping[str, Any], folder: Path) -> None:
+    """Tell the server one thing of a run; the files, if it has some, are in the folder."""
+    try:
+        _DELIVER[told["do"]](run_id, told, folder)
+    except MlflowException as error:
+        if error.error_code in _NEVER:
+            raise RefusedError(f"{told['do']} of run {run_id}: {error}") from error
+        raise
+
+
+def _deliver_metrics(run_id: str, told: Mapping[str, Any], folder: Path) -> None:
+    metrics = [Metric(name, value, told["time"], told["step"]) for name, value in told["values"].items()]
+    mlflow.MlflowClient().log_batch(run_id, metrics=metrics)
+
+
+def _deliver_tags(run_id: str, told: Mapping[str, Any], folder: Path) -> None:
+    mlflow.MlflowClient().log_batch(run_id, tags=[RunTag(name, value) for name, value in told["values"].items()])
+
+
+def _deliver_file(run_id: str, told: Mapping[str, Any], folder: Path) -> None:
+    for file in folder.iterdir():
+        if file.name != outbox.TOLD:
+            mlflow.MlflowClient().log_artifact(run_id, str(file), told["folder"])
+
+
+def _deliver_image(run_id: str, told: Mapping[str, Any], folder: Path) -> None:
+    with Image.open(folder / "image.png") as image:
+        mlflow.MlflowClient().log_image(run_id, image, key=told["key"], step=told["step"], timestamp=told["time"])
+
+
+def _deliver_drop(run_id: str, told: Mapping[str, Any], folder: Path) -> None:
+    address = mlflow.get_run(run_id).info.artifact_uri
+    get_artifact_repository(address).delete_artifacts(told["folder"])
+
+
+def _deliver_end(run_id: str, told: Mapping[str, Any], folder: Path) -> None:
+    mlflow.MlflowClient().set_terminated(run_id, told["status"], told["time"])
+
+
+def _deliver_model(run_id: str, told: Mapping[str, Any], folder: Path) -> None:
+    """Log, register, describe. What is done is noted in the folder: a second try goes on from there."""
+    client, name, facts = mlflow.MlflowClient(), told["name"], told["facts"]
+    logged, registered = folder / "logged.txt", folder / "registered.txt"
+    if not logged.exists():
+        logged.write_text(_log_keras(run_id, folder / "model.keras", facts))
+    if not registered.exists():
+        registered.write_text(str(mlflow.register_model(logged.read_text(), name).version))
+    version = registered.read_text()
+    for fact, value in facts.items():
+        client.set_model_version_tag(name, version, fact, str(value))
+    _make_candidate(name, version)
+    client.set_tag(run_id, "ocmlflow.version_made", f"{name}/{version}")
+    log.info("registered %s version %s", name, version)
+
+
+def _make_candidate(name: str, version: str) -> None:
+    """Have the alias name that version. Where another training sets it for the first time too, MLflow refuses one."""
+    for chance in range(5):
+        try:
+            mlflow.MlflowClient().set_registered_model_alias(name, CANDIDATE, version)
+            return
+        except MlflowException as error:
+            if chance == 4 or "registered_model_aliases" not in str(error):
+                raise
+
+
+def _log_keras(run_id: str, file: Path, facts: Mapping[str, Any]) -> str:
+    """Log the model in a file to a run; returns its address."""
+    import keras
+
+    signature = mlflow.models.ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, -1, -1, 3), "image")]),
+        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, -1, -1, 1))]),
+    )
+    # Named here: MLflow's own guess takes seconds, and knows no backend (mlflow/mlflow issue 16183 for the example).
+    requirements = [f"keras=={keras.__version__}", f"numpy=={np.__version__}", "tensorflow>=2.20,<3"]
+    info = mlflow.models.Model.log(
+        None,
+        mlflow.keras,
+        name="model",
+        run_id=run_id,
+        model=keras.saving.load_model(file, compile=False, safe_mode=True),
+        signature=signature,
+        pip_requirements=[f"mlflow=={mlflow.__version__}", *requirements],
+        metadata=dict(facts),
+    )
+    return str(info.model_uri)
+
+
+_DELIVER: dict[str, Callable[[str, Mapping[str, Any], Path], None]] = {
+    "metrics": _deliver_metrics,
+    "tags": _deliver_tags,
+    "file": _deliver_file,
+    "image": _deliver_image,
+    "drop": _deliver_drop,
+    "model": _deliver_model,
+    "end": _deliver_end,
+}

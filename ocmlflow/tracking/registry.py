@@ -1,0 +1,151 @@
+"""Models: logged ones and the versions of registered ones, their facts, aliases and tags."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.exceptions import MlflowException
+
+from ocmlflow.errors import InputError
+
+CHAMPION = "champion"
+TEMPERATURE = "ocmlflow.temperature"
+"""Tag of a version: a calibrated probability is sigmoid(logit(probability) / temperature)."""
+EVALUATED_ON = "evaluated_on"
+"""Tag of a version: run id of the chips that its threshold and temperature were chosen on."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A registered version, or any other model that `train` logged."""
+
+    uri: str
+    """As it was asked for."""
+    pinned: str
+    """Its address, which stays that of this one when an alias moves on."""
+    key: str
+    """MLflow's id of the logged model: the same id, the same network."""
+    facts: dict[str, Any]
+    """What training recorded with it: gsd, chips (run id), trained_on, multiple, data, run, encoder …"""
+    name: str
+    """Registered name; empty for a model that is not registered."""
+    version: str
+    threshold: int
+    """Percent; chosen by the version's last evaluation, 50 before."""
+    temperature: float
+    """What its logits are divided by to give true probabilities; measured by an evaluation, 1 before."""
+    evaluated_on: str
+    """Run id of the chips that its last evaluation chose the two on; empty before."""
+
+    @cached_property
+    def keras(self) -> Any:
+        """keras.Model: uint8 RGB (batch, height, width, 3) to probability (batch, height, width, 1) float32.
+
+        Sides are multiples of the fact `multiple`.
+        """
+        from ocmlflow.training import networks  # when asked for: TensorFlow takes seconds and half a gigabyte
+
+        try:
+            loaded = mlflow.keras.load_model(self.pinned, load_model_kwargs={"safe_mode": True, "compile": False})
+            return networks.inner_network(loaded)
+        except (MlflowException, OSError) as error:
+            raise InputError(f"cannot load model {self.uri}. MLflow says: {error}") from error
+        except (TypeError, ValueError) as error:
+            raise InputError(f"model {self.uri} is refused, it is not of Keras' own layers alone: {error}") from error
+
+    def __str__(self) -> str:
+        return f"{self.name} version {self.version}" if self.name else self.uri
+
+
+def load_model(uri: str) -> Model:
+    """The model at a `models:/name@alias`, `models:/name/version`, `runs:/` or other address of MLflow."""
+    try:
+        name, version = _registered(uri)
+        pinned = f"models:/{name}/{version}" if name else uri
+        info = mlflow.models.get_model_info(pinned)
+        if info.flavors.get("keras", {}).get("save_exported_model", True):
+            raise InputError(
+                f"model {uri} is no Keras file but {', '.join(sorted(info.flavors))}: that could run any code"
+            )
+        facts = dict(info.metadata or {})
+        tags = mlflow.MlflowClient().get_model_version(name, version).tags if name else {}
+        missing = {"gsd", "trained_on"} - facts.keys()
+        if missing:
+            raise InputError(f"model {uri} does not say its {' and '.join(sorted(missing))}: `train` did not log it")
+        threshold = round(100 * float(tags.get("threshold", 0.5)))
+        temperature, evaluated_on = float(tags.get(TEMPERATURE, 1)), tags.get(EVALUATED_ON, "")
+        return Model(uri, pinned, info.model_uuid, facts, name, version, threshold, temperature, evaluated_on)
+    except (MlflowException, OSError) as error:
+        raise InputError(f"no model {uri}{_hint()}. MLflow says: {error}") from error
+
+
+def keras_file(model: Model, folder: Path) -> Path:
+    """A copy, in `folder`, of the file that Keras loads a model from; InputError where it cannot be had."""
+    try:
+        return Path(mlflow.artifacts.download_artifacts(f"{model.pinned}/data/model.keras", dst_path=str(folder)))
+    except (MlflowException, OSError) as error:
+        raise InputError(f"cannot fetch model {model.uri}. MLflow says: {error}") from error
+
+
+def champion(name: str) -> Model | None:
+    """The present champion of a registered model, if it has one."""
+    if CHAMPION not in mlflow.MlflowClient().get_registered_model(name).aliases:
+        return None
+    return load_model(f"models:/{name}@{CHAMPION}")
+
+
+def promote(model: Model) -> None:
+    """Make a registered version the champion."""
+    mlflow.MlflowClient().set_registered_model_alias(model.name, CHAMPION, model.version)
+
+
+def describe_version(model: Model, tags: Mapping[str, Any], description: str) -> None:
+    """Set tags and the description of a registered version."""
+    client = mlflow.MlflowClient()
+    for tag, value in tags.items():
+        client.set_model_version_tag(model.name, model.version, tag, str(value))
+    client.update_model_version(model.name, model.version, description)
+
+
+def register(name: str) -> None:
+    """Make the registered model `name` unless it exists; InputError where it cannot be made."""
+    try:
+        mlflow.MlflowClient().create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise InputError(f"cannot register a model as {name}: {error}") from error
+
+
+def version_of(run_id: str, name: str) -> str:
+    """The version of a registered model that a `train` run made."""
+    found = mlflow.MlflowClient().search_model_versions(f"name = '{name}'")  # Unity Catalog filters by name alone
+    for version in found:
+        if version.run_id == run_id:
+            return str(version.version)
+    raise InputError(f"run {run_id} has registered no version of {name}; unsent ones: `python -m entrypoints.send`")
+
+
+def _registered(uri: str) -> tuple[str, str]:
+    """Name and version of a `models:/` address; empty for what is not registered."""
+    if not uri.startswith("models:/"):
+        return "", ""
+    name, separator, which = uri.removeprefix("models:/").rpartition("@" if "@" in uri else "/")
+    if separator == "@":
+        which = mlflow.MlflowClient().get_model_version_by_alias(name, which).version
+    return name, str(which) if name else ""
+
+
+def _hint() -> str:
+    try:
+        known = {m.name: sorted(m.aliases) for m in mlflow.MlflowClient().search_registered_models()}
+    except (MlflowException, OSError):
+        return f": {mlflow.get_tracking_uri()} does not answer"
+    if not known:
+        return f": no model is registered at {mlflow.get_tracking_uri()}; `mlflow run . -e train` registers one"
+    listed = "; ".join(
+        f"{name} with {', '.join('@' + a for a in aliases) or 'no alias'}" for name, aliases in known.items()
+    )
+    return f". Registered are {listed}, and their versions by number, as models:/NAME/1"

@@ -1,0 +1,1 @@
+"""Builds and trains Keras networks: batches, augmentation, losses and the training loop."""

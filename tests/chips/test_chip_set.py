@@ -1,0 +1,246 @@
+import shutil
+from dataclasses import replace
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pytest
+import shapely
+from conftest import (
+    CRS,
+    ELSEWHERE,
+    GSD,
+    TRANSFORM,
+    building,
+    cut,
+    hole,
+    noise,
+    rules_with,
+    town,
+    write_catalog,
+    write_image,
+    write_labels,
+)
+from rasterio.windows import Window
+
+from ocmlflow.chips import chip_set, labels, scene_survey
+from ocmlflow.chips.scene_survey import SceneSurvey
+from ocmlflow.errors import InputError
+from ocmlflow.scenes import catalog, geobox, raster, resample
+from ocmlflow.scenes.catalog import Scene
+
+RULES = rules_with()
+PLACE = {"crs": CRS, "transform": TRANSFORM}
+
+
+@pytest.fixture
+def scene(tmp_path) -> Scene:
+    footprints = town(tmp_path, "acc/aaa", transform=TRANSFORM)
+    (found,) = catalog.scenes(write_catalog(tmp_path, {"acc/aaa": footprints}))
+    return found
+
+
+def labelled(folder, footprints: list, image: np.ndarray, valid=None, **how) -> Scene:
+    href = write_image(folder / "one.tif", image, valid, **how)
+    return Scene("one", "acc", href, (write_labels(folder / "one.geojson", footprints),))
+
+
+def look(scene: Scene) -> SceneSurvey:
+    return scene_survey.survey(scene, gsd=GSD, black_m2=0, bbox=None)
+
+
+def each(folder, index):
+    return [(row, chip_set.read(folder, row)) for row in index.itertuples()]
+
+
+@pytest.mark.parametrize("stride", [32, 16])
+@pytest.mark.parametrize("gsd", [0.1, 0.14])
+def test_a_chip_is_the_scene_at_its_window(scene, tmp_path, gsd, stride):
+    rules = rules_with(gsd=gsd, stride=stride)
+    index = cut(scene, tmp_path / "out", rules=rules)
+    assert index.id.is_unique
+    with raster.opened(scene.image) as (dataset, own):
+        target = geobox.ground_grid(own, gsd=gsd)
+        covered = np.zeros((target.height, target.width), bool)
+        with resample.on_grid(dataset, own, target) as read:
+            for row, chip in each(tmp_path / "out", index):
+                window = Window(row.col, row.row, 32, 32)
+                found = read(window)
+                np.testing.assert_allclose(chip.image.astype(int), found.image, atol=0 if gsd == GSD else 2)
+                np.testing.assert_array_equal(chip.label != labels.INVALID, found.valid)
+                assert row.valid_share == pytest.approx(found.valid.mean())
+                assert row.building_share == pytest.approx((chip.label == 1).sum() / found.valid.sum())
+                assert row.geometry.equals_exact(geobox.outline(target, window), 1e-12)
+                covered[row.row : row.row + 32, row.col : row.col + 32] = True
+            all_valid = read(Window(0, 0, target.width, target.height)).valid
+    assert (covered | ~all_valid).mean() > 0.97  # but chips with less imagery than `min_valid`
+
+
+def test_the_label_lies_on_its_roofs(scene, tmp_path):
+    for gsd, least in ((0.1, 1.0), (0.14, 0.95)):
+        index = cut(scene, tmp_path / str(gsd), rules=rules_with(gsd=gsd))
+        shown = [chip for _, chip in each(tmp_path / str(gsd), index)]
+        roof, drawn = np.stack([c.image[..., 0] for c in shown]) > 150, np.stack([c.label for c in shown]) == 1
+        assert (roof & drawn).sum() / (roof | drawn).sum() >= least
+
+
+def test_what_is_not_imagery_is_coded_255(tmp_path, how):
+    valid = hole(64, 64)
+    scene = labelled(tmp_path, [building(0, 0, 64, 64)], noise(64, 64), valid, how=how)
+    index = cut(scene, tmp_path / "out", rules=RULES)
+    for row, chip in each(tmp_path / "out", index):
+        expected = np.where(valid[row.row : row.row + 32, row.col : row.col + 32], 1, 255)
+        np.testing.assert_array_equal(chip.label, expected)
+        assert not chip.image[expected == 255].any()
+
+
+def test_chips_reach_over_the_edge_and_a_scene_may_be_smaller_than_one(tmp_path):
+    scene = labelled(tmp_path, [building(2, 2, 10, 10)], noise(20, 40))
+    index = cut(scene, tmp_path / "out", rules=RULES)
+    assert index.valid_share.tolist() == pytest.approx([20 / 32, 20 / 32 * 8 / 32])
+    assert sum((chip.label == 1).sum() for _, chip in each(tmp_path / "out", index)) == 64
+
+
+@pytest.mark.parametrize("gsd", [GSD, 0.14])
+@pytest.mark.parametrize(("stride", "min_valid"), [(32, 0.1), (16, 0.4), (32, 0.9)])
+def test_windows_that_are_mostly_beyond_the_edge_are_not_promised(tmp_path, gsd, stride, min_valid):
+    scene = labelled(tmp_path, [], noise(98, 140), how="nothing")
+    rules = rules_with(gsd=gsd, stride=stride, min_valid=min_valid)
+    found = scene_survey.survey(scene, gsd=gsd, black_m2=0, bbox=None)
+    promised = chip_set.candidates(found, rules=rules)
+    index = cut(scene, tmp_path / "out", rules=rules)
+    assert set(promised.id[promised.imagery > 0]) == set(index.id)
+    assert 0 < len(index) < len(promised)
+    every = chip_set.candidates(found, rules=replace(rules, min_valid=0))
+    assert promised.id.tolist() == every.id.tolist()  # what is read, and so each pixel, is as if all were wanted
+
+
+def test_a_scene_of_more_than_one_block(tmp_path):
+    footprints = [building(r, c, r + 3, c + 5) for r in range(0, 90, 9) for c in range(0, 90, 11)]
+    scene = labelled(tmp_path, footprints, noise(96, 100))
+    index = cut(scene, tmp_path / "out", rules=rules_with(size=8, stride=8))
+    assert len(index) == 12 * 13
+    assert index.position.is_unique
+    label = np.zeros((96, 104), np.uint8)
+    for row, chip in each(tmp_path / "out", index):
+        label[row.row : row.row + 8, row.col : row.col + 8] = chip.label == 1
+    np.testing.assert_array_equal(label[:, :100], labels.rasterize(footprints, TRANSFORM, height=96, width=100))
+
+
+def test_equal_inputs_have_equal_digests(tmp_path):
+    def digest(name: str, footprints: list) -> str:
+        scene = labelled(tmp_path / name, footprints, noise(64, 64))
+        index = cut(scene, tmp_path / name / "out", rules=RULES)
+        return chip_set.digest(index.assign(split="train"))
+
+    one = digest("a", [building(1, 1, 9, 9)])
+    assert digest("b", [building(1, 1, 9, 9)]) == one
+    assert digest("c", [building(1, 1, 9, 10)]) != one
+    index = cut(labelled(tmp_path, [], noise(64, 64)), tmp_path / "out", rules=RULES)
+    assert chip_set.digest(index.assign(split="train")) != chip_set.digest(index.assign(split="validation"))
+    shuffled = index.assign(split="train").sample(frac=1, random_state=0)
+    assert chip_set.digest(shuffled) == chip_set.digest(index.assign(split="train"))
+
+
+def test_an_interrupted_cut_is_redone_and_a_finished_one_kept(scene, tmp_path):
+    out = tmp_path / "out"
+    (out / "aaa.zarr.new" / "image").mkdir(parents=True)
+    (out / "aaa.zarr.new" / "zarr.json").write_text("half")
+    (out / "aaa.parquet").write_text("half")
+    first = cut(scene, out, rules=RULES)
+    assert sorted(path.name for path in out.iterdir()) == ["aaa.parquet", "aaa.zarr"]
+    before = [np.dstack(chip) for _, chip in each(out, first)]
+    stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    again = cut(scene, out, rules=RULES)
+    pd.testing.assert_frame_equal(pd.DataFrame(first), pd.DataFrame(again))
+    assert stamps == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    np.testing.assert_array_equal(before, [np.dstack(chip) for _, chip in each(out, again)])
+
+
+def test_a_set_is_whole_when_it_is_saved(made, tmp_path):
+    copy = tmp_path / "chips"
+    shutil.copytree(made.folder, copy)
+    assert chip_set.load(copy).rules == chip_set.rules_of(
+        RULES, catalog="towns", validation="kam", seed=0, empty_share=1.0
+    )
+    pd.testing.assert_frame_equal(pd.DataFrame(chip_set.load(copy).index), pd.DataFrame(made.index))
+    (copy / "chips.json").unlink()
+    with pytest.raises(InputError, match=r"no chips: chips\.json"):
+        chip_set.load(copy)
+
+
+# ---- labels
+
+
+@pytest.mark.parametrize("transform", [TRANSFORM, ELSEWHERE])
+def test_labels_in_degrees_and_in_metres_give_the_same_label(tmp_path, transform):
+    footprints = [building(3, 4, 20, 25, transform), building(40, 30, 60, 61, transform)]
+    image = noise(64, 64)
+    degrees = labelled(tmp_path, footprints, image, transform=transform)
+    gpd.GeoDataFrame(geometry=footprints, crs=CRS).to_file(tmp_path / "one.gpkg")
+    metres = Scene("two", "acc", degrees.image, (str(tmp_path / "one.gpkg"),))
+    both = [cut(scene, tmp_path / "out", rules=RULES) for scene in (degrees, metres)]
+    for (_, a), (_, b) in zip(*(each(tmp_path / "out", index) for index in both), strict=True):
+        np.testing.assert_array_equal(np.dstack(a), np.dstack(b))
+    assert both[0].building_share.max() > 0
+
+
+def test_labels_far_from_their_scene_are_refused(tmp_path):
+    scene = labelled(tmp_path, [building(3, 4, 20, 25, ELSEWHERE)], noise(64, 64))
+    with pytest.raises(InputError, match=r"none of the 1 footprints of scene one .*one\.geojson .*one\.tif"):
+        look(scene)
+
+
+@pytest.mark.filterwarnings("ignore:'crs' was not provided")
+@pytest.mark.parametrize("name", ["one.gpkg", "one.fgb", "one.shp"])
+def test_labels_without_crs_are_refused(tmp_path, name):
+    gpd.GeoDataFrame({"a": [1]}, geometry=[building(3, 4, 20, 25)]).to_file(tmp_path / name)
+    scene = Scene("one", "acc", write_image(tmp_path / "one.tif", noise(64, 64)), (str(tmp_path / name),))
+    with pytest.raises(InputError, match=rf"{name} of scene one name no CRS"):
+        look(scene)
+
+
+@pytest.mark.parametrize("content", [None, "hello", "{}"])
+def test_labels_that_cannot_be_read_are_refused(tmp_path, content):
+    scene = labelled(tmp_path, [], noise(64, 64))
+    path = tmp_path / "one.geojson"
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(InputError, match=r"cannot read labels .*one\.geojson of scene one"):
+        look(scene)
+
+
+@pytest.mark.parametrize(
+    "footprints", [[], [None, None], [None, building(3, 4, 20, 25)], [shapely.Polygon(), building(3, 4, 20, 25)]]
+)
+def test_labels_without_geometry_are_no_building(tmp_path, footprints):
+    scene = labelled(tmp_path, footprints, noise(64, 64))
+    index = cut(scene, tmp_path / "out", rules=RULES)
+    assert sum((chip.label == 1).sum() for _, chip in each(tmp_path / "out", index)) in (0, 17 * 21)
+
+
+def test_chips_are_cut_from_s3(scene, tmp_path, s3):
+    from ocmlflow.storage import hrefs
+
+    local = cut(scene, tmp_path / "local", rules=RULES)
+    for href in (scene.image, *scene.labels):
+        copy = tmp_path / "copy"
+        shutil.copy(href, copy)
+        hrefs.put(copy, f"{s3}/{href.split('/')[-1]}")
+    there = Scene("aaa", "acc", f"{s3}/aaa.tif", (f"{s3}/aaa.geojson",))
+    assert cut(there, tmp_path / "remote", rules=RULES).hash.tolist() == local.hash.tolist()
+
+
+def test_labels_in_another_unit_than_they_say_are_refused(tmp_path):
+    scene = labelled(tmp_path, [], noise(64, 64))
+    write_labels(tmp_path / "one.geojson", [shapely.box(500_000, 619_990, 500_005, 619_999)], crs="EPSG:4326")
+    with pytest.raises(
+        InputError, match=r"none of the 1 geometries of labels .*one\.geojson of scene one is a polygon"
+    ):
+        look(scene)
+
+
+def test_points_are_no_footprints(tmp_path):
+    scene = labelled(tmp_path, [], noise(64, 64))
+    write_labels(tmp_path / "one.geojson", [shapely.Point(500_001, 619_999)])
+    with pytest.raises(InputError, match="they are Point"):
+        look(scene)

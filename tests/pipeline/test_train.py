@@ -1,0 +1,166 @@
+"""What `train` is told and finds, on small chips, with networks of one layer that need no training."""
+
+import shutil
+from argparse import Namespace
+from dataclasses import replace
+
+import mlflow
+import pytest
+from conftest import one_layer, own_store, rules_with, two_towns
+from mlflow import MlflowClient
+
+from entrypoints import evaluate, train
+from ocmlflow.chips import chip_set, splits
+from ocmlflow.errors import InputError
+from ocmlflow.tracking import chip_artifacts, registry, runs
+
+pytestmark = pytest.mark.filterwarnings("default")  # MLflow's libraries warn of one another
+BASE = "models:/towns@base"
+
+
+@pytest.fixture(scope="module")
+def line(made, tmp_path_factory):
+    """A store with the chips of `made` as a `prepare` run, and two versions of `towns`."""
+    with own_store(tmp_path_factory.mktemp("mlflow"), "towns"):
+        prepared = keep(made)
+        registry.register("towns")
+        for number in (1, 2):
+            with runs.run("train", {}) as trained:
+                facts = {"gsd": 0.1, "chips": prepared, "multiple": 1, "run": trained.info.run_id}
+                facts |= {"architecture": f"architecture{number}", "encoder": f"encoder{number}"}
+                facts["trained_on"] = [{"chips": prepared, "fold": None}]
+                runs.log_model(one_layer(4, -2), facts, name="towns")
+        yield Namespace(chips=prepared)
+
+
+def keep(made) -> str:
+    """Run id of a `prepare` run with these chips."""
+    with runs.run("prepare", {}) as prepared:
+        mlflow.log_artifacts(str(made.folder), "chips")
+    return prepared.info.run_id
+
+
+def name_base(version: int) -> None:
+    MlflowClient().set_registered_model_alias("towns", "base", str(version))
+
+
+def words(line, **parameters) -> list[str]:
+    given = {"chips": line.chips, "crop": 32, "batch_size": 4, "epochs": 2, "name": "trained", **parameters}
+    return [word for name, value in given.items() for word in (f"--{name}", str(value))]
+
+
+def last():
+    (found,) = mlflow.search_runs(
+        experiment_names=["towns"],
+        filter_string="tags.`ocmlflow.verb` = 'train'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+        output_format="list",
+    )
+    return found
+
+
+@pytest.fixture(scope="module")
+def broken_off(line):
+    """The run of a training that ended with its second epoch, begun when `base` was the first version."""
+    name_base(1)
+    tell = runs.log_metrics
+
+    def break_off(values, *, step=0):
+        if step == 2:
+            raise KeyboardInterrupt
+        tell(values, step=step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "log_metrics", break_off)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(train.parse(words(line, init=BASE)))
+    return last()
+
+
+def test_with_a_version_to_go_on_from_no_other_network_is_named(line, broken_off, capsys):
+    assert not {"architecture", "encoder", "weights"} & broken_off.data.params.keys()
+    with pytest.raises(SystemExit):
+        train.parse(words(line, init=BASE, encoder="resnet50", weights="none"))
+    assert "--init: the network of that version is trained, leave out encoder, weights" in capsys.readouterr().err
+
+
+def test_a_frozen_encoder_of_random_weights_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        train.parse(["--freeze", "1", "--weights", "none"])
+    assert "argument --freeze: an encoder of random weights is to learn" in capsys.readouterr().err
+
+
+def test_a_training_is_not_resumed_on_another_backend(broken_off, monkeypatch):
+    monkeypatch.setattr("keras.backend.backend", lambda: "jax")
+    with pytest.raises(InputError, match="was begun on tensorflow, this is jax: set KERAS_BACKEND=tensorflow"):
+        train.main(train.parse(["--resume", broken_off.info.run_id]))
+
+
+def test_a_training_is_resumed_from_the_version_that_it_took_though_the_alias_moved(broken_off):
+    name_base(2)
+    train.main(train.parse(["--resume", broken_off.info.run_id]))
+    found = mlflow.get_run(broken_off.info.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.data.params["init"] == BASE
+    facts = registry.load_model("models:/trained@candidate").facts
+    assert (facts["init"], facts["encoder"]) == ("towns version 1", "encoder1")
+
+
+def test_a_training_that_ended_before_it_had_chips_is_begun_anew(line):
+    with pytest.raises(InputError, match="there is no encoder nobody"):
+        train.main(train.parse(words(line, encoder="nobody")))
+    with pytest.raises(InputError, match=r"left no state: .*; start it anew"):
+        train.main(train.parse(["--resume", last().info.run_id]))
+
+
+def test_a_key_names_the_version_and_not_the_alias(line):
+    keys = []
+    for version in (1, 2, 1):
+        name_base(version)
+        keys.append(train.key(train.parse(words(line, init=BASE)), "digest"))
+    assert keys[0] == keys[2] != keys[1]
+    assert keys[0] == train.key(train.parse(words(line, init="models:/towns/1")), "digest")
+
+
+def test_what_evaluate_would_refuse_is_not_trained(line, made, tmp_path):
+    """Pixels of training chips under another georeference, those of the version's training and of this one's."""
+    rows = made.index
+    roof = rows[(rows.split == "train") & (rows.building_share > 0)].iloc[0].hash
+    held = rows.index[(rows.split == "validation") & (rows.building_share > 0)][0]
+    index = rows.assign(hash=rows.hash.where(rows.index != held, roof))
+    other = saved(made, index, tmp_path / "same")
+    with pytest.raises(InputError, match="1 validation chips of kkk show the pixels of training chips"):
+        train.main(train.parse(words(line, chips=other)))
+    index = index.assign(split=index.split.where(index.hash != roof, "unused"))
+    index.loc[held, "split"] = "validation"
+    other = saved(made, index, tmp_path / "ancestors")
+    with pytest.raises(InputError, match=r"1 of the \d+ validation chips lie on ground that towns version 1"):
+        train.main(train.parse(words(line, chips=other, init="models:/towns/1")))
+
+
+def test_a_model_of_a_fold_was_not_trained_on_what_touched_it(line, made, tmp_path):
+    kam = made.index.place == "kam"
+    folded = made.index[kam].assign(fold=made.index.col[kam] // 64 % 2)
+    run_id = saved(made, folded, tmp_path / "folds")
+    held = chip_set.load(tmp_path / "folds", fold=1)
+    assert splits.touches(held.select("validation"), folded[folded.fold == 0]).any()
+    facts = {"gsd": 0.1, "chips": run_id, "multiple": 1, "fold": 1, "trained_on": [{"chips": run_id, "fold": 1}]}
+    with runs.run("train", {}) as trained:
+        runs.log_model(one_layer(4, -2), {**facts, "run": trained.info.run_id}, name="towns")
+    model = registry.load_model("models:/towns/3")
+    evaluate.check_fair(model, held, "validation")
+    for rows, split in ((chip_artifacts.trained_on(model), "train"), (chip_artifacts.chosen_on(model), "validation")):
+        assert set(rows.id) == set(held.select(split).id) > set()
+
+
+def test_chips_that_leave_nothing_to_learn_are_refused(line, tmp_path):
+    ringed = keep(two_towns(tmp_path, rules_with(buffer_m=10.0)))
+    with pytest.raises(InputError, match="nothing to learn from: buffer_m=10 leaves out all of their buildings"):
+        train.main(train.parse(words(line, chips=ringed)))
+
+
+def saved(made, index, folder) -> str:
+    shutil.copytree(made.folder, folder)
+    chip_set.save(folder, index, made.rules, [], {})
+    return keep(replace(made, folder=folder))

@@ -1,0 +1,135 @@
+"""An executor of processes and one of a real Dask cluster do the same."""
+
+import os
+import signal
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from threading import Event, Thread
+
+import distributed
+import pytest
+
+from ocmlflow import executors
+from ocmlflow.errors import InputError
+
+# Dask's own libraries warn of one another.
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+def squared(number: int) -> tuple[int, int]:
+    if number < 0:
+        raise ValueError(f"{number} is negative")
+    return number**2, os.getpid()
+
+
+def killed_once(path: str) -> int:
+    """End the process that runs this, without a goodbye, the first time."""
+    if not os.path.exists(path):
+        open(path, "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return os.getpid()
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as found:
+        yield found.scheduler_address
+
+
+@pytest.fixture(params=["thread", "processes", "dask"])
+def executor(request):
+    scheduler = request.getfixturevalue("cluster") if request.param == "dask" else None
+    with executors.executor(1 if request.param == "thread" else 2, scheduler) as found:
+        yield found
+
+
+def test_every_item_is_done_once(executor):
+    found = executors.unordered(executor, squared, range(20))
+    assert sorted(number for number, _ in found) == [n**2 for n in range(20)]
+
+
+def test_workers_share_the_cores(executor, request):
+    found = executor.submit(executors.threads).result()
+    cores = len(os.sched_getaffinity(0))
+    way = request.node.callspec.params["executor"]
+    assert found == {"thread": cores, "processes": max(1, cores // 2), "dask": 1}[way]
+
+
+def test_a_failure_comes_out_as_it_is(executor):
+    with pytest.raises(ValueError, match="-1 is negative"):
+        list(executors.unordered(executor, squared, [1, 2, -1, 3]))
+
+
+def test_no_more_is_handed_out_than_is_waited_for(monkeypatch):
+    """A scene of a million blocks does not become a million tasks."""
+    monkeypatch.setattr(executors, "AHEAD", 4)
+    handed, most = [], []
+
+    def items():
+        for number in range(10):
+            handed.append(number)
+            yield number
+            most.append(len(handed) - len(seen))
+
+    seen: list[int] = []
+    with executors.executor(1, None) as executor:
+        for number in executors.unordered(executor, abs, items()):
+            seen.append(number)
+    assert sorted(seen) == list(range(10))
+    assert max(most) <= 5
+
+
+def test_nobody_waits_for_what_is_cancelled():
+    """When one scene fails, its executor is closed, and the threads of the other scenes end."""
+    handed, go_on, ended = Event(), Event(), Event()
+
+    def items():
+        yield from [20] * 3
+        handed.set()
+
+    def scene():
+        with pytest.raises(CancelledError):
+            list(executors.unordered(executor, go_on.wait, items()))
+        ended.set()
+
+    executor = ThreadPoolExecutor(1)
+    Thread(target=scene, daemon=True).start()
+    assert handed.wait(20)
+    executor.shutdown(wait=False, cancel_futures=True)
+    go_on.set()
+    assert ended.wait(20)
+
+
+def interrupted(number: int) -> int:
+    os.kill(os.getpid(), signal.SIGINT)
+    return number
+
+
+def test_ctrl_c_leaves_processes_to_their_parent():
+    """A terminal tells them all."""
+    with executors.executor(2, None) as executor:
+        assert executor.submit(interrupted, 7).result() == 7
+
+
+def test_processes_and_clusters_are_other_processes(cluster):
+    for count, scheduler in ((2, None), (1, cluster)):
+        with executors.executor(count, scheduler) as executor:
+            assert os.getpid() not in {pid for _, pid in executor.map(squared, range(4))}
+    with executors.executor(1, None) as executor:
+        assert {pid for _, pid in executor.map(squared, range(4))} == {os.getpid()}
+
+
+def test_a_killed_worker_of_a_cluster_is_made_good(cluster, tmp_path):
+    with executors.executor(1, cluster) as executor:
+        assert list(executors.unordered(executor, killed_once, [str(tmp_path / "killed")]))
+
+
+def test_a_killed_process_is_told(tmp_path):
+    with pytest.raises(InputError, match="fewer workers would do"), executors.executor(2, None) as executor:
+        list(executor.map(killed_once, [str(tmp_path / "killed")]))
+
+
+@pytest.mark.parametrize("scheduler", ["tcp://127.0.0.1:9", "nonsense"])
+def test_no_cluster_at_an_address_is_told(scheduler, monkeypatch):
+    monkeypatch.setattr(executors, "TIMEOUT_S", 1)
+    with pytest.raises(InputError, match=f"no Dask scheduler answers at {scheduler}"), executors.executor(1, scheduler):
+        pass
