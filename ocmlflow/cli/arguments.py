@@ -25,8 +25,8 @@ def parse(record: type[Record], words: Sequence[str] | None = None, *, prog: str
     parser = make_parser(record, prog=prog)
     given, unknown = parser.parse_known_args(_joined(sys.argv[1:] if words is None else words))
     if unknown:
-        known = [field.name for field in option_fields(record)]
-        near = did_you_mean(unknown[0].removeprefix("--").partition("=")[0], known)
+        flags = [f"--{field.name}" for field in option_fields(record)]
+        near = did_you_mean(unknown[0].partition("=")[0], flags)
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
     try:
         return from_text(record, vars(given))
@@ -59,7 +59,7 @@ def _add(section: argparse._ArgumentGroup, field: OptionField) -> None:
     shown = f" (default: {text(field.default)})" if _has_default(field) else ""
     help = f"{field.about.help}{shown}".replace("%", "%%")
     if field.about.positional:
-        section.add_argument(field.name, help=help, metavar=_metavar(field))
+        section.add_argument(field.name, help=help, metavar=field.name.upper())
         return
     flags = [word for word in (field.about.short, f"--{field.name}") if word]
     action = "append" if field.about.repeated else "store"

@@ -248,7 +248,7 @@ def _typed(field: OptionField, value: Any) -> Any:
 def _wanted(field: OptionField, value: Any) -> str:
     """What a value of the right type must be and is not; empty where it will do."""
     if field.choices:
-        return "" if value in field.choices else " or ".join(field.choices)
+        return "" if value in field.choices else f"{', '.join(field.choices[:-1])} or {field.choices[-1]}"
     if field.kind not in (int, float):
         return ""
     if not field.about.low <= value <= field.about.high or (field.kind is float and not math.isfinite(value)):

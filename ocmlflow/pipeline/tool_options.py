@@ -47,7 +47,11 @@ class ServerOptions(Options):
     """Run an MLflow server with a database and an S3 server on this machine, without containers."""
 
     action: Literal["up", "down", "status", "backup", "restore", "clean", "upgrade"] = field(
-        metadata=about("What to do with the server.", group="input", positional=True)
+        metadata=about(
+            "What to do with the server: up, down, status, backup, restore, clean or upgrade.",
+            group="input",
+            positional=True,
+        )
     )
     folder: str = option(".server", "Folder of data, settings and logs.", group="output", metavar="FOLDER", read=href)
     database: Literal["postgresql", "sqlite"] = option(
