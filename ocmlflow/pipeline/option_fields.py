@@ -117,9 +117,9 @@ def option_fields(record: type[Options]) -> tuple[OptionField, ...]:
 def make(record: type[Record], /, **given: Any) -> Record:
     """A record from Python's values; OptionError for unknown, missing and wrong ones, by name."""
     known = [field.name for field in option_fields(record)]
-    for name in given.keys() - set(known):
-        near = did_you_mean(name, known)
-        raise OptionError(name, f"{verb(record)} has no such option{near}")
+    for name in given:
+        if name not in known:
+            raise OptionError(name, f"{verb(record)} has no such option{did_you_mean(name, known)}")
     for field in option_fields(record):
         if field.required and field.name not in given:
             raise OptionError(field.name, f"is needed. {field.about.help}")
@@ -184,6 +184,7 @@ def did_you_mean(name: str, known: list[str]) -> str:
 
 
 def _option_field(field: dataclasses.Field) -> OptionField:
+    # Types, not their names: modules of records must not import annotations from __future__.
     types = get_args(field.type) if isinstance(field.type, UnionType) else (field.type,)
     (kind,) = (one for one in types if one is not NoneType)
     required = field.default is dataclasses.MISSING
@@ -199,7 +200,7 @@ def _option_field(field: dataclasses.Field) -> OptionField:
 
 
 def _read(field: OptionField | None, value: Any) -> Any:
-    """The value that a text stands for; texts of texts, of what `about.read` takes and of unknown options stay."""
+    """The number, switch or None that a text stands for; any other text stays, and the record judges it."""
     if field is None or not isinstance(value, str):
         return value
     if field.optional and value == "None":

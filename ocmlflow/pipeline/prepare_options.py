@@ -84,7 +84,12 @@ class PrepareOptions(Options):
         group="output",
     )
     buffer_m: float = option(
-        0.0, "Metres on both sides of outlines that training ignores.", group="output", low=0, high=10, metavar="METRES"
+        0.0,
+        "Metres around outlines of buildings that training ignores.",
+        group="output",
+        low=0,
+        high=10,
+        metavar="METRES",
     )
     black_m2: float = option(
         1000.0,
