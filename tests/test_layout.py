@@ -84,6 +84,17 @@ ORDER = {
     ],
     "server": ["postgresql", "processes"],
     "launch": ["docker_image", "remote_runs", "kubernetes_template", "kubernetes_job", "databricks_job"],
+    "pipeline": [
+        "option_values",
+        "option_fields",
+        "prepare_options",
+        "train_options",
+        "model_options",
+        "workflow_options",
+        "tool_options",
+        "options",
+    ],
+    "cli": ["arguments"],
 }
 """Folders, and the modules of each, in the order in which data passes; a module imports from those before it."""
 ENTERS = {

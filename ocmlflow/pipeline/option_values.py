@@ -29,9 +29,9 @@ def several(value: object) -> str:
 
 def absolute_href(value: object) -> str:
     """One path or address that means the same in every working folder: MLflow runs steps in the folder of the code."""
-    from ocmlflow import storage  # the import takes longer than --help may
+    from ocmlflow.storage import hrefs  # the import takes longer than --help may
 
-    return storage.absolute(href(value))
+    return hrefs.absolute(href(value))
 
 
 def absolute_hrefs(value: object) -> str:
