@@ -66,7 +66,8 @@ def test_openvino_gives_what_keras_gives_exported_once(file, folder, name):
 def test_the_number_of_threads_changes_nothing(file, folder, tmp_path):
     """So that workers, which have some of the cores, give what one process gives."""
     code = (
-        "import sys, numpy as np; from pathlib import Path; from ocmlflow import executors; from ocmlflow.prediction import engine\n"
+        "import sys, numpy as np; from pathlib import Path\n"
+        "from ocmlflow import executors; from ocmlflow.prediction import engine\n"
         "executors._take(int(sys.argv[1]))\n"
         "member = engine.Member('openvino', Path(sys.argv[2]), 32, 1.0)\n"
         "images = np.random.default_rng(1).integers(0, 256, (1, 320, 288, 3), np.uint8)\n"
