@@ -114,7 +114,7 @@ def augmented(coded: np.ndarray, draw: torch.Generator) -> tuple[torch.Tensor, t
         pieces.append(torch.cat([image.clamp(0, 255) / 127.5 - 1, label], 1))
     batch = torch.cat(pieces)
     coded_label = batch[:, 3:]
-    valid = (coded_label < labels.RING).float()
+    valid = (coded_label < labels.NEAR_OUTLINE).float()
     return batch[:, :3], (coded_label == 1).float(), valid
 
 

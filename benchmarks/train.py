@@ -126,14 +126,14 @@ def accuracy(made: ChipSet, told: argparse.Namespace, name: str) -> None:
 class Bare(TrainStep):
     """Learns from batches as they are."""
 
-    def seen(self, image: Tensor, label: Tensor, training: bool) -> tuple[Tensor, Tensor]:
-        return super().seen(image, label, False)
+    def augmented(self, image: Tensor, label: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+        return super().augmented(image, label, False)
 
 
 def learner(kind: type[TrainStep], recipe: Recipe) -> TrainStep:
     told = train.parse([])
     network = networks.build(architecture=told.architecture, encoder=told.encoder, pretrained=True)
-    network = fit.for_training(network, recipe.precision)
+    network = fit.training_copy(network, recipe.precision)
     made = kind(network, losses.named("bce+dice"), recipe)
     made.compile(optimizer=optimizer.build(network, recipe, 1000), jit_compile="auto")
     return made

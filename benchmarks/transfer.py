@@ -26,7 +26,7 @@ import numpy as np
 import shapely
 
 from ocmlflow.chips import chip_set, zarr_store
-from ocmlflow.chips.zarr_store import Files
+from ocmlflow.chips.zarr_store import Folder
 from ocmlflow.storage import hrefs, range_cache
 from ocmlflow.storage import s3 as s3_store
 from ocmlflow.storage.range_cache import RangeCache
@@ -59,7 +59,7 @@ def make(folder: Path, megabytes: int) -> Path:
     draw = np.random.default_rng(0)
     side = SIZE // 8
     images, labels = {}, {}
-    for number in range(zarr_store.SHARD):
+    for number in range(zarr_store.CHIPS_PER_SHARD):
         coarse = np.kron(draw.integers(0, 230, (side, side, 3), np.uint8), np.ones((8, 8, 1), np.uint8))
         images[number] = zarr_store.encode(coarse + draw.integers(0, 20, coarse.shape).astype(np.uint8))
         label = np.zeros((SIZE, SIZE), np.uint8)
@@ -70,10 +70,12 @@ def make(folder: Path, megabytes: int) -> Path:
     folder.mkdir()
     zarr_store.create(folder / "a.zarr", blocks=blocks, size=SIZE, with_parts=False)
     for block in range(blocks):
-        turned = {n: images[(n + block) % zarr_store.SHARD] for n in images}  # no two files alike
+        turned = {n: images[(n + block) % zarr_store.CHIPS_PER_SHARD] for n in images}  # no two files alike
         zarr_store.write(folder / "a.zarr", "image", block, turned)
-        zarr_store.write(folder / "a.zarr", "label", block, {n: labels[(n + block) % zarr_store.SHARD] for n in labels})
-    count = blocks * zarr_store.SHARD
+        zarr_store.write(
+            folder / "a.zarr", "label", block, {n: labels[(n + block) % zarr_store.CHIPS_PER_SHARD] for n in labels}
+        )
+    count = blocks * zarr_store.CHIPS_PER_SHARD
     columns = {"id": [f"a-{n}" for n in range(count)], "scene": "a", "split": "train", "catalog": "c"}
     columns |= {"position": range(count), "building_share": 0.1}
     chip_set.save(folder, gpd.GeoDataFrame(columns, geometry=[shapely.Point(0, 0)] * count, crs=4326), {}, [], {})
@@ -120,12 +122,12 @@ def files(source: Path, work: Path, rounds: int) -> None:
 
             def fetch(run_id: str = run_id) -> None:
                 folder = chip_artifacts.folder(run_id)
-                with ThreadPoolExecutor(chip_set.FETCHERS) as executor:
-                    deque(executor.map(lambda span: zarr_store.content(folder, *span), spans), maxlen=0)
+                with ThreadPoolExecutor(chip_set.FETCH_THREADS) as executor:
+                    deque(executor.map(lambda span: zarr_store.read_bytes(folder, *span), spans), maxlen=0)
 
             took = seconds(lambda run_id=run_id: chip_artifacts.send(source, run_id)), seconds(fetch)  # type: ignore[misc]
             folder = chip_artifacts.folder(run_id)
-            assert {name: digest(zarr_store.content(folder, name)) for name in sizes} == expected, f"{way} differs"
+            assert {name: digest(zarr_store.read_bytes(folder, name)) for name in sizes} == expected, f"{way} differs"
             again = seconds(lambda run_id=run_id: chip_artifacts.send(source, run_id))  # type: ignore[misc]
             print(f"| {way} | {megabytes / took[0]:.0f} | {megabytes / took[1]:.0f} |", flush=True)
             print(f"  (sent again, when all was there: {again:.1f} s)", flush=True)
@@ -153,7 +155,7 @@ def loader(source: Path, work: Path) -> None:
             print(f"  (in that cache: {held / 1e6:.0f} MB)")
 
 
-def epochs(name: str, folder: Files, count: int, total: int) -> None:
+def epochs(name: str, folder: Folder, count: int, total: int) -> None:
     how = {"side": CROP, "inner": CROP, "batch_size": BATCH, "seed": 0, "workers": WORKERS, "building_crops": 0.5}
     crops = Crops(chip_set.load(folder), **how)
     for epoch in range(1, count + 1):

@@ -239,7 +239,7 @@ def _plan(
     how = {name: getattr(args, name) for name in ("validation", "test", "folds", "block_m", "seed")}
     planned = splits.assign(planned, **how)
     if not args.folds:
-        splits.apart(splits.without_overlap(planned, size=args.size))  # fails now, not after the cutting
+        splits.drop_touching(splits.without_overlap(planned, size=args.size))  # fails now, not after the cutting
     drawn = splits.sample_ids(planned.id, args.empty_share, args.seed)
     held_out = np.asarray(planned.split != splits.TRAIN) | bool(args.folds)
     return surveys, table, planned.assign(keep_empty=held_out | drawn)
@@ -338,20 +338,20 @@ def _split_and_save(
         index = splits.hold_out_fold(index, 0, size=args.size, empty_share=args.empty_share, seed=args.seed)
         dropped = int((index.split == splits.UNUSED).sum())
     else:
-        index, left_out = splits.apart(splits.without_overlap(index, size=args.size))
+        index, left_out = splits.drop_touching(splits.without_overlap(index, size=args.size))
         dropped = len(left_out)
         if args.test and not (index.split == splits.TEST).any():
             raise InputError(f"test={args.test}: no chip of that ground shows imagery")
     for scene, rows in index.groupby("scene"):
         table[str(scene)] |= summary.scene(rows, folder, gsd=args.gsd)
-    rules = chip_set.rules_of(
+    rules = chip_set.rules_record(
         _rules(args),
         catalog=redaction.redact(args.catalog),
         validation="fold 0" if args.folds else args.validation,
         **{name: getattr(args, name) for name in ("test", "folds", "block_m", "seed", "empty_share", "black_m2")},
     )
     scenes = [found.scene for found in surveys if table[found.scene.id]["status"] == "cut"]
-    chip_set.save(folder, index, rules, list(table.values()), summary.item(index, scenes, gsd=args.gsd))
+    chip_set.save(folder, index, rules, list(table.values()), summary.stac_item(index, scenes, gsd=args.gsd))
     return chip_set.load(folder), dropped
 
 

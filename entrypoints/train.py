@@ -143,7 +143,7 @@ def main(args: argparse.Namespace) -> None:
         state = run_search.state_of(before, Path(scratch)) if before else None
         model, best_epoch, best = _fit(made, args, weights, start_from, state)
         # As a file too: that of the model logged, where the steps above end with the last epoch's.
-        shown = previews.predicted(model, made.folder, made.select("validation"), args.devices)
+        shown = previews.validation_sheet(model, made.folder, made.select("validation"), args.devices)
         runs.log_image(shown, "validation.jpg")
         facts = {
             "gsd": made.rules["gsd"],
@@ -181,7 +181,7 @@ def _check(made: ChipSet, args: argparse.Namespace, weights: dict[str, float]) -
     from ocmlflow.errors import InputError
     from ocmlflow.training import dataset
 
-    splits.check_apart(made.index)
+    splits.check_disjoint(made.index)
     validation = made.select("validation")
     twice = validation[splits.shares_ground(validation, made.select("train"))]
     if len(twice):
@@ -192,7 +192,7 @@ def _check(made: ChipSet, args: argparse.Namespace, weights: dict[str, float]) -
     for split in ("train", "validation"):
         if not made.select(split).building_share.any():
             raise InputError(f"no {split} chip shows a building: there is nothing to learn or to score")
-    if not dataset.teaches(made, weights):
+    if not dataset.has_building_to_learn(made, weights):
         ring = made.rules["buffer_m"]
         why = (
             f"buffer_m={ring:g} leaves out all of their buildings; a smaller one in `prepare` would do"
@@ -237,7 +237,7 @@ def recipe_and_crops(made: ChipSet, args: argparse.Namespace, weights: dict[str,
 
     crops = Crops(
         made,
-        side=augment.context(args.crop, strength=args.augment, zoom=args.zoom),
+        side=augment.context_side(args.crop, strength=args.augment, zoom=args.zoom),
         inner=args.crop,
         batch_size=args.batch_size,
         seed=args.seed,
@@ -263,7 +263,7 @@ def _fit(
     from ocmlflow.training import fit, losses, networks, previews
     from ocmlflow.training.dataset import WholeChips
 
-    fit.share_out(args.devices, batch_size=args.batch_size, precision=args.precision)
+    fit.distribute(args.devices, batch_size=args.batch_size, precision=args.precision)
     keras.utils.set_random_seed(args.seed)
     network = (
         networks.with_logits(start_from.keras)
@@ -280,7 +280,9 @@ def _fit(
     mlflow.log_params({"network_parameters": network.count_params(), "keras_backend": keras.backend.backend()})
 
     def show(epoch: int) -> None:
-        runs.log_image(previews.predicted(model, made.folder, rows, args.devices), "validation chips", step=epoch)
+        runs.log_image(
+            previews.validation_sheet(model, made.folder, rows, args.devices), "validation chips", step=epoch
+        )
 
     def report(epoch: int, figures: dict[str, float]) -> None:
         runs.log_metrics({_metric(name): value for name, value in figures.items()}, step=epoch)
@@ -289,7 +291,7 @@ def _fit(
 
     if not state:
         show(0)  # MLflow's page shows this step first
-        runs.log_image(previews.augmented(crops, recipe), "augmented.jpg")
+        runs.log_image(previews.augmentation_sheet(crops, recipe), "augmented.jpg")
     best_epoch, best = fit.fit(
         network,
         crops,

@@ -293,8 +293,8 @@ def two_towns(folder: Path, rules: Rules) -> ChipSet:
     index = splits.assign(
         pd.concat(frames, ignore_index=True), validation="kam", test=None, folds=None, block_m=500, seed=0
     )
-    index, _ = splits.apart(index)
-    kept = chip_set.rules_of(rules, catalog="towns", validation="kam", seed=0, empty_share=1.0)
+    index, _ = splits.drop_touching(index)
+    kept = chip_set.rules_record(rules, catalog="towns", validation="kam", seed=0, empty_share=1.0)
     chip_set.save(folder / "chips", index, kept, [], {})
     return chip_set.load(folder / "chips")
 

@@ -20,12 +20,12 @@ import numpy as np
 from ocmlflow import redaction
 from ocmlflow.chips import splits, zarr_store
 from ocmlflow.chips.scene_survey import Overview, SceneSurvey
-from ocmlflow.chips.zarr_store import Chip, Files
+from ocmlflow.chips.zarr_store import Chip, Folder
 from ocmlflow.errors import InputError
 from ocmlflow.scenes import geobox, windows
 from ocmlflow.storage import hrefs
 
-FETCHERS, AHEAD = 8, 16
+FETCH_THREADS, PREFETCH = 8, 16
 """Chips that are fetched at the same time, of a process; and those fetched before they are asked for."""
 
 
@@ -51,7 +51,7 @@ class Rules:
 class ChipSet:
     """A set of chips, open for reading."""
 
-    folder: Files
+    folder: Folder
     index: gpd.GeoDataFrame
     """Columns id, scene, place, catalog, split, fold (where there are folds), position (in the store), row, col (of
     the first pixel, on the scene's grid of `gsd`), gsd, native_gsd, utm (its CRS), x, y (of the middle, in metres),
@@ -109,13 +109,13 @@ def save(
     (folder / "chips.json").write_text(json.dumps(rules, indent=2))
 
 
-def load(folder: Files, *, fold: int | None = None) -> ChipSet:
+def load(folder: Folder, *, fold: int | None = None) -> ChipSet:
     """The set of chips in `folder`, with another fold held out if one is given; InputError where there is none."""
     try:
-        rules = json.loads(zarr_store.content(folder, "chips.json"))
+        rules = json.loads(zarr_store.read_bytes(folder, "chips.json"))
     except FileNotFoundError as error:
         raise InputError(f"no chips: chips.json, which is written last, is not there ({error})") from error
-    found = ChipSet(folder, gpd.read_parquet(io.BytesIO(zarr_store.content(folder, "index.parquet"))), rules)
+    found = ChipSet(folder, gpd.read_parquet(io.BytesIO(zarr_store.read_bytes(folder, "index.parquet"))), rules)
     if fold is None:
         return found
     if "fold" not in found.index:
@@ -128,12 +128,12 @@ def load(folder: Files, *, fold: int | None = None) -> ChipSet:
     return replace(found, index=splits.hold_out_fold(found.index, fold, **how))
 
 
-def read(folder: Files, row: Any) -> Chip:
+def read(folder: Folder, row: Any) -> Chip:
     """The chip of one row of the index."""
     return zarr_store.read(folder, f"{row.scene}.zarr", row.position)
 
 
-def read_all(folder: Files, rows: Iterable[Any]) -> Iterator[Chip]:
+def read_all(folder: Folder, rows: Iterable[Any]) -> Iterator[Chip]:
     """The chips of some rows in their order; what is far away is fetched some chips ahead, side by side."""
     if isinstance(folder, Path):
         yield from (read(folder, row) for row in rows)
@@ -142,7 +142,7 @@ def read_all(folder: Files, rows: Iterable[Any]) -> Iterator[Chip]:
     try:
         for row in rows:
             coming.append(_fetchers().submit(read, folder, row))
-            if len(coming) > AHEAD:
+            if len(coming) > PREFETCH:
                 yield coming.popleft().result()
         while coming:
             yield coming.popleft().result()
@@ -153,7 +153,7 @@ def read_all(folder: Files, rows: Iterable[Any]) -> Iterator[Chip]:
 
 @functools.cache
 def _fetchers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(FETCHERS, "chips")
+    return ThreadPoolExecutor(FETCH_THREADS, "chips")
 
 
 def digest(index: gpd.GeoDataFrame) -> str:
@@ -161,7 +161,7 @@ def digest(index: gpd.GeoDataFrame) -> str:
     return hrefs.digest(index[["id", "split", "hash"]].sort_values("id").to_csv(index=False))
 
 
-def rules_of(rules: Rules, **more: Any) -> dict[str, Any]:
+def rules_record(rules: Rules, **more: Any) -> dict[str, Any]:
     """The rules as they are saved beside the index."""
     return {**asdict(rules), **more}
 

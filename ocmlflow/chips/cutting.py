@@ -243,12 +243,12 @@ def _cut_block(read: Read, block: _ShardBlock, run: _BlockRun) -> list[dict[str,
         top, left = int(place.window.row_off - whole.row_off), int(place.window.col_off - whole.col_off)
         at = np.s_[top : top + size, left : left + size]
         chip = {name: np.ascontiguousarray(values[at]) for name, values in arrays.items()}
-        valid, building = labels.counts(chip["label"])
+        valid, building = labels.count_pixels(chip["label"])
         if not valid or valid < run.rules.min_valid * size**2 or not (building or place.keep_empty):
             continue
         for name, values in chip.items():
             encoded[name][place.number] = zarr_store.encode(values)
-        position = block.number * zarr_store.SHARD + place.number
+        position = block.number * zarr_store.CHIPS_PER_SHARD + place.number
         records.append(_record(chip, place.window, position, valid, building))
     if records:
         for name, chips in encoded.items():
@@ -260,7 +260,7 @@ def _arrays(read: Read, whole: Window, block: _ShardBlock, run: _BlockRun) -> di
     """Image, coded label and, where they are wanted, parts of all that a block covers."""
     pixels = read(whole)
     image, valid = pixels.image, pixels.valid
-    black = scene_survey.not_imagery(run.overview, image, whole) if run.overview else None
+    black = scene_survey.black_fill(run.overview, image, whole) if run.overview else None
     if black is not None:
         valid = valid & ~black
         image[black] = 0

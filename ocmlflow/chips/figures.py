@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 
 from ocmlflow import pictures
 from ocmlflow.chips import chip_set, labels
-from ocmlflow.chips.zarr_store import Chip, Files
+from ocmlflow.chips.zarr_store import Chip, Folder
 
 SPLIT_COLOURS = {"train": "#3b7dd8", "validation": "#e0762f", "test": "#3f9b57", "unused": "#b5b5b5"}
 PANELS = 24
@@ -25,7 +25,7 @@ SMALLEST = 0.02
 """A chip's side as a share of its panel's, below which a white edge would hide it."""
 
 
-def preview(folder: Files, rows: gpd.GeoDataFrame, *, count: int) -> np.ndarray:
+def preview(folder: Folder, rows: gpd.GeoDataFrame, *, count: int) -> np.ndarray:
     """Chips of one scene, from the emptiest to the most built: image, label's outlines, label and valid."""
     ordered = rows.sort_values(["building_share", "id"])
     chosen = ordered.iloc[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))]

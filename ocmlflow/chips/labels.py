@@ -13,7 +13,7 @@ Polygons: TypeAlias = Sequence[BaseGeometry] | np.ndarray
 """Polygons, as a sequence or an array of objects."""
 INVALID = 255
 """Stands in a coded label where the scene has no imagery."""
-RING = 2
+NEAR_OUTLINE = 2
 """Added in a coded label where the outline of a footprint is near: 3 building, 2 not; training leaves both out."""
 BOUNDARY_M = 0.3
 """Width of the boundary inside a building."""
@@ -76,7 +76,7 @@ def boundary_classes(footprints: Polygons, transform: Affine, *, height: int, wi
 
 def encode(label: np.ndarray, valid: np.ndarray, near_outline: np.ndarray | None = None) -> np.ndarray:
     """One uint8 array, the form that is stored: 1 building, 0 not, 3 and 2 near an outline, 255 not valid."""
-    coded = label if near_outline is None else label + RING * near_outline.astype(np.uint8)
+    coded = label if near_outline is None else label + NEAR_OUTLINE * near_outline.astype(np.uint8)
     return np.where(valid, coded, INVALID).astype(np.uint8)
 
 
@@ -86,7 +86,7 @@ def decode(coded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(valid, coded & 1, 0).astype(np.uint8), valid
 
 
-def counts(coded: np.ndarray) -> tuple[int, int]:
+def count_pixels(coded: np.ndarray) -> tuple[int, int]:
     """Numbers of the valid pixels and of the building pixels of a coded label."""
     valid = int(np.count_nonzero(coded != INVALID))
     odd = int(np.count_nonzero(coded & 1))  # building, or not valid

@@ -18,9 +18,9 @@ from ocmlflow.scenes.catalog import Scene
 from ocmlflow.scenes.geobox import GeoBox
 
 COARSE_M = 1.0
-"""Metres per pixel of the overview that is looked at, or coarser where that is more than SIDE pixels."""
-SIDE = 2048
-BLACK = 10
+"""Metres per pixel of the overview that is looked at, or coarser where that is more than MAX_SIDE pixels."""
+MAX_SIDE = 2048
+MAX_BLACK = 10
 """No channel of what is black is above this."""
 
 
@@ -71,14 +71,14 @@ def survey(
     return SceneSurvey(scene, grid, geobox.gsd(own), found, _outside(found, grid, overview), overview)
 
 
-def not_imagery(overview: Overview, image: np.ndarray, window: Window) -> np.ndarray | None:
+def black_fill(overview: Overview, image: np.ndarray, window: Window) -> np.ndarray | None:
     """(height, width) bool: pixels of a window of the grid that are part of a large black area; None for none."""
     rows = np.arange(int(window.row_off), int(window.row_off + window.height)) // overview.factor
     cols = np.arange(int(window.col_off), int(window.col_off + window.width)) // overview.factor
     inside = np.outer((rows >= 0) & (rows < overview.black.shape[0]), (cols >= 0) & (cols < overview.black.shape[1]))
     near = overview.black[np.ix_(rows.clip(0, len(overview.black) - 1), cols.clip(0, overview.black.shape[1] - 1))]
     near = near & inside
-    return near & (image.max(axis=-1) <= BLACK) if near.any() else None
+    return near & (image.max(axis=-1) <= MAX_BLACK) if near.any() else None
 
 
 def _check_on_image(scene: Scene, grid: GeoBox, found: LabelFootprints) -> None:
@@ -92,14 +92,14 @@ def _check_on_image(scene: Scene, grid: GeoBox, found: LabelFootprints) -> None:
 
 def _overview(dataset: DatasetReader, own: GeoBox, grid: GeoBox, black_m2: float) -> Overview:
     gsd = grid.transform.a
-    factor = max(1, round(COARSE_M / gsd), -(-max(grid.height, grid.width) // SIDE))
+    factor = max(1, round(COARSE_M / gsd), -(-max(grid.height, grid.width) // MAX_SIDE))
     height, width = -(-grid.height // factor), -(-grid.width // factor)
     coarse = GeoBox(grid.crs, grid.transform @ Affine.scale(factor), height, width)
     with resample.on_grid(dataset, own, coarse) as read:
         pixels = read(Window(0, 0, width, height))
     black = np.zeros_like(pixels.valid)
     if black_m2:
-        pieces = connected(pixels.valid & (pixels.image.max(axis=-1) <= BLACK), connectivity=1)
+        pieces = connected(pixels.valid & (pixels.image.max(axis=-1) <= MAX_BLACK), connectivity=1)
         large = np.bincount(pieces.ravel()) * (factor * gsd) ** 2 >= black_m2
         large[0] = False
         black = large[pieces]

@@ -9,7 +9,7 @@ import shapely
 
 from ocmlflow.errors import InputError
 
-APART_DEG = 1e-7
+TOUCH_TOLERANCE_DEG = 1e-7
 """Outlines nearer than this touch: a centimetre, more than reprojecting them loses."""
 TRAIN, VALIDATION, TEST, UNUSED = "train", "validation", "test", "unused"
 SPLITS = (TRAIN, VALIDATION, TEST)
@@ -53,7 +53,7 @@ def assign(
     return index.assign(split=split.astype(str))
 
 
-def apart(index: gpd.GeoDataFrame) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]:
+def drop_touching(index: gpd.GeoDataFrame) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]:
     """The rows of which no chip touches one of another split, and those that did.
 
     Training gives way to validation and test, validation to test. Chips of other scenes on the same ground count.
@@ -62,7 +62,7 @@ def apart(index: gpd.GeoDataFrame) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]:
     held_out = index[index.split.isin([VALIDATION, TEST]) & ~touching]
     touching |= (index.split == TRAIN).to_numpy() & touches(index, held_out)
     kept, dropped = index[~touching].reset_index(drop=True), index[touching].reset_index(drop=True)
-    check_apart(kept)
+    check_disjoint(kept)
     return kept, dropped
 
 
@@ -80,7 +80,7 @@ def hold_out_fold(index: gpd.GeoDataFrame, fold: int, *, size: int, empty_share:
     left_out |= np.asarray(index.building_share == 0) & ~sample_ids(index.id, empty_share, seed)
     split = np.select([scored, held_out | left_out], [VALIDATION, UNUSED], TRAIN)
     index = index.assign(split=split)
-    check_apart(index)
+    check_disjoint(index)
     return index
 
 
@@ -100,7 +100,7 @@ def sample_ids(ids: pd.Series, share: float, seed: int) -> np.ndarray:
 def touches(index: gpd.GeoDataFrame, other: gpd.GeoDataFrame) -> np.ndarray:
     """(rows,) bool: which chips of `index` touch or overlap a chip of `other` on the ground."""
     tree = shapely.STRtree(other.geometry.to_numpy())
-    pairs = tree.query(index.geometry.to_numpy(), predicate="dwithin", distance=APART_DEG)
+    pairs = tree.query(index.geometry.to_numpy(), predicate="dwithin", distance=TOUCH_TOLERANCE_DEG)
     return np.isin(np.arange(len(index)), pairs[0])
 
 
@@ -111,7 +111,7 @@ def shares_ground(index: gpd.GeoDataFrame, other: gpd.GeoDataFrame) -> np.ndarra
     return touches(index, other) | same.to_numpy()
 
 
-def check_apart(index: gpd.GeoDataFrame) -> None:
+def check_disjoint(index: gpd.GeoDataFrame) -> None:
     """Raise InputError unless training and validation hold chips, and no two splits share ground."""
     train, validation, test = (index[index.split == split] for split in (TRAIN, VALIDATION, TEST))
     if not len(train) or not len(validation):

@@ -27,7 +27,7 @@ def scene(rows: gpd.GeoDataFrame, folder: Path, *, gsd: float) -> dict[str, Any]
     return found
 
 
-def item(index: gpd.GeoDataFrame, scenes: list[Scene], *, gsd: float) -> dict[str, Any]:
+def stac_item(index: gpd.GeoDataFrame, scenes: list[Scene], *, gsd: float) -> dict[str, Any]:
     """The set of chips as a STAC item, derived from its scenes."""
     names = sorted(set(index.scene))
     assets = {name: (f"./{name}.zarr", "application/vnd.zarr; version=3") for name in names}

@@ -19,17 +19,17 @@ from zarr.codecs import ZstdCodec
 from ocmlflow.chips import labels
 from ocmlflow.storage.range_cache import Fetch
 
-Files: TypeAlias = Path | Fetch
+Folder: TypeAlias = Path | Fetch
 """A folder, or what stands for one that is far away (see `remote`)."""
 
 BLOCK = 8
 """Chips along each side of a block, the unit of storage."""
-SHARD = BLOCK * BLOCK
-INDEX = 16 * SHARD + 4
+CHIPS_PER_SHARD = BLOCK * BLOCK
+INDEX_BYTES = 16 * CHIPS_PER_SHARD + 4
 """Bytes of the table at the end of a shard: where each chip begins and how long it is, and a checksum."""
-NOTHING = np.iinfo(np.uint64).max
+MISSING = np.iinfo(np.uint64).max
 """In that table: there is no such chip."""
-LEVEL = -3
+ZSTD_LEVEL = -3
 """Of Zstandard: drone imagery shrinks by a fifth at best (level 1), by an eighth here in half of the time."""
 
 
@@ -52,19 +52,19 @@ def create(store: Path, *, blocks: int, size: int, with_parts: bool) -> None:
     ):
         group.create_array(
             name,
-            shape=(blocks * SHARD, *shape),
+            shape=(blocks * CHIPS_PER_SHARD, *shape),
             chunks=(1, *shape),
-            shards=(SHARD, *shape),
+            shards=(CHIPS_PER_SHARD, *shape),
             dtype="uint8",
             fill_value=fill,
-            compressors=ZstdCodec(level=LEVEL),
+            compressors=ZstdCodec(level=ZSTD_LEVEL),
             chunk_key_encoding={"name": "default", "separator": "."},  # one folder an array, not four
         )
 
 
 def encode(chip: np.ndarray) -> bytes:
     """One chip as it is stored."""
-    return bytes(zstd.compress(np.ascontiguousarray(chip), LEVEL))
+    return bytes(zstd.compress(np.ascontiguousarray(chip), ZSTD_LEVEL))
 
 
 def write(store: Path, name: str, block: int, chips: dict[int, bytes]) -> None:
@@ -72,7 +72,7 @@ def write(store: Path, name: str, block: int, chips: dict[int, bytes]) -> None:
 
     As the sharding codec of the Zarr v3 specification has it, in a quarter of the time that zarr-python takes.
     """
-    index = np.full((SHARD, 2), NOTHING, "<u8")
+    index = np.full((CHIPS_PER_SHARD, 2), MISSING, "<u8")
     first = 0
     for number in sorted(chips):
         index[number] = first, len(chips[number])
@@ -86,12 +86,12 @@ def write(store: Path, name: str, block: int, chips: dict[int, bytes]) -> None:
     part.replace(store / name / key)
 
 
-def read(folder: Files, name: str, position: int) -> Chip:
+def read(folder: Folder, name: str, position: int) -> Chip:
     """The chip at that position of the store of that name, read only."""
     return Chip(*(_chunk(folder, f"{name}/{array}", position) for array in ("image", "label")))
 
 
-def content(folder: Files, name: str, first: int = 0, count: int | None = None) -> bytes:
+def read_bytes(folder: Folder, name: str, first: int = 0, count: int | None = None) -> bytes:
     """Bytes of a file: from the first on, counted from the end if it is negative, so many, or all that there are."""
     if not isinstance(folder, Path):
         return folder(name, first, count)
@@ -100,18 +100,18 @@ def content(folder: Files, name: str, first: int = 0, count: int | None = None) 
         return file.read(-1 if count is None else count)
 
 
-def _chunk(folder: Files, array: str, position: int) -> np.ndarray:
+def _chunk(folder: Folder, array: str, position: int) -> np.ndarray:
     """One chip of an array, in two fifths of the time that zarr-python takes, and one or two parts of the shard."""
-    shape = json.loads(content(folder, f"{array}/zarr.json"))["shape"][1:]
-    block, number = divmod(position, SHARD)
+    shape = json.loads(read_bytes(folder, f"{array}/zarr.json"))["shape"][1:]
+    block, number = divmod(position, CHIPS_PER_SHARD)
     shard = f"{array}/{_key(block, len(shape))}"
-    table = content(folder, shard, -INDEX, INDEX)
+    table = read_bytes(folder, shard, -INDEX_BYTES, INDEX_BYTES)
     if google_crc32c.value(table[:-4]) != int.from_bytes(table[-4:], "little"):
         raise ValueError(f"{shard} is broken: the checksum of its table of chips is another")
     first, length = (int(part) for part in np.frombuffer(table, "<u8", 2, 16 * number))
-    if length == NOTHING:
+    if length == MISSING:
         raise ValueError(f"{shard} holds no chip {number}")
-    return np.frombuffer(zstd.decompress(content(folder, shard, first, length)), np.uint8).reshape(shape)
+    return np.frombuffer(zstd.decompress(read_bytes(folder, shard, first, length)), np.uint8).reshape(shape)
 
 
 def _key(block: int, dimensions: int) -> str:

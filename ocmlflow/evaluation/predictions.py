@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ocmlflow.chips import chip_set, splits
-from ocmlflow.chips.zarr_store import Files
+from ocmlflow.chips.zarr_store import Folder
 from ocmlflow.errors import InputError
 from ocmlflow.probability import Predict, to_levels
 from ocmlflow.progress import Progress
@@ -26,7 +26,7 @@ DENSITIES = {1e-9: "empty", 0.1: "below 0.1", 0.3: "0.1 to 0.3", np.inf: "from 0
 class Predictions:
     """What a model makes of some chips, kept in files beside the chips' labels: memory holds a chip at a time."""
 
-    folder: Files
+    folder: Folder
     """Of the chips."""
     rows: gpd.GeoDataFrame
     """The chips' rows of the index; `resolution` and `density` are added, and `block`, the number of its ground."""
@@ -38,7 +38,7 @@ class Predictions:
 
 def collect(
     probabilities: Callable[[Any, np.ndarray], np.ndarray],
-    folder: Files,
+    folder: Folder,
     rows: gpd.GeoDataFrame,
     *,
     work: Path,

@@ -23,7 +23,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
 
 from ocmlflow.chips import chip_set
-from ocmlflow.chips.zarr_store import Files
+from ocmlflow.chips.zarr_store import Folder
 from ocmlflow.errors import InputError
 from ocmlflow.storage import hrefs, range_cache
 from ocmlflow.storage.range_cache import RangeCache
@@ -68,7 +68,7 @@ def digest(run_id: str) -> str:
     return str(mlflow.get_run(run_id).data.tags[DIGEST])
 
 
-def folder(run_id: str) -> Files:
+def folder(run_id: str) -> Folder:
     """The folder with the chips of a `prepare` run, or what stands for it where it is far away.
 
     Of s3:// addresses parts are read when first needed, through MLflow's server and from elsewhere whole files; both

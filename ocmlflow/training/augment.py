@@ -19,15 +19,15 @@ Tensor: TypeAlias = Any  # of whichever backend
 
 ANGLE = math.radians(15)
 SHEAR = 0.1
-RARE = 0.2
+RARE_SHARE = 0.2
 """Share of the chips that noise, lower resolution and holes each come upon."""
-HOLE = 0.25
+MAX_HOLE = 0.25
 """Longest side of a hole, of the crop's."""
 _HUE = np.array([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]], np.float32) / math.sqrt(3)
 """What a small turn about the grey axis adds to a colour, for each radian."""
 
 
-def context(crop: int, *, strength: float, zoom: float) -> int:
+def context_side(crop: int, *, strength: float, zoom: float) -> int:
     """Side of the square that a crop of `crop` pixels is cut from, so that zooming and turning show no border."""
     angle, shear = _angle(strength), SHEAR * strength
     return math.ceil(crop * zoom * ((1 + shear) * math.cos(angle) + math.sin(angle)))
@@ -40,7 +40,7 @@ def augment(
 
     They are made of those of a batch, (batch, side, side, 3) and (batch, side, side, 1) uint8.
 
-    `side` is that of `context`, or at least `crop`; what a turn brings in from beyond it is not valid. `zoom` is the
+    `side` is `context_side`, or at least `crop`; what a turn brings in from beyond it is not valid. `zoom` is the
     largest, in and out.
     """
     image, label = _moved(image, label, seed, crop, strength, zoom)
@@ -78,8 +78,8 @@ def _moved(
     matrix = ops.stack([a, b, middle - centre * (a + b), d, e, middle - centre * (d + e), zero, zero], axis=1)
     image, label = (ops.cast(part, "float32") for part in (image, label))
     # Interpolated labels are no labels: nearest for them, and not valid from beyond the edge.
-    image = tensorflow_ops.warped(image, matrix, side=crop, interpolation="bilinear", fill=0.0)
-    label = tensorflow_ops.warped(label, matrix, side=crop, interpolation="nearest", fill=float(INVALID))
+    image = tensorflow_ops.warp(image, matrix, side=crop, interpolation="bilinear", fill=0.0)
+    label = tensorflow_ops.warp(label, matrix, side=crop, interpolation="nearest", fill=float(INVALID))
     return image, label
 
 
@@ -129,7 +129,7 @@ def _holes(image: Tensor, label: Tensor, seed: keras.random.SeedGenerator, stren
     """
     batch, side = ops.shape(image)[0], image.shape[1]
     middle = random.uniform((2, batch, 1, 1, 1), 0, side, seed=seed)
-    half = random.uniform((2, batch, 1, 1, 1), 0.25, 1.0, seed=seed) * HOLE * side / 2
+    half = random.uniform((2, batch, 1, 1, 1), 0.25, 1.0, seed=seed) * MAX_HOLE * side / 2
     line = ops.arange(side, dtype="float32")
     row, col = ops.reshape(line, (1, side, 1, 1)), ops.reshape(line, (1, 1, side, 1))
     inside = ops.logical_and(ops.abs(row - middle[0]) < half[0], ops.abs(col - middle[1]) < half[1])
@@ -139,4 +139,4 @@ def _holes(image: Tensor, label: Tensor, seed: keras.random.SeedGenerator, stren
 
 
 def _rarely(batch: Any, seed: keras.random.SeedGenerator, strength: float) -> Tensor:
-    return random.uniform((batch, 1, 1, 1), seed=seed) < RARE * strength
+    return random.uniform((batch, 1, 1, 1), seed=seed) < RARE_SHARE * strength

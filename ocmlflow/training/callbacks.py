@@ -190,7 +190,7 @@ class StateCheckpoint(keras.callbacks.Callback):
 
 
 @contextmanager
-def asked_to_end() -> Iterator[Callable[[], bool]]:
+def sigterm_flag() -> Iterator[Callable[[], bool]]:
     """A function that says whether SIGTERM came, which does nothing else meanwhile: a step is made whole first."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # others are told nothing

@@ -13,7 +13,7 @@ import numpy as np
 from ocmlflow.chips import chip_set
 from ocmlflow.chips.chip_set import ChipSet
 from ocmlflow.chips.labels import INVALID
-from ocmlflow.chips.zarr_store import Chip, Files
+from ocmlflow.chips.zarr_store import Chip, Folder
 from ocmlflow.errors import InputError
 
 Batch: TypeAlias = tuple[np.ndarray, np.ndarray]
@@ -40,7 +40,7 @@ class Batches(keras.utils.PyDataset):
 
 
 @contextmanager
-def errors_as_they_were(*batches: Batches) -> Iterator[None]:
+def reraise_batch_error(*batches: Batches) -> Iterator[None]:
     """Has what a thread met come out of the block as it was raised: TensorFlow tells it in an error of its own."""
     try:
         yield
@@ -94,7 +94,7 @@ class Crops(Batches):
             crop(chip, side=self.side, inner=self.inner, at_building=at_building, draw=draw)
             for chip, (_, at_building) in zip(read, chosen, strict=True)
         ]
-        return stacked(cut)
+        return stack(cut)
 
     def on_epoch_end(self) -> None:
         self.epoch += 1
@@ -105,7 +105,7 @@ class Crops(Batches):
         return int(draw.choice(len(self.rows), p=self.built_chances if at_building else self.chances)), at_building
 
 
-class Rest(keras.utils.PyDataset):
+class RemainingBatches(keras.utils.PyDataset):
     """The batches of an epoch from the one of that number on."""
 
     def __init__(self, batches: Batches, first: int) -> None:
@@ -126,7 +126,7 @@ class WholeChips(Batches):
     """
 
     def __init__(
-        self, folder: Files, rows: gpd.GeoDataFrame, *, batch_size: int, devices: int = 1, workers: int = 1
+        self, folder: Folder, rows: gpd.GeoDataFrame, *, batch_size: int, devices: int = 1, workers: int = 1
     ) -> None:
         super().__init__(workers)
         self.folder, self.rows, self.batch_size, self.devices = folder, rows, batch_size, devices
@@ -139,10 +139,10 @@ class WholeChips(Batches):
         read = list(chip_set.read_all(self.folder, rows.itertuples()))
         missing = -len(read) % self.devices
         empty = Chip(read[0].image, np.full_like(read[0].label, INVALID))
-        return stacked([*read, *[empty] * missing])
+        return stack([*read, *[empty] * missing])
 
 
-def stacked(some: Sequence[Chip]) -> Batch:
+def stack(some: Sequence[Chip]) -> Batch:
     """A batch of chips or crops of one size."""
     return np.stack([one.image for one in some]), np.stack([one.label for one in some])[..., np.newaxis]
 
@@ -177,7 +177,7 @@ def catalog_weights(catalogs: Iterable[str], told: str | None) -> dict[str, floa
     return found
 
 
-def teaches(made: ChipSet, weights: Mapping[str, float]) -> bool:
+def has_building_to_learn(made: ChipSet, weights: Mapping[str, float]) -> bool:
     """Whether some building of the training chips that are drawn is learnt from, which near its outline it may not be.
 
     Reads chips up to the first that shows one.

@@ -9,7 +9,7 @@ import keras
 from ocmlflow.errors import InputError
 from ocmlflow.training import callbacks, optimizer, tensorflow_ops
 from ocmlflow.training.callbacks import EpochReporter, StateCheckpoint, SwapAveragedWeights
-from ocmlflow.training.dataset import Batches, Rest, errors_as_they_were
+from ocmlflow.training.dataset import Batches, RemainingBatches, reraise_batch_error
 from ocmlflow.training.losses import Loss
 from ocmlflow.training.train_step import Recipe, TrainStep
 
@@ -33,7 +33,7 @@ def fit(
     there. SIGTERM has the state saved after the step that is being made, and raises SystemExit.
     """
     steps = len(train) * recipe.epochs
-    trained = for_training(network, recipe.precision)
+    trained = training_copy(network, recipe.precision)
     learner = TrainStep(trained, loss, recipe)
     learner.compile(optimizer=optimizer.build(trained, recipe, steps), jit_compile="auto")
 
@@ -46,8 +46,8 @@ def fit(
     average = SwapAveragedWeights() if recipe.ema else keras.callbacks.Callback()
     with (
         tempfile.TemporaryDirectory() as folder,
-        callbacks.asked_to_end() as asked,
-        errors_as_they_were(train, validation),
+        callbacks.sigterm_flag() as asked,
+        reraise_batch_error(train, validation),
     ):
         keeper = StateCheckpoint(reporter, Path(folder) / "state.npz", save, asked)
         for callback in (average, reporter, keeper):
@@ -65,7 +65,7 @@ def fit(
         }
         if keeper.steps:  # Keras begins with whole epochs
             first, train.epoch = first + 1, first + 1
-            learner.fit(Rest(train, keeper.steps), initial_epoch=first - 1, epochs=first, **how)
+            learner.fit(RemainingBatches(train, keeper.steps), initial_epoch=first - 1, epochs=first, **how)
         if first < recipe.epochs and not reporter.enough:
             train.epoch = first
             learner.fit(train, initial_epoch=first, epochs=recipe.epochs, **how)
@@ -73,7 +73,7 @@ def fit(
     return reporter.best_epoch, reporter.best
 
 
-def for_training(network: keras.Model, precision: str) -> keras.Model:
+def training_copy(network: keras.Model, precision: str) -> keras.Model:
     """A copy with the same weights whose layers compute in that precision and as fast as they can; float32 logits."""
 
     def copy(layer: keras.layers.Layer) -> keras.layers.Layer:
@@ -81,14 +81,14 @@ def for_training(network: keras.Model, precision: str) -> keras.Model:
         # A sum that is written as one, as ConvNeXt's is, is an operation and takes what it is given.
         if precision != "float32" and layer.name != "logits" and isinstance(layer, keras.layers.Layer):
             config["dtype"] = f"mixed_{precision}"
-        return tensorflow_ops.fused(type(layer)).from_config(config)
+        return tensorflow_ops.fused_layer_class(type(layer)).from_config(config)
 
     made = keras.models.clone_model(network, clone_function=copy, recursive=True)
     made.set_weights(network.get_weights())
     return made
 
 
-def share_out(devices: int, *, batch_size: int, precision: str) -> None:
+def distribute(devices: int, *, batch_size: int, precision: str) -> None:
     """Have Keras share out each batch over that many devices, from now on; InputError where it cannot.
 
     To be called before the network is made.
@@ -111,4 +111,4 @@ def share_out(devices: int, *, batch_size: int, precision: str) -> None:
         return
     if precision == "float16":  # Keras would look for overflows on the first device alone
         raise InputError(f"devices={devices}: TensorFlow trains with float16 on one alone; precision=bfloat16 would do")
-    tensorflow_ops.share_out(found[:devices])
+    tensorflow_ops.distribute(found[:devices])

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from ocmlflow.training import networks
-from ocmlflow.training.train_step import Recipe, summed
+from ocmlflow.training.train_step import Recipe, replicas
 
 
 class FreezingAdamW(keras.optimizers.AdamW):
@@ -54,7 +54,7 @@ def build(network: keras.Model, recipe: Recipe, steps: int) -> keras.optimizers.
     adam = FreezingAdamW(
         rate,
         weight_decay=recipe.weight_decay,
-        global_clipnorm=1.0 / summed(recipe),  # each device clips its own
+        global_clipnorm=1.0 / replicas(recipe),  # each device clips its own
         frozen=frozen,
         frozen_steps=recipe.freeze * steps // recipe.epochs,
         **average,

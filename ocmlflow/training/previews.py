@@ -8,14 +8,14 @@ import numpy as np
 
 from ocmlflow import pictures
 from ocmlflow.chips import chip_set, labels
-from ocmlflow.chips.zarr_store import Files
+from ocmlflow.chips.zarr_store import Folder
 from ocmlflow.probability import Predict, to_percent
 from ocmlflow.training.augment import augment
 from ocmlflow.training.dataset import Crops
 from ocmlflow.training.train_step import Recipe
 
 
-def predicted(model: keras.Model, folder: Files, rows: gpd.GeoDataFrame, devices: int) -> np.ndarray:
+def validation_sheet(model: keras.Model, folder: Folder, rows: gpd.GeoDataFrame, devices: int) -> np.ndarray:
     """Four chips, spread over the places, two beside two: image and label, probability, errors."""
     chosen = rows[rows.building_share > 0].sort_values(["place", "id"])
     chosen = chosen.iloc[np.linspace(0, len(chosen) - 1, 4).astype(int)]
@@ -27,7 +27,7 @@ def predicted(model: keras.Model, folder: Files, rows: gpd.GeoDataFrame, devices
     return np.concatenate([prediction_sheet(predict, folder, half, threshold=50) for half in halves], axis=1)
 
 
-def augmented(crops: Crops, recipe: Recipe) -> np.ndarray:
+def augmentation_sheet(crops: Crops, recipe: Recipe) -> np.ndarray:
     """Sixty-four crops as the network is shown them, with the outlines of their labels."""
     seed = keras.random.SeedGenerator(recipe.seed)
     shown: list[Any] = []
@@ -39,7 +39,7 @@ def augmented(crops: Crops, recipe: Recipe) -> np.ndarray:
     return pictures.sheet([drawn[number : number + 8] for number in range(0, 64, 8)])
 
 
-def prediction_sheet(predict: Predict, folder: Files, rows: gpd.GeoDataFrame, *, threshold: int) -> np.ndarray:
+def prediction_sheet(predict: Predict, folder: Folder, rows: gpd.GeoDataFrame, *, threshold: int) -> np.ndarray:
     """One picture of some chips, a row each: image with the label's outlines, probability, errors at the threshold."""
     shown = []
     for image, coded in chip_set.read_all(folder, rows.itertuples()):

@@ -28,7 +28,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         return normal
 
 
-def warped(batch: Tensor, matrix: Tensor, *, side: int, interpolation: str, fill: float) -> Tensor:
+def warp(batch: Tensor, matrix: Tensor, *, side: int, interpolation: str, fill: float) -> Tensor:
     """(batch, side, side, channels) float32, whose pixel (x, y) is the batch's at (a x + b y + c, d x + e y + f).
 
     `side` is at most that of the batch, also square; `matrix` (batch, 8) has a to f and two zeros, `interpolation` is
@@ -50,14 +50,14 @@ def warped(batch: Tensor, matrix: Tensor, *, side: int, interpolation: str, fill
     )
 
 
-def share_out(devices: list[str]) -> None:
+def distribute(devices: list[str]) -> None:
     """Have TensorFlow share out each batch over those devices, from now on."""
     import tensorflow as tf
 
     tf.distribute.experimental_set_strategy(tf.distribute.MirroredStrategy(devices))
 
 
-def fused(layer: type[keras.layers.Layer]) -> type[keras.layers.Layer]:
+def fused_layer_class(layer: type[keras.layers.Layer]) -> type[keras.layers.Layer]:
     """The class to train in place of a layer's own: the fused one for batch normalization on TensorFlow."""
     if layer is keras.layers.BatchNormalization and keras.backend.backend() == "tensorflow":
         return FusedBatchNormalization

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import keras
 from keras import ops
 
-from ocmlflow.chips.labels import INVALID, RING
+from ocmlflow.chips.labels import INVALID, NEAR_OUTLINE
 from ocmlflow.training.augment import augment
 from ocmlflow.training.losses import Loss
 
@@ -42,7 +42,7 @@ class Recipe:
     seed: int
 
 
-def summed(recipe: Recipe) -> int:
+def replicas(recipe: Recipe) -> int:
     """Devices whose losses and gradients are added up: TensorFlow does that, JAX works as one."""
     return recipe.devices if keras.backend.backend() == "tensorflow" else 1
 
@@ -66,14 +66,14 @@ class TrainStep(keras.Model):
         self.built = True  # or Keras would try it, without augmentation, on sides that only augmentation makes fit
 
     def call(self, batch: tuple[Tensor, Tensor], training: bool = False) -> Tensor:
-        image, label = self.seen(*batch, training)
+        image, label = self.augmented(*batch, training)
         logits = self.network(ops.cast(ops.round(image), "uint8"), training=training)
         # Near outlines labels are a little off: nothing is learnt there, but scores count it.
-        valid = ops.cast(label < (RING if training else INVALID), "float32")
-        building = ops.cast(ops.logical_or(label == 1.0, label == 1.0 + RING), "float32")
+        valid = ops.cast(label < (NEAR_OUTLINE if training else INVALID), "float32")
+        building = ops.cast(ops.logical_or(label == 1.0, label == 1.0 + NEAR_OUTLINE), "float32")
         return ops.concatenate([ops.cast(logits, "float32"), building * valid, valid], axis=-1)
 
-    def seen(self, image: Tensor, label: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+    def augmented(self, image: Tensor, label: Tensor, training: bool) -> tuple[Tensor, Tensor]:
         """Image (batch, height, width, 3) and coded label (batch, height, width, 1), float32, of those of a batch."""
         if training:
             recipe = self.recipe
@@ -86,7 +86,7 @@ class TrainStep(keras.Model):
         logits, label, valid = ops.split(y_pred, 3, axis=-1)
         some = ops.cast(ops.any(valid > 0, axis=(1, 2, 3)), "float32")
         mean = ops.sum(self.chip_loss(logits, label, valid) * some) / ops.maximum(ops.sum(some), 1.0)
-        return mean / summed(self.recipe)  # Keras allows for that where it tells the loss
+        return mean / replicas(self.recipe)  # Keras allows for that where it tells the loss
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
         self.scores.update_state(*ops.split(y_pred, 3, axis=-1))

@@ -160,7 +160,7 @@ def test_an_interrupted_cut_is_redone_and_a_finished_one_kept(scene, tmp_path):
 def test_a_set_is_whole_when_it_is_saved(made, tmp_path):
     copy = tmp_path / "chips"
     shutil.copytree(made.folder, copy)
-    assert chip_set.load(copy).rules == chip_set.rules_of(
+    assert chip_set.load(copy).rules == chip_set.rules_record(
         RULES, catalog="towns", validation="kam", seed=0, empty_share=1.0
     )
     pd.testing.assert_frame_equal(pd.DataFrame(chip_set.load(copy).index), pd.DataFrame(made.index))

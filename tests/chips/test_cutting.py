@@ -236,7 +236,7 @@ def test_near_outlines_scores_know_the_label_and_training_does_not(tmp_path):
     label, valid = labels.decode(coded)
     np.testing.assert_array_equal(label, labels.rasterize(footprints, TRANSFORM, height=64, width=64))
     assert valid.all()
-    ring = coded >= labels.RING
+    ring = coded >= labels.NEAR_OUTLINE
     assert ring[10, 10:50].all()
     assert ring[6:14, 30].all()
     assert not ring[15:35, 15:45].any()

@@ -121,4 +121,4 @@ def test_burning_what_was_outlined_gives_the_label_back(building):
 @given(arrays(np.uint8, (7, 9), elements=st.sampled_from([0, 1, 2, 3, 255])))
 def test_counts_are_those_of_the_decoded_label(coded):
     label, valid = labels.decode(coded)
-    assert labels.counts(coded) == (valid.sum(), label.sum())
+    assert labels.count_pixels(coded) == (valid.sum(), label.sum())

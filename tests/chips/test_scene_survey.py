@@ -177,7 +177,7 @@ def test_not_imagery_reaches_no_farther_than_the_overview():
     black[2, 2] = True
     overview = Overview(10, ~black, black)
     image = np.zeros((40, 40, 3), np.uint8)
-    found = scene_survey.not_imagery(overview, image, Window(0, 0, 40, 40))
+    found = scene_survey.black_fill(overview, image, Window(0, 0, 40, 40))
     assert found[20:30, 20:30].all()
     assert found.sum() == 100
-    assert scene_survey.not_imagery(overview, image, Window(0, 0, 20, 20)) is None
+    assert scene_survey.black_fill(overview, image, Window(0, 0, 20, 20)) is None

@@ -29,7 +29,7 @@ def chips_of(scene: str, place: str, *, rows: int, cols: int, transform: Affine 
 
 def split(index, *, validation, block_m, seed, test=None):
     assigned = splits.assign(index, validation=validation, test=test, folds=None, block_m=block_m, seed=seed)
-    return splits.apart(assigned)
+    return splits.drop_touching(assigned)
 
 
 def covered(index: gpd.GeoDataFrame) -> shapely.Geometry:
@@ -77,7 +77,7 @@ def test_held_out_chips_that_only_overlap_others_are_no_split():
     index["row"], index["col"] = 0, np.arange(0, 80, 16)
     index["split"] = np.where(index.col == 80 - 16, "train", np.where(index.col == 16, "validation", "unused"))
     with pytest.raises(InputError, match="1 chips for training and 0 for validation"):
-        splits.apart(splits.without_overlap(index, size=32))
+        splits.drop_touching(splits.without_overlap(index, size=32))
 
 
 def test_chips_all_on_one_block_of_ground_are_refused_with_what_would_do():
@@ -124,7 +124,7 @@ def test_scenes_on_the_same_ground_share_none_after_the_split(shift):
     train, validation = (covered(kept[kept.split == name]) for name in ("train", "validation"))
     assert train.distance(validation) > 0
     with pytest.raises(InputError, match="training chips lie on the ground of validation chips"):
-        splits.check_apart(index.assign(split=np.where(index.place == "dar", "validation", "train")))
+        splits.check_disjoint(index.assign(split=np.where(index.place == "dar", "validation", "train")))
 
 
 @given(
@@ -196,7 +196,7 @@ def test_chips_on_the_ground_of_test_chips_are_refused(under):
     other = "validation" if under == "train" else "train"
     index["split"] = [*[under] * 4, "unused", other, "test"]
     with pytest.raises(InputError, match=r"3 \w+ chips lie on the ground of test chips"):
-        splits.check_apart(index)
+        splits.check_disjoint(index)
 
 
 def test_the_made_chips_are_split_by_place(made):

@@ -19,14 +19,14 @@ def write(folder, block: int, numbers) -> dict[int, tuple]:
     return chips
 
 
-@given(st.sets(st.integers(0, zarr_store.SHARD - 1), max_size=8), st.integers(0, 2))
+@given(st.sets(st.integers(0, zarr_store.CHIPS_PER_SHARD - 1), max_size=8), st.integers(0, 2))
 def test_zarr_reads_what_was_written_and_nothing_elsewhere(tmp_path_factory, numbers, block):
     folder = tmp_path_factory.mktemp("store") / "a.zarr"
     zarr_store.create(folder, blocks=3, size=32, with_parts=False)
     chips = write(folder, block, numbers)
     group = zarr.open_group(folder, mode="r")
-    for position in range(3 * zarr_store.SHARD):
-        number = position - block * zarr_store.SHARD
+    for position in range(3 * zarr_store.CHIPS_PER_SHARD):
+        number = position - block * zarr_store.CHIPS_PER_SHARD
         image, label = chips.get(number, (np.zeros((32, 32, 3)), np.full((32, 32), labels.INVALID)))
         np.testing.assert_array_equal(group["image"][position], image)
         np.testing.assert_array_equal(group["label"][position], label)
@@ -40,13 +40,13 @@ def test_a_shard_is_what_zarr_itself_would_write(tmp_path):
     ours, theirs = tmp_path / "ours.zarr", tmp_path / "theirs.zarr"
     for folder in (ours, theirs):
         zarr_store.create(folder, blocks=1, size=32, with_parts=True)
-    chips = write(ours, 0, range(zarr_store.SHARD))
+    chips = write(ours, 0, range(zarr_store.CHIPS_PER_SHARD))
     zarr.open_group(theirs, mode="r+")["image"][:] = np.stack([image for image, _ in chips.values()])
     shards = [next((folder / "image").glob("c.*")) for folder in (ours, theirs)]
     assert shards[0].name == shards[1].name
     one, other = (zarr.open_group(folder, mode="r")["image"][:] for folder in (ours, theirs))
     np.testing.assert_array_equal(one, other)
-    assert abs(shards[0].stat().st_size - shards[1].stat().st_size) < 64 * zarr_store.SHARD
+    assert abs(shards[0].stat().st_size - shards[1].stat().st_size) < 64 * zarr_store.CHIPS_PER_SHARD
 
 
 def test_a_block_is_one_file_an_array(tmp_path):

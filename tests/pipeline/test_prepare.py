@@ -169,7 +169,7 @@ def test_every_fold_is_held_out_once_and_touches_no_training(tmp_path, run):
     held = []
     for fold in range(3):
         split = chip_set.load(found.folder, fold=fold)
-        splits.check_apart(split.index)
+        splits.check_disjoint(split.index)
         validation, train = split.select("validation"), split.select("train")
         assert (validation.fold == fold).all()
         assert not (train.fold == fold).any()

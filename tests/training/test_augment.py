@@ -4,11 +4,11 @@ import pytest
 from scipy import ndimage
 
 from ocmlflow.training import augment as augmentation
-from ocmlflow.training.augment import augment, context
+from ocmlflow.training.augment import augment, context_side
 
 CROP = 32
 ZOOM = 1.18
-SIDE = context(CROP, strength=1, zoom=ZOOM)
+SIDE = context_side(CROP, strength=1, zoom=ZOOM)
 
 
 def augmented(coded: np.ndarray, *, seed: int = 0, strength: float = 1) -> np.ndarray:
@@ -51,12 +51,12 @@ def test_a_roof_moves_with_its_label():
 
 
 def test_holes_are_of_one_colour_and_not_valid(monkeypatch):
-    monkeypatch.setattr(augmentation, "RARE", 1)
+    monkeypatch.setattr(augmentation, "RARE_SHARE", 1)
     draw = np.random.default_rng(0)
     coded = np.concatenate([draw.integers(0, 256, (8, SIDE, SIDE, 3)), draw.integers(0, 2, (8, SIDE, SIDE, 1))], -1)
     for chip in augmented(coded.astype(np.uint8)):
         hole = chip[..., 3] == 255
-        assert 0 < hole.sum() <= (augmentation.HOLE * CROP + 1) ** 2
+        assert 0 < hole.sum() <= (augmentation.MAX_HOLE * CROP + 1) ** 2
         assert np.ptp(chip[hole][:, :3], axis=0).max() < 1e-3
         assert hole.any(axis=0).sum() * hole.any(axis=1).sum() == hole.sum()  # a rectangle
 
@@ -70,7 +70,7 @@ def test_without_strength_and_zoom_the_eight_symmetries_are_left():
 
 
 def test_the_context_keeps_borders_out_of_sight(monkeypatch):
-    monkeypatch.setattr(augmentation, "RARE", 0)  # no holes
+    monkeypatch.setattr(augmentation, "RARE_SHARE", 0)  # no holes
     ground = np.stack([painted(np.zeros((SIDE, SIDE), np.uint8))] * 64)
     assert set(np.unique(augmented(ground)[..., 3])) == {0}
     assert 255 in augmented(ground[:, :CROP, :CROP])[..., 3]
@@ -95,4 +95,4 @@ def test_the_seed_decides_and_every_draw_is_another():
 
 @pytest.mark.parametrize("crop", [32, 64, 256])
 def test_context_is_a_little_more_than_the_crop(crop):
-    assert context(crop, strength=0, zoom=1) == crop < context(crop, strength=1, zoom=1.18) < 1.6 * crop
+    assert context_side(crop, strength=0, zoom=1) == crop < context_side(crop, strength=1, zoom=1.18) < 1.6 * crop

@@ -188,8 +188,8 @@ def test_weights_name_catalogues_by_a_part_of_their_address():
 
 
 def test_chips_teach_where_a_building_is_drawn(made):
-    assert dataset.teaches(made, {})
-    assert not dataset.teaches(made, dict.fromkeys(made.index.catalog, 0.0))
+    assert dataset.has_building_to_learn(made, {})
+    assert not dataset.has_building_to_learn(made, dict.fromkeys(made.index.catalog, 0.0))
 
 
 def test_that_share_of_the_crops_is_around_a_building(made):

@@ -16,7 +16,7 @@ from ocmlflow.chips import chip_set
 from ocmlflow.errors import InputError
 from ocmlflow.training import dataset, losses, optimizer
 from ocmlflow.training import fit as fitting
-from ocmlflow.training.augment import context
+from ocmlflow.training.augment import context_side
 from ocmlflow.training.dataset import Crops, WholeChips
 from ocmlflow.training.train_step import Recipe
 
@@ -57,7 +57,7 @@ def fit(
         network,
         Crops(
             made,
-            side=context(RECIPE.crop, strength=RECIPE.augment, zoom=RECIPE.zoom),
+            side=context_side(RECIPE.crop, strength=RECIPE.augment, zoom=RECIPE.zoom),
             inner=RECIPE.crop,
             batch_size=4,
             seed=RECIPE.seed,
@@ -101,7 +101,7 @@ def test_the_loss_falls_and_every_epoch_is_reported(fitted):
 def test_the_weights_are_those_of_the_best_epoch_and_its_iou_is_pooled(fitted, made):
     network, best_epoch, best, figures = fitted
     assert best == max(epoch["val_iou"] for epoch in figures) == figures[best_epoch - 1]["val_iou"]
-    images, coded = dataset.stacked([chip_set.read(made.folder, row) for row in made.select("validation").itertuples()])
+    images, coded = dataset.stack([chip_set.read(made.folder, row) for row in made.select("validation").itertuples()])
     predicted = network.predict_on_batch(images) >= 0
     label, valid = coded == 1, coded != 255
     iou = (predicted & label).sum() / ((predicted | label) & valid).sum()
@@ -284,7 +284,7 @@ def test_half_floats_learn_much_the_same_and_leave_whole_ones(made, fitted, prec
     assert {layer.compute_dtype for layer in network.layers[1:]} == {"float32"}
     assert best > 0.5
     assert figures[-1]["loss"] == pytest.approx(fitted[-1][-1]["loss"], rel=0.1)
-    halved = fitting.for_training(network, precision)
+    halved = fitting.training_copy(network, precision)
     assert {layer.compute_dtype for layer in halved.layers[1:-1]} == {precision}
     assert halved.layers[-1].compute_dtype == "float32"
 

@@ -41,7 +41,7 @@ else:
     test_a_frozen_encoder_learns_once_it_is_thawed(made, Path(), "float32")
 
 *_, alone = fit(made, recipe=recipe)
-fitting.share_out(devices, batch_size=4, precision="float32")
+fitting.distribute(devices, batch_size=4, precision="float32")
 recipe, states = replace(recipe, devices=devices), []
 network, *_, figures = fit(made, recipe=recipe, save=lambda path: states.append(path.read_bytes()))
 assert figures[-1]["loss"] < figures[0]["loss"], figures
@@ -80,6 +80,6 @@ def test_a_model_trained_on_one_backend_works_on_another(made, tmp_path, backend
 
 
 def test_devices_that_cannot_be_had_are_told():
-    fit.share_out(1, batch_size=3, precision="float16")
+    fit.distribute(1, batch_size=3, precision="float16")
     with pytest.raises(InputError, match=r"devices=2 is more than tensorflow sees: cpu:0"):
-        fit.share_out(2, batch_size=4, precision="float32")
+        fit.distribute(2, batch_size=4, precision="float32")

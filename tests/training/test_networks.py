@@ -113,7 +113,7 @@ def test_encoders_of_keras_give_features_at_four_or_five_scales(encoder, skips):
     assert found.shape == (1, 64, 96, 1)
     assert np.isfinite(found).all()
     assert found.std() > 0
-    coarser = fit.for_training(network, "bfloat16").predict_on_batch(picture(64, 96))
+    coarser = fit.training_copy(network, "bfloat16").predict_on_batch(picture(64, 96))
     np.testing.assert_allclose(coarser, found, atol=0.1 * np.ptp(found))
     model = networks.with_probability(network)
     assert (

@@ -49,7 +49,7 @@ def test_it_rests_where_keras_does():
 def test_a_network_is_trained_with_it_and_stays_as_it_is():
     image = keras.Input((None, None, 3))
     network = keras.Model(image, layers.BatchNormalization(momentum=0.5, name="norm")(image))
-    copy = fit.for_training(network, "float32")
+    copy = fit.training_copy(network, "float32")
     assert isinstance(copy.get_layer("norm"), FusedBatchNormalization)
     assert copy.get_layer("norm").momentum == 0.5
     assert type(network.get_layer("norm")) is layers.BatchNormalization
@@ -59,7 +59,7 @@ def test_a_network_is_trained_with_it_and_stays_as_it_is():
 def test_pixels_are_moved_as_keras_moves_them(interpolation, fill):
     batch = np.random.default_rng(0).uniform(0, 255, (2, 12, 12, 3)).astype(np.float32)
     matrix = np.array([[0.9, 0.3, 2, -0.3, 0.9, 1, 0, 0], [0, -1, 14, 1.1, 0, -2, 0, 0]], np.float32)
-    found = tensorflow_ops.warped(batch, matrix, side=7, interpolation=interpolation, fill=fill)
+    found = tensorflow_ops.warp(batch, matrix, side=7, interpolation=interpolation, fill=fill)
     whole = keras.ops.image.affine_transform(batch, matrix, interpolation, fill_mode="constant", fill_value=fill)
     np.testing.assert_allclose(found, whole[:, :7, :7], atol=1e-4)
     assert (np.asarray(found)[1, 0] == fill).all()  # y = -2
