@@ -34,7 +34,9 @@ def main() -> None:
             words = ["--images", args.images, "--model", args.model, "--chip_gsd", gsd, "--output", output]
             command = [sys.executable, "-m", "entrypoints.predict", *words, "--work", f"{output}/work"]
             subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-            total = sum((count(scene, Path(output), args.masks) for scene in catalog.images(args.images)), start=zero())
+            total = sum(
+                (count(scene, Path(output), args.masks) for scene in catalog.find_images(args.images)), start=zero()
+            )
         print(f"| {gsd} | {total.iou:.3f} |", flush=True)
 
 
@@ -43,11 +45,11 @@ def zero() -> Counts:
 
 
 def count(scene: Scene, output: Path, masks: Path) -> Counts:
-    with raster.opened(scene.image, gsd=1.0) as (chip, own):
-        valid = raster.valid(chip, raster.Window(0, 0, own.width, own.height))
-    with geotiff.reopened(output / "masks" / f"{scene.id}.tif") as mask:
+    with raster.open_scene(scene.image, gsd=1.0) as (chip, own):
+        valid = raster.read_valid(chip, raster.Window(0, 0, own.width, own.height))
+    with geotiff.open_written(output / "masks" / f"{scene.id}.tif") as mask:
         found = mask.read(1)
-    with geotiff.reopened(masks / f"{scene.id}.tif") as mask:
+    with geotiff.open_written(masks / f"{scene.id}.tif") as mask:
         true = mask.read(1)
     return metrics.counts(metrics.histogram(np.where(found == 1, 100, 0).astype(np.uint8), true, valid), threshold=50)
 

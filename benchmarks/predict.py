@@ -72,7 +72,7 @@ def main() -> None:
 def speed(args: argparse.Namespace) -> None:
     """Each figure from two processes of its own, taken in turns, of which the faster counts."""
     print("| engine | what | Mpx/s of scene | Mpx per CPU second | peak MB |\n| --- | --- | --- | --- | --- |")
-    with raster.opened(args.image) as (_, own):
+    with raster.open_scene(args.image) as (_, own):
         area = own.width * own.height / 1e6
     words = ["--image", args.image, "--model", args.model, "--engine", args.engine]
     words += ["--work", args.work, "--tta", args.tta]
@@ -98,10 +98,10 @@ def network_of(args: argparse.Namespace) -> tuple[Ensemble, dict[str, Any]]:
 def alone(args: argparse.Namespace, _: Path) -> tuple[float, float, int]:
     """Seconds, CPU seconds and peak memory of the network on the scene's windows that show imagery."""
     network, facts = network_of(args)
-    with raster.opened(args.image) as (dataset, own):
-        target = geobox.ground_grid(own, gsd=facts["gsd"])
+    with raster.open_scene(args.image) as (dataset, own):
+        target = geobox.utm_grid(own, gsd=facts["gsd"])
         tiles = windows.tiles(target.height, target.width, size=OWN.size, margin=OWN.margin, multiple=facts["multiple"])
-        with resample.on_grid(dataset, own, target) as read:
+        with resample.window_reader(dataset, own, target) as read:
             seen = [read(tile.window) for tile in tiles]
     images = [pixels.image[np.newaxis] for pixels in seen if pixels.valid.any()]
     predict = network()
@@ -138,10 +138,10 @@ def seams(image: str, uri: str) -> None:
     """Share of the pixels that differ by 0.02 and more from one window over (at most 3000 x 3000 of) the scene."""
     model = registry.load_model(uri)
     predict = inference.padded(model.keras.predict_on_batch, model.facts["multiple"])
-    with raster.opened(image) as (dataset, own):
-        target = geobox.ground_grid(own, gsd=model.facts["gsd"])
+    with raster.open_scene(image) as (dataset, own):
+        target = geobox.utm_grid(own, gsd=model.facts["gsd"])
         height, width = min(target.height, 3000), min(target.width, 3000)
-        with resample.on_grid(dataset, own, target) as read:
+        with resample.window_reader(dataset, own, target) as read:
             whole = read(Window(0, 0, width, height)).image
     expected = predict(whole[np.newaxis])[0, ..., 0]
 

@@ -174,7 +174,7 @@ def runs(surveys: list[SceneSurvey], stride: int) -> list[tuple[str, GeoBox, lis
 def read_only(run: tuple[str, GeoBox, list[Window]]) -> None:
     """Decode the blocks and bring them to the grid, and nothing else."""
     href, target, windows = run
-    with raster.opened(href) as (dataset, own), resample.on_grid(dataset, own, target) as read:
+    with raster.open_scene(href) as (dataset, own), resample.window_reader(dataset, own, target) as read:
         for window in windows:
             read(window)
 
@@ -221,11 +221,11 @@ def timed(function: Callable[..., T], *arguments: Any) -> tuple[T, float, float]
 
 def regridded(image: str, target: Path) -> str:
     """The scene on the very grid that its chips are cut on, compressed as before."""
-    with raster.opened(image) as (dataset, own):
-        ground = geobox.ground_grid(own, gsd=0.1)
+    with raster.open_scene(image) as (dataset, own):
+        ground = geobox.utm_grid(own, gsd=0.1)
         place = {"crs": ground.crs, "transform": ground.transform, "height": ground.height, "width": ground.width}
         profile = {**dataset.profile, **place}
-        with rasterio.open(target, "w", **profile) as out, resample.on_grid(dataset, own, ground) as read:
+        with rasterio.open(target, "w", **profile) as out, resample.window_reader(dataset, own, ground) as read:
             for window in windows.blocks(ground.height, ground.width, size=4096):
                 pixels = read(window)
                 out.write(np.moveaxis(pixels.image, -1, 0), [1, 2, 3], window=window)

@@ -144,7 +144,7 @@ def loader(source: Path, work: Path) -> None:
         epochs(way, chip_artifacts.folder(run_id), 2, total)
         shutil.rmtree(chip_artifacts.CACHE)
         if way == "direct":
-            small = range_cache.ranges(
+            small = range_cache.open_ranges(
                 chip_artifacts._address(run_id),
                 chip_artifacts._sizes(chip_artifacts._address(run_id)),
                 RangeCache(work / "small", total // 4),

@@ -140,7 +140,7 @@ def _pictures(base: Scorecard, card: Scorecard) -> list[dict[str, Any]]:
     for at in order:
         row = card.found.rows.iloc[at]
         left, right = (examples.panels(one.made, at, one.found.temperature, one.threshold) for one in (base, card))
-        picture = pictures.sheet([[left[0], left[1], left[3], right[3]]])
+        picture = pictures.contact_sheet([[left[0], left[1], left[3], right[3]]])
         shown.append({"id": row.id, "place": row.place, "ious": [one[at] for one in ious], "picture": picture})
         mlflow.log_image(picture, f"pictures/{len(shown)}-{row.id}.jpg")
     return shown

@@ -149,12 +149,12 @@ def _s3(args: argparse.Namespace) -> str:
             content = file.read_bytes()
             hrefs.put(file, href)
         try:
-            part = s3.read_span(href, 1000, 1999)
+            part = s3.read_range(href, 1000, 1999)
             if part != content[1000:2000]:
                 raise RuntimeError(
                     f"{place} answers a range of 1000 bytes with {len(part)}: scenes cannot be read from it"
                 )
-            with raster.opened(href, gsd=1.0) as (dataset, _):
+            with raster.open_scene(href, gsd=1.0) as (dataset, _):
                 same = np.array_equal(raster.read(dataset, Window(0, 0, 64, 64)).image, image[:64, :64])
         finally:
             hrefs.delete(href)
@@ -162,7 +162,7 @@ def _s3(args: argparse.Namespace) -> str:
         raise RuntimeError(f"{place}: {_s3_why(f'{error!r} {error.__cause__!r}')}. It said: {error}") from error
     if not same:
         raise RuntimeError(f"GDAL reads other pixels from {place} than were written")
-    return f"{place} takes files and gives ranges, to boto3 and to GDAL, at {s3.endpoint() or 'Amazon'}"
+    return f"{place} takes files and gives ranges, to boto3 and to GDAL, at {s3.custom_endpoint() or 'Amazon'}"
 
 
 def _keras(args: argparse.Namespace) -> str:

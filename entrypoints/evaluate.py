@@ -240,7 +240,7 @@ def _pictures(card: Scorecard) -> dict[str, list[dict[str, Any]]]:
         shown[title] = []
         for at in numbers:
             row = card.found.rows.iloc[at]
-            picture = pictures.sheet([examples.panels(card.made, at, card.found.temperature, card.threshold)])
+            picture = pictures.contact_sheet([examples.panels(card.made, at, card.found.temperature, card.threshold)])
             shown[title].append({"id": row.id, "place": row.place, "iou": ious[at], "picture": picture})
             mlflow.log_image(picture, f"pictures/{title.split()[0].lower()}-{row.id}.jpg")
     return shown

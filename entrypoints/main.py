@@ -56,7 +56,7 @@ def main(args: argparse.Namespace) -> None:
             validation = validation or SAMPLE_PLACE
         check_writable(args.output)  # what fails, fails now, not after the training
         output.check_free(args.output)
-        scene_catalog.images(images)
+        scene_catalog.find_images(images)
         cutting = {"catalog": catalog, "validation": validation, "seed": args.seed, "work": args.work}
         learning = {"seed": args.seed, "name": args.name} | ({"epochs": args.epochs} if args.epochs else {})
         chips, _, model = learn(cutting, learning)

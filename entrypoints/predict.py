@@ -126,7 +126,7 @@ def main(args: argparse.Namespace) -> pd.DataFrame | None:
     with runs.run("predict", vars(args)):
         if args.squared and not importlib.util.find_spec("buildingregulariser"):
             raise InputError('squared=true needs the extra: pip install -e ".[squared]"')
-        scenes = catalog.images(args.images)
+        scenes = catalog.find_images(args.images)
         check_writable(args.output)
         output.check_free(args.output)
         models, settings = _models(args)
@@ -139,7 +139,7 @@ def _predict_share(args: argparse.Namespace) -> None:
     from ocmlflow.prediction import output, scene_tiles
     from ocmlflow.scenes import catalog
 
-    scenes = catalog.images(args.images)
+    scenes = catalog.find_images(args.images)
     output.check_free(args.output)  # the run that makes the maps would refuse
     models, settings = _models(args)
     looks, _ = _look(scenes, settings)
@@ -152,7 +152,7 @@ def _predict_share(args: argparse.Namespace) -> None:
         with executors.executor(args.workers, args.scheduler) as executor:
             check_seen(folder, args.scheduler, executor)
             for _ in progress(
-                executors.unordered(executor, partial(scene_tiles.finish, network=network), runs),
+                executors.map_unordered(executor, partial(scene_tiles.finish, network=network), runs),
                 len(runs),
                 "predicting",
             ):
@@ -215,7 +215,7 @@ def _settings(args: argparse.Namespace, models: list[Model]) -> MapSettings:
         min_area_m2=args.min_area_m2,
         chip_gsd=args.chip_gsd or gsd,
         on_own_grid=args.grid == "own",
-        aoi=catalog.area(args.aoi) if args.aoi else None,
+        aoi=catalog.read_area(args.aoi) if args.aoi else None,
         squared=args.squared,
         skip_unreadable=args.skip_unreadable,
     )
@@ -323,7 +323,7 @@ def _draw(task: _Task, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         if made.footprints is None:  # kept beside the output, for the archive
             shutil.copyfile(made.mask, chips / f"{scene.id}.tif")
         else:
-            dated = replace(scene, taken=task.looks[scene.id].taken)
+            dated = replace(scene, acquired=task.looks[scene.id].acquired)
             item = output.item(dated, made, model=_names(task.models), threshold=task.settings.threshold)
         output.put(scene, made, task.output)
         mark = _mark(task.folder, scene.id)
@@ -356,10 +356,13 @@ def _maps(scenes: list[Scene], task: _Task, args: argparse.Namespace) -> Iterato
         return
     drawing = Semaphore(AT_ONCE if args.scheduler else args.workers)
     # The threads end after the executor: when one scene fails, what the others wait for is given up first.
-    with ThreadPoolExecutor(executors.AHEAD) as threads, executors.executor(args.workers, args.scheduler) as executor:
+    with (
+        ThreadPoolExecutor(executors.MAX_PENDING) as threads,
+        executors.executor(args.workers, args.scheduler) as executor,
+    ):
         check_seen(task.folder, args.scheduler, executor)
         spread = partial(_timed, task=task, executor=executor, drawing=drawing)
-        yield from executors.unordered(threads, spread, scenes)
+        yield from executors.map_unordered(threads, spread, scenes)
 
 
 def _timed(

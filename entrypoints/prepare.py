@@ -210,7 +210,7 @@ def _chosen(args: argparse.Namespace) -> list[Scene]:
     from ocmlflow.errors import InputError
     from ocmlflow.scenes import catalog, stac_reader
 
-    found = catalog.choose(catalog.scenes(args.catalog), scenes=args.scenes, places=args.places)
+    found = catalog.select(catalog.read_scenes(args.catalog), scenes=args.scenes, places=args.places)
     if not any(scene.labels for scene in found):
         raise InputError(
             f"none of the {len(found)} scenes of {args.catalog} has labels: a label item is found by its `source` "

@@ -78,7 +78,7 @@ def main(args: argparse.Namespace) -> None:
     from ocmlflow.tracking import runs
 
     with runs.run("protocol", vars(args)):
-        parts = PROTOCOLS[args.name]([scene for scene in catalog.scenes(args.catalog) if scene.labels], args)
+        parts = PROTOCOLS[args.name]([scene for scene in catalog.read_scenes(args.catalog) if scene.labels], args)
         reports: list[dict[str, Any]] = []
         minutes: list[float] = []
         for part in parts:
@@ -143,7 +143,7 @@ def _places(scenes: list[Scene], args: argparse.Namespace) -> list[Part]:
     known = {scene.place for scene in scenes}
     if len(known) < 2:
         raise InputError(f"leave-one-place-out: needs two places with labels; {args.catalog} has {len(known)}")
-    chosen = {scene.place for scene in catalog.choose(scenes, scenes=None, places=args.places)}
+    chosen = {scene.place for scene in catalog.select(scenes, scenes=None, places=args.places)}
     return [Part(place, {"validation": place}) for place in sorted(chosen - {""})]
 
 

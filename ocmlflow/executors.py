@@ -14,7 +14,7 @@ from typing import TypeVar
 from ocmlflow.errors import InputError
 
 TIMEOUT_S = 30
-AHEAD = 256
+MAX_PENDING = 256
 """Items that wait at the workers: enough that none of hundreds is ever idle."""
 
 _In = TypeVar("_In")
@@ -32,8 +32,10 @@ def executor(workers: int, scheduler: str | None) -> Iterator[Executor]:
         yield found
 
 
-def unordered(executor: Executor, function: Callable[[_In], _Out], items: Iterable[_In]) -> Generator[_Out, None, None]:
-    """The function's results as they come; at most AHEAD items are handed out at a time, however many there are."""
+def map_unordered(
+    executor: Executor, function: Callable[[_In], _Out], items: Iterable[_In]
+) -> Generator[_Out, None, None]:
+    """The function's results as they come; at most MAX_PENDING items are handed out at a time."""
     waiting: set[Future[_Out]] = set()
     # Not `wait`, which never comes back for what another thread's failure has cancelled.
     done: SimpleQueue[Future[_Out]] = SimpleQueue()
@@ -48,7 +50,7 @@ def unordered(executor: Executor, function: Callable[[_In], _Out], items: Iterab
             future = executor.submit(function, item)
             waiting.add(future)
             future.add_done_callback(done.put)
-            if len(waiting) >= AHEAD:
+            if len(waiting) >= MAX_PENDING:
                 yield first()
         while waiting:
             yield first()
@@ -57,7 +59,7 @@ def unordered(executor: Executor, function: Callable[[_In], _Out], items: Iterab
             future.cancel()
 
 
-def threads() -> int:
+def threads_per_task() -> int:
     """How many threads a task may use here, so that all workers together use each core once."""
     if "distributed" in sys.modules:
         import distributed
@@ -76,7 +78,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _take(threads: int) -> None:
+def _initialize_worker(threads: int) -> None:
     """Have this worker process use so many threads, TensorFlow included, which it has not loaded yet.
 
     Ctrl-C, which a terminal tells all processes, is its parent's to heed: what it is at is made whole, as on SIGTERM.
@@ -91,7 +93,7 @@ def _processes(workers: int) -> Iterator[Executor]:
     pool: Executor = ThreadPoolExecutor(1)
     if workers > 1:  # spawned, not forked: GDAL has threads, whose locks a fork would copy
         each = max(1, _cores() // workers)
-        pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_take, initargs=(each,))
+        pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_initialize_worker, initargs=(each,))
     try:
         yield pool
     except BrokenProcessPool as error:

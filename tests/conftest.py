@@ -206,10 +206,10 @@ def _write_item(folder: Path, place: str, name: str, key: str, file: str, number
 
 def pixels(href: str, target: GeoBox | None = None) -> Pixels:
     """All pixels of an image, on its own grid or on another."""
-    with raster.opened(href, gsd=GSD) as (dataset, own):
+    with raster.open_scene(href, gsd=GSD) as (dataset, own):
         if target is None:
             return raster.read(dataset, rasterio.windows.Window(0, 0, own.width, own.height))
-        with raster.warped(dataset, own, target) as vrt:
+        with raster.warp(dataset, own, target) as vrt:
             return raster.read(vrt, rasterio.windows.Window(0, 0, target.width, target.height))
 
 
@@ -289,7 +289,9 @@ def two_towns(folder: Path, rules: Rules) -> ChipSet:
     """The chips of `made`, cut by other rules."""
     towns = {"acc/aaa": TRANSFORM, "kam/kkk": ELSEWHERE}
     footprints = {name: town(folder, name, transform=towns[name], seed=seed) for seed, name in enumerate(towns)}
-    frames = [cut(scene, folder / "chips", rules=rules) for scene in catalog.scenes(write_catalog(folder, footprints))]
+    frames = [
+        cut(scene, folder / "chips", rules=rules) for scene in catalog.read_scenes(write_catalog(folder, footprints))
+    ]
     index = splits.assign(
         pd.concat(frames, ignore_index=True), validation="kam", test=None, folds=None, block_m=500, seed=0
     )

@@ -43,12 +43,12 @@ def executor(request):
 
 
 def test_every_item_is_done_once(executor):
-    found = executors.unordered(executor, squared, range(20))
+    found = executors.map_unordered(executor, squared, range(20))
     assert sorted(number for number, _ in found) == [n**2 for n in range(20)]
 
 
 def test_workers_share_the_cores(executor, request):
-    found = executor.submit(executors.threads).result()
+    found = executor.submit(executors.threads_per_task).result()
     cores = len(os.sched_getaffinity(0))
     way = request.node.callspec.params["executor"]
     assert found == {"thread": cores, "processes": max(1, cores // 2), "dask": 1}[way]
@@ -56,12 +56,12 @@ def test_workers_share_the_cores(executor, request):
 
 def test_a_failure_comes_out_as_it_is(executor):
     with pytest.raises(ValueError, match="-1 is negative"):
-        list(executors.unordered(executor, squared, [1, 2, -1, 3]))
+        list(executors.map_unordered(executor, squared, [1, 2, -1, 3]))
 
 
 def test_no_more_is_handed_out_than_is_waited_for(monkeypatch):
     """A scene of a million blocks does not become a million tasks."""
-    monkeypatch.setattr(executors, "AHEAD", 4)
+    monkeypatch.setattr(executors, "MAX_PENDING", 4)
     handed, most = [], []
 
     def items():
@@ -72,7 +72,7 @@ def test_no_more_is_handed_out_than_is_waited_for(monkeypatch):
 
     seen: list[int] = []
     with executors.executor(1, None) as executor:
-        for number in executors.unordered(executor, abs, items()):
+        for number in executors.map_unordered(executor, abs, items()):
             seen.append(number)
     assert sorted(seen) == list(range(10))
     assert max(most) <= 5
@@ -88,7 +88,7 @@ def test_nobody_waits_for_what_is_cancelled():
 
     def scene():
         with pytest.raises(CancelledError):
-            list(executors.unordered(executor, go_on.wait, items()))
+            list(executors.map_unordered(executor, go_on.wait, items()))
         ended.set()
 
     executor = ThreadPoolExecutor(1)
@@ -120,7 +120,7 @@ def test_processes_and_clusters_are_other_processes(cluster):
 
 def test_a_killed_worker_of_a_cluster_is_made_good(cluster, tmp_path):
     with executors.executor(1, cluster) as executor:
-        assert list(executors.unordered(executor, killed_once, [str(tmp_path / "killed")]))
+        assert list(executors.map_unordered(executor, killed_once, [str(tmp_path / "killed")]))
 
 
 def test_a_killed_process_is_told(tmp_path):

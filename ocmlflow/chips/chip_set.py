@@ -72,8 +72,8 @@ def candidates(found: SceneSurvey, *, rules: Rules) -> gpd.GeoDataFrame:
     so little of a window lies on the scene's grid that it is left out for sure. Those stay in the table, for pixels of
     the others are rounded by the ground that they are read with.
     """
-    rows = windows.reaching(found.grid.height, size=rules.size, stride=rules.stride)
-    cols = windows.reaching(found.grid.width, size=rules.size, stride=rules.stride)
+    rows = windows.start_offsets(found.grid.height, size=rules.size, stride=rules.stride)
+    cols = windows.start_offsets(found.grid.width, size=rules.size, stride=rules.stride)
     row, col = (axis.ravel() for axis in np.meshgrid(rows, cols, indexing="ij"))
     share, near = _imagery(found.overview, row, col, rules.size)
     some = near if rules.min_valid > 0 else np.ones_like(near)  # a pixel is too small for an overview

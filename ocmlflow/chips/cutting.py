@@ -26,7 +26,7 @@ from ocmlflow.chips.zarr_store import BLOCK
 from ocmlflow.errors import InputError
 from ocmlflow.scenes import raster, resample, windows
 from ocmlflow.scenes.geobox import GeoBox
-from ocmlflow.scenes.resample import Read
+from ocmlflow.scenes.resample import ReadWindow
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def cut(
             yield found, _finish(folder / f"{name}.zarr.part", candidates)
     left = pd.Series([run.scene for run in runs], dtype=object).value_counts().to_dict()
     failed: dict[str, InputError] = {}
-    for scene, error in progress(executors.unordered(executor, _cut_run, runs), len(runs)):
+    for scene, error in progress(executors.map_unordered(executor, _cut_run, runs), len(runs)):
         left[scene] -= 1
         if error:
             failed.setdefault(scene, error)
@@ -136,7 +136,7 @@ def cut_share(
         if not (folder / f"{name}.zarr").exists():
             runs += _runs(found, chosen[chosen.scene == name], _part(found, folder, rules), rules, mine)
     failed: dict[str, InputError] = {}
-    for scene, error in progress(executors.unordered(executor, _cut_run, runs), len(runs)):
+    for scene, error in progress(executors.map_unordered(executor, _cut_run, runs), len(runs)):
         if error:
             failed.setdefault(scene, error)
     return sum(len(run.blocks) for run in runs), failed
@@ -162,7 +162,7 @@ def _part(found: SceneSurvey, folder: Path, rules: Rules) -> Path:
 def _blocks(found: SceneSurvey, rules: Rules) -> tuple[int, int]:
     """How many blocks lie below and beside one another in a scene."""
     down, across = (
-        -(-len(windows.reaching(side, size=rules.size, stride=rules.stride)) // BLOCK)
+        -(-len(windows.start_offsets(side, size=rules.size, stride=rules.stride)) // BLOCK)
         for side in (found.grid.height, found.grid.width)
     )
     return down, across
@@ -220,7 +220,7 @@ def _bounds(target: GeoBox, rows: gpd.GeoDataFrame, size: int) -> tuple[float, f
 def _cut_run(run: _BlockRun) -> tuple[str, InputError | None]:
     """Cut some blocks of a scene; returns its id, and what kept it from being read."""
     try:
-        with raster.opened(run.image) as (dataset, own), resample.on_grid(dataset, own, run.grid) as read:
+        with raster.open_scene(run.image) as (dataset, own), resample.window_reader(dataset, own, run.grid) as read:
             for block in run.blocks:
                 records = _cut_block(read, block, run)
                 mark = run.part / MARKS / f"{block.number}.json"
@@ -232,7 +232,7 @@ def _cut_run(run: _BlockRun) -> tuple[str, InputError | None]:
     return run.scene, None
 
 
-def _cut_block(read: Read, block: _ShardBlock, run: _BlockRun) -> list[dict[str, Any]]:
+def _cut_block(read: ReadWindow, block: _ShardBlock, run: _BlockRun) -> list[dict[str, Any]]:
     """Cut the chips of one block, write its shards, and return a record for every chip kept."""
     whole = union(*(place.window for place in block.places))
     arrays = _arrays(read, whole, block, run)
@@ -256,7 +256,7 @@ def _cut_block(read: Read, block: _ShardBlock, run: _BlockRun) -> list[dict[str,
     return records
 
 
-def _arrays(read: Read, whole: Window, block: _ShardBlock, run: _BlockRun) -> dict[str, np.ndarray]:
+def _arrays(read: ReadWindow, whole: Window, block: _ShardBlock, run: _BlockRun) -> dict[str, np.ndarray]:
     """Image, coded label and, where they are wanted, parts of all that a block covers."""
     pixels = read(whole)
     image, valid = pixels.image, pixels.valid

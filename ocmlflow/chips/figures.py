@@ -29,7 +29,7 @@ def preview(folder: Folder, rows: gpd.GeoDataFrame, *, count: int) -> np.ndarray
     """Chips of one scene, from the emptiest to the most built: image, label's outlines, label and valid."""
     ordered = rows.sort_values(["building_share", "id"])
     chosen = ordered.iloc[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))]
-    return pictures.sheet([_triple(chip_set.read(folder, row)) for row in chosen.itertuples()])
+    return pictures.contact_sheet([_triple(chip_set.read(folder, row)) for row in chosen.itertuples()])
 
 
 def split_map(index: gpd.GeoDataFrame) -> Figure:
@@ -113,6 +113,6 @@ def _draw(at: Axes, rows: gpd.GeoDataFrame, colours: Any) -> None:
 
 def _triple(chip: Chip) -> list[np.ndarray]:
     label, valid = labels.decode(chip.label)
-    flat = np.where(label[..., np.newaxis] > 0, pictures.HIT, (255, 255, 255)).astype(np.uint8)
+    flat = np.where(label[..., np.newaxis] > 0, pictures.HIT_COLOUR, (255, 255, 255)).astype(np.uint8)
     flat[~valid] = pictures.INVALID_COLOUR
-    return [chip.image, pictures.outlined(chip.image, label, valid), flat]
+    return [chip.image, pictures.draw_outlines(chip.image, label, valid), flat]

@@ -45,7 +45,7 @@ def read(scene: Scene, crs: str) -> LabelFootprints:
 
 def _read(scene: Scene, href: str, crs: str) -> LabelFootprints:
     try:
-        file = io.BytesIO(hrefs.read(href)) if hrefs.is_remote(href) else hrefs.path(href)
+        file = io.BytesIO(hrefs.read(href)) if hrefs.is_remote(href) else hrefs.local_path(href)
         layers = gpd.list_layers(file).dropna()  # of tables without geometries, such as styles, it says no type
         frame = gpd.read_file(file, columns=[], layer=layers.index[0] if len(layers) else None)
     except Exception as error:  # pyogrio, GDAL and the network each have errors of their own

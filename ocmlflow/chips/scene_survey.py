@@ -59,14 +59,14 @@ def survey(
     Opaque black in one piece of at least `black_m2` square metres is taken for no imagery. Reads the header of the
     image, its smallest overview that is fine enough, and the labels. Raises InputError where it cannot be cut.
     """
-    with raster.opened(scene.image) as (dataset, own):
-        grid = geobox.ground_grid(own, gsd=gsd)
+    with raster.open_scene(scene.image) as (dataset, own):
+        grid = geobox.utm_grid(own, gsd=gsd)
         whole = Window(0, 0, grid.width, grid.height)
         if bbox and not geobox.outline(grid, whole).intersects(shapely.box(*bbox)):
             return None
         found = footprints.read(scene, grid.crs)
         _check_on_image(scene, grid, found)
-        raster.doubt_alpha(dataset)
+        raster.warn_of_doubtful_alpha(dataset)
         overview = _overview(dataset, own, grid, black_m2)
     return SceneSurvey(scene, grid, geobox.gsd(own), found, _outside(found, grid, overview), overview)
 
@@ -95,7 +95,7 @@ def _overview(dataset: DatasetReader, own: GeoBox, grid: GeoBox, black_m2: float
     factor = max(1, round(COARSE_M / gsd), -(-max(grid.height, grid.width) // MAX_SIDE))
     height, width = -(-grid.height // factor), -(-grid.width // factor)
     coarse = GeoBox(grid.crs, grid.transform @ Affine.scale(factor), height, width)
-    with resample.on_grid(dataset, own, coarse) as read:
+    with resample.window_reader(dataset, own, coarse) as read:
         pixels = read(Window(0, 0, width, height))
     black = np.zeros_like(pixels.valid)
     if black_m2:

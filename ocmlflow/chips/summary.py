@@ -36,7 +36,7 @@ def stac_item(index: gpd.GeoDataFrame, scenes: list[Scene], *, gsd: float) -> di
     parts = index[["scene", "geometry"]].explode(ignore_index=True)
     sides = parts.groupby([parts.scene, parts.bounds.minx < 0]).geometry
     outlines = [shapely.union_all(rows.to_numpy()).convex_hull for _, rows in sides]
-    return stac_writer.dataset(
+    return stac_writer.build_item(
         f"chips-{chip_set.digest(index)}",
         [scene for scene in scenes if scene.id in names],
         outline=shapely.union_all(outlines),

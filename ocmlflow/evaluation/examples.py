@@ -14,8 +14,8 @@ def panels(made: Predictions, number: int, temperature: float, threshold: int) -
     row = next(made.rows.iloc[[number]].itertuples())
     image, (label, valid) = chip_set.read(made.folder, row).image, labels.decode(made.coded[number])
     percents = calibration.level_percents(temperature)[made.levels[number]]
-    errors = pictures.errors(image, percents >= threshold, label, valid)
-    return [image, pictures.outlined(image, label, valid), pictures.grey(percents / 100), errors]
+    errors = pictures.draw_errors(image, percents >= threshold, label, valid)
+    return [image, pictures.draw_outlines(image, label, valid), pictures.to_grey(percents / 100), errors]
 
 
 def pick(evaluation: Evaluation, threshold: int, *, count: int) -> tuple[list[int], list[int], list[int]]:

@@ -66,7 +66,7 @@ def _file(folder: Path, row: Any) -> Path | None:
 def _check_place(path: Path, rows: gpd.GeoDataFrame) -> None:
     """Raise InputError unless a scene's mask says where it lies, and meets its chips; tell of chips that it misses."""
     with _opened(path) as dataset:
-        if dataset.crs is None or not raster.is_placed(dataset):
+        if dataset.crs is None or not raster.is_georeferenced(dataset):
             raise InputError(f"{path} does not say where it lies: masks of scenes need a CRS and a transform")
         inside = rows.intersects(shapely.box(*transform_bounds(dataset.crs, rows.crs, *dataset.bounds)))
     if not inside.any():
@@ -79,7 +79,7 @@ def _check_place(path: Path, rows: gpd.GeoDataFrame) -> None:
 def _opened(path: Path) -> Iterator[DatasetReader]:
     """A mask, open for reading; InputError where it cannot be, or what is read of it."""
     try:
-        with geotiff.reopened(path) as dataset:
+        with geotiff.open_written(path) as dataset:
             yield dataset
     except rasterio.errors.RasterioError as error:
         raise InputError(f"cannot read mask {path}: {error}") from error

@@ -118,7 +118,7 @@ def _has_gpu() -> bool:
 def _running(network: Ensemble) -> Predict:
     found = []
     for one in network.members:
-        run = _openvino(one.file, executors.threads()) if one.engine == "openvino" else _keras(one.file)
+        run = _openvino(one.file, executors.threads_per_task()) if one.engine == "openvino" else _keras(one.file)
         found.append(inference.calibrated(inference.padded(run, one.multiple), one.temperature))
     predict, lock = inference.averaged(found, network.tta), Lock()
 
@@ -159,7 +159,7 @@ def export(file: str, folder: str, multiple: int) -> float:
     side = multiple * -(-256 // multiple)
     images = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
     images[1] = np.sort(images[1], axis=0)  # and something smooth
-    found = _openvino(target, executors.threads())(images)
+    found = _openvino(target, executors.threads_per_task())(images)
     return float(np.abs(found - model.predict_on_batch(images)).max())
 
 

@@ -81,12 +81,12 @@ def write_rasters(job: MapJob, tide: Watermark, paths: dict[str, Path], counts: 
     # A submission knows 0 and 1 alone.
     nothing = NODATA if job.plan.placed else 0
     with (
-        raster.opened(job.plan.scene.image, gsd=job.plan.settings.chip_gsd, cache=CACHE) as (
+        raster.open_scene(job.plan.scene.image, gsd=job.plan.settings.chip_gsd, cache=CACHE) as (
             dataset,
             _,
         ),  # this thread's own
-        geotiff.write(paths["probability"], place, nodata=NODATA, **size) as probability,
-        geotiff.write(paths["mask"], place, nodata=NODATA if job.plan.placed else None, **size) as mask,
+        geotiff.create(paths["probability"], place, nodata=NODATA, **size) as probability,
+        geotiff.create(paths["mask"], place, nodata=NODATA if job.plan.placed else None, **size) as mask,
     ):
         probability.scales = (0.01,)
         probability.set_band_description(1, "probability of building, percent")
@@ -104,7 +104,10 @@ def _blocks(job: MapJob, tide: Watermark, dataset: DatasetReader) -> Iterator[tu
     """Each block of the results' grid with its percents (uint8) and where it is valid (bool)."""
     read = tile_store.reader(job.plan.kept, job.plan.tiles)
     aoi = job.plan.settings.aoi
-    inside, area = scene_tiles.inside_of(job.plan.ground, aoi), None if aoi is None else [geobox.on_grid(aoi, job.out)]
+    inside, area = (
+        scene_tiles.inside_of(job.plan.ground, aoi),
+        None if aoi is None else [geobox.project_area(aoi, job.out)],
+    )
     # Smaller where pixels are larger than the network's, by a power of two: blocks share the edges of the files' tiles.
     finer = round(math.log2(max(1.0, geobox.gsd(job.out) / job.plan.settings.gsd)))
     for window in windows.blocks(job.out.height, job.out.width, size=BLOCK >> finer):
@@ -121,9 +124,9 @@ def _blocks(job: MapJob, tide: Watermark, dataset: DatasetReader) -> Iterator[tu
 
 def _valid(job: MapJob, dataset: DatasetReader, window: Window) -> np.ndarray:
     if not job.plan.settings.skip_unreadable:
-        return raster.valid(dataset, window)
+        return raster.read_valid(dataset, window)
     blank = np.zeros((window.height, window.width), bool)
-    return partial_read.read_array(partial(raster.valid, dataset), window, blank, [])
+    return partial_read.read_array(partial(raster.read_valid, dataset), window, blank, [])
 
 
 def _wanted(job: MapJob, window: Window, area: list[BaseGeometry] | None) -> np.ndarray | np.bool_:

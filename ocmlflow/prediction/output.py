@@ -28,9 +28,9 @@ _NAME, _MAKER = "buildings", "mapped by ocmlflow"
 def check_free(output: str) -> None:
     """Raise InputError where an output holds a collection that `file` did not write, and would write over."""
     href = hrefs.join(output, COLLECTION)
-    is_new = not hrefs.is_remote(output) and not hrefs.path(output).exists()
+    is_new = not hrefs.is_remote(output) and not hrefs.local_path(output).exists()
     try:
-        if is_new or href not in hrefs.listing(output):
+        if is_new or href not in hrefs.list_files(output):
             return
     except OSError as error:
         raise InputError(f"output={output} cannot be looked into: {error}") from error
@@ -71,7 +71,7 @@ def item(scene: Scene, made: SceneMap, *, model: str, threshold: int) -> dict[st
         "ocmlflow:building_area_m2": round(made.area_m2, 1),
         "ocmlflow:unreadable": [part.wkt for part in made.unreadable],
     }
-    return stac_writer.dataset(scene.id, [scene], outline=made.outline, assets=assets, **facts)
+    return stac_writer.build_item(scene.id, [scene], outline=made.outline, assets=assets, **facts)
 
 
 def file(items: Iterable[dict[str, Any]], output: str, folder: Path) -> None:
@@ -81,18 +81,18 @@ def file(items: Iterable[dict[str, Any]], output: str, folder: Path) -> None:
     by then, so that the last of them all sees to it. That asks for no lock, which S3 would not have.
     """
     for new in items:
-        _write(stac_writer.member(_NAME, new), hrefs.join(output, "items", f"{new['id']}.json"), folder)
+        _write(stac_writer.link_to_collection(_NAME, new), hrefs.join(output, "items", f"{new['id']}.json"), folder)
     known: dict[str, dict[str, Any]] = {}
     while (filed := _filed(output)) != list(known):
         known = {href: known.get(href) or _json(href) for href in filed}
         members = [found for found in known.values() if found.get("collection") == _NAME]
         description = f"Buildings of {len(members)} scenes, {_MAKER}"
-        made = stac_writer.collection(_NAME, members, description=description)
+        made = stac_writer.build_collection(_NAME, members, description=description)
         _write(made, hrefs.join(output, COLLECTION), folder)
 
 
 def _filed(output: str) -> list[str]:
-    return [href for href in hrefs.listing(hrefs.join(output, "items")) if href.endswith(".json")]
+    return [href for href in hrefs.list_files(hrefs.join(output, "items")) if href.endswith(".json")]
 
 
 def _json(href: str) -> dict[str, Any]:

@@ -26,21 +26,21 @@ class SceneCheck:
     width: int
     inside: bool
     """Whether it meets the area of interest."""
-    taken: datetime | None
+    acquired: datetime | None
     """When, as its catalogue or else its file says."""
 
 
 def check(scene: Scene, *, settings: MapSettings) -> SceneCheck:
     """What is known of a scene before it is predicted; InputError where it cannot be."""
-    with raster.opened(scene.image, gsd=settings.chip_gsd, cache=CACHE) as (dataset, own):
+    with raster.open_scene(scene.image, gsd=settings.chip_gsd, cache=CACHE) as (dataset, own):
         if (metres := geobox.gsd(own)) > COARSEST * settings.gsd:
             raise InputError(
                 f"image {scene.image} has pixels of {metres:.3g} m, over {COARSEST} times the {settings.gsd:g} m of "
                 "the model, which would know no building there: finer imagery would do, or a model of coarser imagery"
             )
-        raster.doubt_alpha(dataset)
-        ground = geobox.ground_grid(own, gsd=settings.gsd)
-        placed = raster.is_placed(dataset)
+        raster.warn_of_doubtful_alpha(dataset)
+        ground = geobox.utm_grid(own, gsd=settings.gsd)
+        placed = raster.is_georeferenced(dataset)
         if settings.aoi is not None and not placed:
             raise InputError(f"image {scene.image} does not say where it lies, so that no area of interest limits it")
         if not (settings.on_own_grid or placed or own == ground):
@@ -49,7 +49,7 @@ def check(scene: Scene, *, settings: MapSettings) -> SceneCheck:
                 f"{settings.chip_gsd} m, not of the model's, of {settings.gsd} m: leave out grid=model"
             )
         inside = scene_tiles.inside_of(own, settings.aoi)(whole_window(own))
-        return SceneCheck(placed, own.height, own.width, inside, scene.taken or raster.taken(dataset))
+        return SceneCheck(placed, own.height, own.width, inside, scene.acquired or raster.acquired(dataset))
 
 
 def whole_window(of: GeoBox) -> Window:

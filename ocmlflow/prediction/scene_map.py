@@ -113,13 +113,13 @@ def _draw(job: MapJob, tide: Watermark, folder: Path) -> SceneMap:
         _outline_buildings(job, blocks, footprints, counts)
         for kind, path in plain.items():
             how = Resampling.average if kind == "probability" else Resampling.nearest
-            geotiff.to_cog(path, files[kind], overviews=how)
+            geotiff.write_cog(path, files[kind], overviews=how)
             path.unlink()
     else:
         for _ in blocks:
             pass
         for path in files.values():
-            geotiff.check_whole(path)
+            geotiff.check_complete(path)
     holes = sorted(set(job.holes), key=lambda hole: hole.toranges())  # in whichever order they were met
     return SceneMap(
         files["probability"],
@@ -154,18 +154,20 @@ def _overview(job: MapJob, mask: Path, picture: Path) -> Path | None:
     """Write one picture of two, of at most OVERVIEW pixels a side; None where the scene cannot be read."""
     if job.holes:
         return None
-    with geotiff.reopened(mask) as dataset:
+    with geotiff.open_written(mask) as dataset:
         shrink = max(1.0, max(dataset.height, dataset.width) / OVERVIEW)
         shape = (max(1, round(dataset.height / shrink)), max(1, round(dataset.width / shrink)))
         found = dataset.read(1, out_shape=shape)
     try:
-        with raster.opened(job.plan.scene.image, gsd=job.plan.settings.chip_gsd, cache=CACHE) as (dataset, _):
-            image = raster.shrunk(dataset, shape)
+        with raster.open_scene(job.plan.scene.image, gsd=job.plan.settings.chip_gsd, cache=CACHE) as (dataset, _):
+            image = raster.read_reduced(dataset, shape)
     except InputError:
         if not job.plan.settings.skip_unreadable:
             raise
         return None
-    Image.fromarray(pictures.sheet([[image, pictures.tinted(image, found == 1)]])).save(picture, quality=85)
+    Image.fromarray(pictures.contact_sheet([[image, pictures.tint_buildings(image, found == 1)]])).save(
+        picture, quality=85
+    )
     return picture
 
 

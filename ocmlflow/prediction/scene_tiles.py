@@ -80,8 +80,8 @@ class TilePlan:
 
 def plan(scene: Scene, folder: Path, *, settings: MapSettings) -> TilePlan:
     """All windows of a scene, whose results are to lie under `folder`; InputError where it cannot be opened."""
-    with raster.opened(scene.image, gsd=settings.chip_gsd, cache=CACHE) as (dataset, own):
-        ground, placed = geobox.ground_grid(own, gsd=settings.gsd), raster.is_placed(dataset)
+    with raster.open_scene(scene.image, gsd=settings.chip_gsd, cache=CACHE) as (dataset, own):
+        ground, placed = geobox.utm_grid(own, gsd=settings.gsd), raster.is_georeferenced(dataset)
     how = {"size": settings.size, "margin": settings.margin, "multiple": settings.multiple}
     tiles = windows.tiles(ground.height, ground.width, **how)
     return TilePlan(scene, settings, placed, own, ground, folder / f"{scene.id}-tiles", tiles)
@@ -114,8 +114,8 @@ def predict(
     if not todo:
         return
     with (
-        raster.opened(part.scene.image, gsd=settings.chip_gsd, cache=CACHE) as (dataset, own),
-        resample.on_grid(dataset, own, part.ground) as read,
+        raster.open_scene(part.scene.image, gsd=settings.chip_gsd, cache=CACHE) as (dataset, own),
+        resample.window_reader(dataset, own, part.ground) as read,
         # Closed before the dataset is, which its thread may be reading.
         closing(inference.predict_tiles(network(), seen, todo, batch_size=settings.batch_size)) as found,
     ):
@@ -133,7 +133,7 @@ def predict_on(
 ) -> Generator[tuple[Tile, list[Window]], None, None]:
     """The same on workers, which see the plan's folder: the tiles as they come."""
     left = [run for run in runs(whole) if tile_store.missing(whole.kept, run.tiles)]
-    done = executors.unordered(executor, partial(finish, network=network), left)
+    done = executors.map_unordered(executor, partial(finish, network=network), left)
     with closing(done):
         for tiles in progress(done, len(left)):
             yield from tiles
@@ -153,7 +153,7 @@ def inside_of(of: GeoBox, aoi: BaseGeometry | None) -> Callable[[Window], bool]:
     """Whether a window of the grid meets the area of interest."""
     if aoi is None:
         return lambda window: True
-    area = geobox.on_grid(aoi, of)
+    area = geobox.project_area(aoi, of)
     shapely.prepare(area)
     return lambda window: bool(area.intersects(shapely.Polygon(of.corners(window))))
 

@@ -27,7 +27,7 @@ def check(masks: Mapping[str, Path], shapes: Mapping[str, tuple[int, int]]) -> N
             f"the submission lacks {len(missing)} chips{_some(missing)} and has {len(extra)} too many{_some(extra)}"
         )
     for chip, path in masks.items():
-        with geotiff.reopened(path) as mask:
+        with geotiff.open_written(path) as mask:
             found = f"{mask.count} band(s) of {mask.dtypes[0]}, {mask.height} x {mask.width}"
             wanted = f"1 band(s) of uint8, {shapes[chip][0]} x {shapes[chip][1]}"
             if found != wanted:

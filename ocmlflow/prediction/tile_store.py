@@ -82,7 +82,7 @@ def percents(read: Read, ground: GeoBox, own: GeoBox, window: Window) -> np.ndar
     probability = steps.astype(np.float32) / np.float32(100 * PERCENT)
 
     def brought(values: np.ndarray) -> np.ndarray:
-        if resample.parallel(own, ground):
+        if resample.is_aligned(own, ground):
             return _resized(values, around, ~ground.transform @ own.transform, window)
         return _warped(values, _part(ground, around), _part(own, window))
 
@@ -112,7 +112,7 @@ def _warped(probability: np.ndarray, ground: GeoBox, own: GeoBox) -> np.ndarray:
     with MemoryFile() as memory:
         with memory.open(driver="GTiff", count=1, dtype="float32", **place) as out:
             out.write(probability, 1)
-        with memory.open() as dataset, raster.warped(dataset, ground, own) as vrt:
+        with memory.open() as dataset, raster.warp(dataset, ground, own) as vrt:
             return vrt.read(1)
 
 

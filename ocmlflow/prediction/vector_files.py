@@ -40,7 +40,7 @@ def frames(
     Columns scene, probability, area_m2, geometry, in the CRS of `place`; staircases are straightened by about
     `tolerance` pixels. With `squared_in`, a CRS in metres, outlines are made right-angled in it.
     """
-    rest, last, equal_area = iter(found), False, geobox.equal_area(place)
+    rest, last, equal_area = iter(found), False, geobox.equal_area_crs(place)
     while not last:
         units = tolerance * abs(place.transform.determinant) ** 0.5
         some = polygonize.to_ground(islice(rest, BATCH), place.transform, tolerance=units)

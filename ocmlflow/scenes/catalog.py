@@ -40,11 +40,11 @@ class Scene:
     """Href of the catalogue or file that named it."""
     item: str = ""
     """Href of its STAC item; empty where it has none."""
-    taken: datetime | None = None
+    acquired: datetime | None = None
     """When, as its item says."""
 
 
-def scenes(hrefs: str) -> list[Scene]:
+def read_scenes(hrefs: str) -> list[Scene]:
     """Scenes at one or more hrefs, separated by commas, in their order, each with its labels.
 
     An href is a STAC catalogue, collection or item, or a folder that holds one of the first two, or GeoTIFFs and
@@ -55,7 +55,7 @@ def scenes(hrefs: str) -> list[Scene]:
     return _unique([scene for href in _parts(hrefs) for scene in _labelled(href)])
 
 
-def choose(found: list[Scene], *, scenes: str | None, places: str | None) -> list[Scene]:
+def select(found: list[Scene], *, scenes: str | None, places: str | None) -> list[Scene]:
     """The scenes of these ids and of these places, each separated by commas; all where None is given.
 
     Raises InputError for a name that there is not.
@@ -73,7 +73,7 @@ def choose(found: list[Scene], *, scenes: str | None, places: str | None) -> lis
     ]
 
 
-def area(href: str) -> BaseGeometry:
+def read_area(href: str) -> BaseGeometry:
     """The area, in degrees, that the polygons of a GeoJSON file cover; InputError where it holds none."""
     try:
         content = json.loads(hrefs.read(href))
@@ -89,7 +89,7 @@ def area(href: str) -> BaseGeometry:
     return found
 
 
-def images(hrefs: str) -> list[Scene]:
+def find_images(hrefs: str) -> list[Scene]:
     """Scenes at one or more hrefs, separated by commas, labels or not.
 
     Each is a STAC file, a GeoTIFF, a folder of GeoTIFFs or a glob of them. Raises InputError for one without images.
@@ -113,7 +113,7 @@ def _labelled(href: str) -> list[Scene]:
 
 
 def _is_folder(href: str) -> bool:
-    return href.endswith("/") if hrefs.is_remote(href) else hrefs.path(href).is_dir()
+    return href.endswith("/") if hrefs.is_remote(href) else hrefs.local_path(href).is_dir()
 
 
 def _foldered(href: str) -> list[Scene]:
@@ -121,13 +121,13 @@ def _foldered(href: str) -> list[Scene]:
     if hrefs.is_remote(href) and not href.startswith("s3://"):
         return _catalogued(hrefs.join(href, STAC_FILES[0]))  # over https, files can be read but not listed
     try:
-        files = _shown(hrefs.listing(href))
+        files = _shown(hrefs.list_files(href))
     except OSError as error:
         raise InputError(f"folder {href} cannot be read: {error}") from error
     catalog, collection = (hrefs.join(href, name) for name in STAC_FILES)
     if catalog in files:
         return _catalogued(catalog)
-    place = posixpath.basename(href.rstrip("/")) or hrefs.path(href).resolve().name
+    place = posixpath.basename(href.rstrip("/")) or hrefs.local_path(href).resolve().name
     parts = [(file, *posixpath.splitext(file)) for file in files]
     labels = defaultdict(list)
     for file, stem, suffix in parts:
@@ -143,25 +143,27 @@ def _foldered(href: str) -> list[Scene]:
 
 
 def _catalogued(href: str) -> list[Scene]:
-    items = stac_reader.items(href)
-    images = [item for item in items if stac_reader.image(item)]
-    known = stac_reader.named(images)
-    images = [item for item in images if not stac_reader.labels(item) or item in stac_reader.sources(item, known)]
-    known = stac_reader.named(images)  # without label items that hold their labels as a raster too
+    items = stac_reader.read_items(href)
+    images = [item for item in items if stac_reader.image_href(item)]
+    known = stac_reader.index_by_name(images)
+    images = [
+        item for item in images if not stac_reader.label_hrefs(item) or item in stac_reader.source_images(item, known)
+    ]
+    known = stac_reader.index_by_name(images)  # without label items that hold their labels as a raster too
     labels: dict[int, list[str]] = {id(item): [] for item in images}
     for item in items:
-        sources = stac_reader.sources(item, known) if stac_reader.labels(item) else []
+        sources = stac_reader.source_images(item, known) if stac_reader.label_hrefs(item) else []
         for source in sources:
-            labels[id(source)] += stac_reader.labels(item)
-        if stac_reader.labels(item) and not sources:
+            labels[id(source)] += stac_reader.label_hrefs(item)
+        if stac_reader.label_hrefs(item) and not sources:
             log.warning("labels %s belong to no scene of %s", item.id, href)
     if not images:
         raise InputError(f"{href} has {len(items)} items but none with a GeoTIFF asset")
     return [
         Scene(
             item.id,
-            stac_reader.place(item),
-            str(stac_reader.image(item)),
+            stac_reader.place_name(item),
+            str(stac_reader.image_href(item)),
             tuple(labels[id(item)]),
             href,
             item.get_self_href() or "",
@@ -189,10 +191,10 @@ def _name(href: str) -> Path:
 
 def _files(href: str) -> list[str]:
     """The file at an href, or those that a glob matches; in s3, of one folder."""
-    path = hrefs.path(href)
+    path = hrefs.local_path(href)
     if href.startswith("s3://") and glob.has_magic(href):
         try:
-            there = hrefs.listing(posixpath.dirname(href))
+            there = hrefs.list_files(posixpath.dirname(href))
         except OSError as error:
             raise InputError(f"images={href} cannot be looked up: {error}") from error
         return [file for file in there if file == href] or _shown(f for f in there if fnmatch.fnmatchcase(f, href))

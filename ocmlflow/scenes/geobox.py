@@ -58,7 +58,7 @@ def gsd(grid: GeoBox) -> float:
     return math.sqrt(metres[0] * metres[1])
 
 
-def shrinking(own: GeoBox, target: GeoBox) -> tuple[float, float]:
+def scale_factors(own: GeoBox, target: GeoBox) -> tuple[float, float]:
     """Pixels of the target per pixel of `own` along its rows and its columns, in its middle; 1 where that is more."""
     to_target = Transformer.from_crs(own.crs, target.crs, always_xy=True)
     cols, rows = ~target.transform @ to_target.transform(*(own.transform @ _middle(own)))
@@ -66,7 +66,7 @@ def shrinking(own: GeoBox, target: GeoBox) -> tuple[float, float]:
     return float(across), float(down)
 
 
-def check(grid: GeoBox) -> None:
+def check_on_earth(grid: GeoBox) -> None:
     """Raise InputError unless the grid lies on earth, and in one piece: a CRS may have a seam, most at 180 degrees."""
     try:
         zone = _utm(grid)
@@ -87,7 +87,7 @@ def check(grid: GeoBox) -> None:
         )
 
 
-def ground_grid(own: GeoBox, *, gsd: float) -> GeoBox:
+def utm_grid(own: GeoBox, *, gsd: float) -> GeoBox:
     """Grid of square pixels of `gsd` metres over all of `own`, north up in the UTM zone of its middle.
 
     Its corners are whole multiples of `gsd`, so that scenes of one zone share one grid.
@@ -111,7 +111,7 @@ def outlines(grid: GeoBox, rows: np.ndarray, cols: np.ndarray, *, size: int) -> 
     return _outlines(grid, cols[:, np.newaxis] + size * ACROSS, rows[:, np.newaxis] + size * DOWN)
 
 
-def on_grid(area: BaseGeometry, grid: GeoBox) -> BaseGeometry:
+def project_area(area: BaseGeometry, grid: GeoBox) -> BaseGeometry:
     """What of an area in degrees (lon, lat) lies on the grid or near it, in the grid's CRS.
 
     Edges that are straight in degrees, as GeoJSON's are, bend in it: by kilometres where they are long.
@@ -124,7 +124,7 @@ def on_grid(area: BaseGeometry, grid: GeoBox) -> BaseGeometry:
     return shapely.transform(fine, lambda points: np.column_stack(to_grid.transform(*points.T)))
 
 
-def equal_area(grid: GeoBox) -> str:
+def equal_area_crs(grid: GeoBox) -> str:
     """A CRS around the grid in which areas are true square metres, whatever the grid's own."""
     lons, _ = _lonlats(grid, *_middle(grid))
     return f"+proj=cea +lat_ts=30 +lon_0={lons[0]:.0f} +datum=WGS84"

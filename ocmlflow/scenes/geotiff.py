@@ -16,7 +16,7 @@ WRITING = 64 << 20
 """Bytes of decoded blocks that are kept while a raster is copied."""
 
 
-def write(
+def create(
     path: Path, grid: GeoBox | None, *, height: int, width: int, dtype: str, nodata: float | None
 ) -> rasterio.io.DatasetWriter:
     """A new tiled one-band GeoTIFF, open for writing; without a georeference where `grid` is None.
@@ -25,7 +25,7 @@ def write(
     has them all.
     """
     place = {"crs": grid.crs, "transform": grid.transform, "sparse_ok": nodata is not None} if grid else {}
-    with raster.without_placement_warning():  # chips have none to give
+    with raster.ignore_missing_georeference():  # chips have none to give
         return rasterio.open(
             path,
             "w",
@@ -45,26 +45,26 @@ def write(
         )
 
 
-def reopened(path: Path) -> DatasetReader:
+def open_written(path: Path) -> DatasetReader:
     """A raster that was written here, open for reading."""
-    with raster.without_placement_warning():
+    with raster.ignore_missing_georeference():
         return rasterio.open(path)
 
 
-def check_whole(path: Path) -> None:
+def check_complete(path: Path) -> None:
     """Raise OSError, naming it, unless all of a raster that was written here can be read.
 
     GDAL does not tell of a disk that was full when a file was closed.
     """
     try:
-        with reopened(path) as dataset:
+        with open_written(path) as dataset:
             for _, window in dataset.block_windows(1):
                 dataset.read(1, window=window)
     except rasterio.errors.RasterioIOError as error:
         raise OSError(f"{path} is not whole, as if the disk had been full: {error}") from error
 
 
-def to_cog(source: Path, target: Path, *, overviews: Resampling) -> None:
+def write_cog(source: Path, target: Path, *, overviews: Resampling) -> None:
     """Copy a GeoTIFF to a cloud-optimized one with overviews; OSError, naming it, where it does not become whole."""
     with rasterio.Env(GDAL_CACHEMAX=WRITING):  # else a twentieth of the machine's memory
         rasterio.shutil.copy(
@@ -79,4 +79,4 @@ def to_cog(source: Path, target: Path, *, overviews: Resampling) -> None:
             bigtiff="if_safer",
             num_threads="all_cpus",
         )
-        check_whole(target)
+        check_complete(target)

@@ -8,13 +8,13 @@ from rasterio.windows import Window
 from ocmlflow.errors import InputError
 from ocmlflow.scenes import windows
 from ocmlflow.scenes.raster import Pixels
-from ocmlflow.scenes.resample import Read
+from ocmlflow.scenes.resample import ReadWindow
 
-LEAST = 128
+SMALLEST_PX = 128
 """Side of the windows, in pixels, that are given up as a whole."""
 
 
-def read_pixels(read: Read, window: Window, spoilt: list[Window]) -> Pixels:
+def read_pixels(read: ReadWindow, window: Window, spoilt: list[Window]) -> Pixels:
     """Pixels of a window, not valid where they cannot be read; the windows of those are added to `spoilt`."""
 
     def stacked(part: Window) -> np.ndarray:
@@ -36,7 +36,7 @@ def read_array(
         blank[:] = read(window)
     except InputError:
         side = max(window.height, window.width)
-        if side <= LEAST:
+        if side <= SMALLEST_PX:
             spoilt.append(window)
             return blank
         for part in windows.blocks(window.height, window.width, size=-(-side // 2)):

@@ -53,7 +53,7 @@ class Pixels:
 
 
 @contextmanager
-def opened(href: str, *, gsd: float | None = None, cache: int = CACHE) -> Iterator[tuple[DatasetReader, GeoBox]]:
+def open_scene(href: str, *, gsd: float | None = None, cache: int = CACHE) -> Iterator[tuple[DatasetReader, GeoBox]]:
     """The dataset at `href` (path, https, s3) and its own grid.
 
     An image without a georeference needs `gsd`, its metres per pixel, and is laid on a grid of that resolution
@@ -62,7 +62,7 @@ def opened(href: str, *, gsd: float | None = None, cache: int = CACHE) -> Iterat
     """
     with _environment(href, cache):
         try:
-            with without_placement_warning():  # `is_placed` is asked instead
+            with ignore_missing_georeference():  # `is_georeferenced` is asked instead
                 dataset = rasterio.open(_gdal_name(href), driver="GTiff")  # others may read any file they name
         except rasterio.errors.RasterioIOError as error:
             raise InputError(f"cannot open image {href}: {_said(error)}") from error
@@ -71,12 +71,12 @@ def opened(href: str, *, gsd: float | None = None, cache: int = CACHE) -> Iterat
             yield dataset, _own_grid(dataset, href, gsd)
 
 
-def is_placed(dataset: DatasetReader) -> bool:
+def is_georeferenced(dataset: DatasetReader) -> bool:
     """Whether an image says where on earth it lies."""
     return dataset.crs is not None and dataset.transform not in _NO_TRANSFORM
 
 
-def doubt_alpha(dataset: DatasetReader) -> None:
+def warn_of_doubtful_alpha(dataset: DatasetReader) -> None:
     """Warn where an alpha band looks like a picture: GDAL calls any fourth band so that nobody named, infrared too.
 
     Alpha is 0 or 255, but for the edges and the noise of a lossy one. Reads that band of four small windows.
@@ -102,7 +102,7 @@ def doubt_alpha(dataset: DatasetReader) -> None:
         )
 
 
-def taken(dataset: DatasetReader) -> datetime | None:
+def acquired(dataset: DatasetReader) -> datetime | None:
     """When, as the tag DateTime of TIFF 6.0 says, whose clock nobody knows; None where there is none."""
     try:
         return datetime.strptime(dataset.tags().get("TIFFTAG_DATETIME", ""), "%Y:%m:%d %H:%M:%S").replace(tzinfo=UTC)
@@ -110,11 +110,11 @@ def taken(dataset: DatasetReader) -> datetime | None:
         return None
 
 
-def warped(dataset: DatasetReader, own: GeoBox, target: GeoBox) -> WarpedVRT:
+def warp(dataset: DatasetReader, own: GeoBox, target: GeoBox) -> WarpedVRT:
     """The dataset on the target grid, warped as it is read; averaged, not skipped, where pixels become larger."""
     has_alpha = ColorInterp.alpha in dataset.colorinterp
     # GDAL would guess it from the bounds of its blocks, by which what is turned seems to shrink, and blur it.
-    across, down = geobox.shrinking(own, target)
+    across, down = geobox.scale_factors(own, target)
     return WarpedVRT(
         dataset,
         src_crs=own.crs,
@@ -134,11 +134,11 @@ def warped(dataset: DatasetReader, own: GeoBox, target: GeoBox) -> WarpedVRT:
 
 def read(dataset: DatasetReader, window: Window) -> Pixels:
     """Pixels of a window that lies inside the dataset; InputError where they cannot be decoded."""
-    colours, alpha = planes(dataset, window)
-    return interleaved(colours, alpha)
+    colours, alpha = read_bands(dataset, window)
+    return to_pixels(colours, alpha)
 
 
-def planes(dataset: DatasetReader, window: Window) -> tuple[np.ndarray, np.ndarray]:
+def read_bands(dataset: DatasetReader, window: Window) -> tuple[np.ndarray, np.ndarray]:
     """Colours (3, height, width) and alpha (height, width), uint8, of a window that lies inside the dataset.
 
     Alpha is 255 where the dataset's alpha band, mask or nodata value does not say otherwise. Raises InputError where
@@ -151,18 +151,18 @@ def planes(dataset: DatasetReader, window: Window) -> tuple[np.ndarray, np.ndarr
             return bands[:3], bands[3]
         return dataset.read(colours, window=window), dataset.dataset_mask(window=window)
     except rasterio.errors.RasterioIOError as error:
-        raise unreadable(dataset, window, error) from error
+        raise read_error(dataset, window, error) from error
 
 
-def shrunk(dataset: DatasetReader, shape: tuple[int, int]) -> np.ndarray:
+def read_reduced(dataset: DatasetReader, shape: tuple[int, int]) -> np.ndarray:
     """(height, width, 3) uint8 RGB: all of the dataset in so many pixels; InputError as `planes`."""
     try:
         return np.moveaxis(dataset.read(_colours(dataset), out_shape=(3, *shape)), 0, -1)
     except rasterio.errors.RasterioIOError as error:
-        raise unreadable(dataset, Window(0, 0, dataset.width, dataset.height), error) from error
+        raise read_error(dataset, Window(0, 0, dataset.width, dataset.height), error) from error
 
 
-def interleaved(colours: np.ndarray, alpha: np.ndarray) -> Pixels:
+def to_pixels(colours: np.ndarray, alpha: np.ndarray) -> Pixels:
     """Pixels of colours (3, height, width) uint8 and alpha (height, width) uint8."""
     seen = alpha > OPAQUE
     if not seen.all():
@@ -173,14 +173,14 @@ def interleaved(colours: np.ndarray, alpha: np.ndarray) -> Pixels:
     return Pixels(image, seen)
 
 
-def valid(dataset: DatasetReader, window: Window) -> np.ndarray:
+def read_valid(dataset: DatasetReader, window: Window) -> np.ndarray:
     """(height, width) bool of a window that lies inside the dataset: where it has imagery; InputError as `planes`."""
     try:
         if ColorInterp.alpha in dataset.colorinterp:
             return dataset.read(dataset.colorinterp.index(ColorInterp.alpha) + 1, window=window) > OPAQUE
         return dataset.dataset_mask(window=window) > OPAQUE
     except rasterio.errors.RasterioIOError as error:
-        raise unreadable(dataset, window, error) from error
+        raise read_error(dataset, window, error) from error
 
 
 def read_padded(dataset: DatasetReader, window: Window) -> Pixels:
@@ -194,9 +194,9 @@ def read_padded(dataset: DatasetReader, window: Window) -> Pixels:
     return Pixels(np.pad(found.image, (rows, cols, (0, 0))), np.pad(found.valid, (rows, cols)))
 
 
-def overview(dataset: DatasetReader, level: int) -> DatasetReader:
+def open_overview(dataset: DatasetReader, level: int) -> DatasetReader:
     """The dataset's overview of that number, open for reading."""
-    with without_placement_warning():
+    with ignore_missing_georeference():
         return rasterio.open(dataset.name, overview_level=level)
 
 
@@ -204,14 +204,14 @@ _FILTERS = Lock()
 
 
 @contextmanager
-def without_placement_warning() -> Iterator[None]:
+def ignore_missing_georeference() -> Iterator[None]:
     """Say nothing of images without a georeference; Python's filters are those of all threads at once."""
     with _FILTERS, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         yield
 
 
-def unreadable(dataset: DatasetReader, window: Window, error: Exception) -> InputError:
+def read_error(dataset: DatasetReader, window: Window, error: Exception) -> InputError:
     """The error to raise where a window of the dataset cannot be decoded, naming file, window and cause."""
     _forget_error(dataset)
     file = dataset.src_dataset.name if isinstance(dataset, WarpedVRT) else dataset.name
@@ -254,10 +254,10 @@ def _colours(dataset: DatasetReader) -> list[int]:
 
 
 def _own_grid(dataset: DatasetReader, href: str, gsd: float | None) -> GeoBox:
-    if is_placed(dataset):
+    if is_georeferenced(dataset):
         own = GeoBox(dataset.crs.to_wkt(), dataset.transform, dataset.height, dataset.width)
         try:
-            geobox.check(own)
+            geobox.check_on_earth(own)
         except InputError as error:
             raise InputError(f"image {href} has no place on the ground: {error}") from error
         return own
@@ -275,7 +275,7 @@ def _own_grid(dataset: DatasetReader, href: str, gsd: float | None) -> GeoBox:
 
 
 def _gdal_name(href: str) -> str:
-    return href if hrefs.is_remote(href) else str(hrefs.path(href))
+    return href if hrefs.is_remote(href) else str(hrefs.local_path(href))
 
 
 @contextmanager
@@ -290,7 +290,7 @@ def _environment(href: str, cache: int) -> Iterator[None]:
         options |= {"GDAL_HTTP_MAX_RETRY": "4", "GDAL_HTTP_RETRY_DELAY": "0.5"}  # seconds, doubled each time
     if href.startswith("s3://"):
         session, unsigned = s3.boto_session()
-        server = urlparse(s3.endpoint() or "")
+        server = urlparse(s3.custom_endpoint() or "")
         if server.netloc:
             options |= {"AWS_HTTPS": "NO" if server.scheme == "http" else "YES", "AWS_VIRTUAL_HOSTING": "FALSE"}
         aws = AWSSession(session, aws_unsigned=unsigned, endpoint_url=server.netloc or None)

@@ -16,7 +16,7 @@ from ocmlflow.scenes import raster
 from ocmlflow.scenes.geobox import GeoBox
 from ocmlflow.scenes.raster import Pixels
 
-Read = Callable[[Window], Pixels]
+ReadWindow = Callable[[Window], Pixels]
 """A window, which may reach beyond the scene, to its pixels; nothing is valid there."""
 
 SLAB = 1 << 24
@@ -26,27 +26,27 @@ NEAR = 0.01
 
 
 @contextmanager
-def on_grid(dataset: DatasetReader, own: GeoBox, target: GeoBox) -> Iterator[Read]:
+def window_reader(dataset: DatasetReader, own: GeoBox, target: GeoBox) -> Iterator[ReadWindow]:
     """A function that reads windows of the target grid, averaged, not skipped, where its pixels are larger.
 
     A scene whose rows and columns run along the target's is resized, from the overview nearest above the target's
     resolution; where both grids are one it is only read. Any other is warped, which takes two to fifteen times as long.
     """
-    if not parallel(own, target):
-        with raster.warped(dataset, own, target) as vrt:
+    if not is_aligned(own, target):
+        with raster.warp(dataset, own, target) as vrt:
             yield partial(raster.read_padded, vrt)
         return
     with ExitStack() as stack:
         level = _overview(dataset, own, target)
         if level is not None:
-            dataset = stack.enter_context(raster.overview(dataset, level))
+            dataset = stack.enter_context(raster.open_overview(dataset, level))
             # GDAL spreads the pixels of an overview evenly, whatever the factor that it is named by.
             scale = Affine.scale(own.width / dataset.width, own.height / dataset.height)
             own = GeoBox(own.crs, own.transform @ scale, dataset.height, dataset.width)
         yield partial(_read, dataset, ~own.transform @ target.transform)
 
 
-def parallel(own: GeoBox, target: GeoBox) -> bool:
+def is_aligned(own: GeoBox, target: GeoBox) -> bool:
     """Whether both grids have one CRS, and rows and columns that run alike."""
     if rasterio.CRS.from_user_input(own.crs) != rasterio.CRS.from_user_input(target.crs):
         return False
@@ -105,7 +105,7 @@ def _resized(dataset: DatasetReader, to_source: Affine, window: Window) -> Pixel
     last_col = min(dataset.width, math.ceil(right) + reach)
     last_row = min(dataset.height, math.ceil(bottom) + reach)
     source = Window(first_col, first_row, last_col - first_col, last_row - first_row)
-    colours, alpha = raster.planes(dataset, source)
+    colours, alpha = raster.read_bands(dataset, source)
     # Pixels whose middle is inside may stick out over the edge by half of themselves: there the edge goes on.
     spare = (
         (max(0, math.ceil(first_row - top)), max(0, math.ceil(bottom - last_row))),
@@ -125,7 +125,7 @@ def _filtered(
     triangle = Image.Resampling.BILINEAR
     if (alpha > raster.OPAQUE).all():
         planes = [np.asarray(Image.fromarray(plane).resize(size, triangle, box=box)) for plane in colours]
-        return raster.interleaved(np.stack(planes), np.full(size[::-1], 255, np.uint8))
+        return raster.to_pixels(np.stack(planes), np.full(size[::-1], 255, np.uint8))
     # Weighted by alpha, or what is not imagery would bleed into what is.
     bands = np.empty((*alpha.shape, 4), np.uint8)
     for number, plane in enumerate((*colours, alpha)):

@@ -21,10 +21,10 @@ NOT_STAC = (ValueError, TypeError, LookupError, AttributeError, pystac.STACError
 """What pystac raises at what is no JSON, or not STAC."""
 
 
-def items(href: str) -> list[pystac.Item]:
+def read_items(href: str) -> list[pystac.Item]:
     """The item at an href, or all below the catalogue or collection there; InputError where one cannot be read."""
     # Of a link to a file, as it lies there: its own links are relative to that.
-    target = href if hrefs.is_remote(href) else str(hrefs.path(href).resolve())
+    target = href if hrefs.is_remote(href) else str(hrefs.local_path(href).resolve())
     try:
         root = pystac.read_file(target, stac_io=_Reader())
     except OSError as error:
@@ -43,21 +43,21 @@ def items(href: str) -> list[pystac.Item]:
     return found
 
 
-def image(item: pystac.Item) -> str | None:
+def image_href(item: pystac.Item) -> str | None:
     """Href of its GeoTIFF: the asset `image`, else the first that is said to be one, else that has the name of one."""
     tiffs = [asset for key, asset in item.assets.items() if _is_tiff(asset) and not _is_label(key, asset)]
     chosen = item.assets.get("image") or min(tiffs, key=lambda asset: not asset.media_type, default=None)
     return chosen.get_absolute_href() if chosen else None
 
 
-def labels(item: pystac.Item) -> list[str]:
+def label_hrefs(item: pystac.Item) -> list[str]:
     """Hrefs of its footprints; of rasters of them where it has nothing else, so that nobody takes it for unlabelled."""
     drawn = [asset for key, asset in item.assets.items() if _is_label(key, asset)]
     vectors = [asset for asset in drawn if not _is_tiff(asset)]
     return [href for asset in vectors or drawn if (href := asset.get_absolute_href())]
 
 
-def named(items: list[pystac.Item]) -> dict[str, list[pystac.Item]]:
+def index_by_name(items: list[pystac.Item]) -> dict[str, list[pystac.Item]]:
     """The items by each of their names, href and id."""
     found: dict[str, list[pystac.Item]] = defaultdict(list)
     for item in items:
@@ -66,7 +66,7 @@ def named(items: list[pystac.Item]) -> dict[str, list[pystac.Item]]:
     return found
 
 
-def sources(item: pystac.Item, images: dict[str, list[pystac.Item]]) -> list[pystac.Item]:
+def source_images(item: pystac.Item, images: dict[str, list[pystac.Item]]) -> list[pystac.Item]:
     """What an item's labels are of, among `named` images: by its `source` links, else by id, else by equal outline."""
     links = {link.get_absolute_href() or "" for link in item.links if link.rel == "source"}
     for names in (links, {item.id.removesuffix(LABEL_SUFFIX)}, {item.id}):
@@ -76,7 +76,7 @@ def sources(item: pystac.Item, images: dict[str, list[pystac.Item]]) -> list[pys
     return [other for other in every if item.geometry and other.geometry == item.geometry][:1]
 
 
-def place(item: pystac.Item) -> str:
+def place_name(item: pystac.Item) -> str:
     """Id of its collection, as `items` found it; else the area of the challenge's items."""
     return str(item.collection_id or item.properties.get("area", ""))
 

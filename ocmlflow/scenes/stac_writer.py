@@ -15,14 +15,14 @@ UNKNOWN = datetime(1970, 1, 1, tzinfo=UTC)
 """The time of items of which nobody knows it: STAC asks for one."""
 
 
-def dataset(
+def build_item(
     name: str, scenes: list[Scene], *, outline: BaseGeometry, assets: dict[str, tuple[str, str]], **facts: Any
 ) -> dict[str, Any]:
     """A STAC item, as JSON, of what was made of some scenes: derived from each of them, with its outline in degrees.
 
     `assets` gives href and media type by name, `facts` more properties. The times are those of the scenes.
     """
-    times = sorted(scene.taken for scene in scenes if scene.taken)
+    times = sorted(scene.acquired for scene in scenes if scene.acquired)
     item = pystac.Item(
         id=name,
         geometry=shapely.geometry.mapping(outline),
@@ -41,14 +41,14 @@ def dataset(
     return item.to_dict(include_self_link=False, transform_hrefs=False)
 
 
-def member(name: str, item: dict[str, Any]) -> dict[str, Any]:
+def link_to_collection(name: str, item: dict[str, Any]) -> dict[str, Any]:
     """An item, as `dataset` makes it, that is to lie in the `items/` of a collection, with its links to that."""
     media = str(pystac.MediaType.JSON)
     upwards = [{"rel": rel, "href": "../collection.json", "type": media} for rel in ("collection", "parent", "root")]
     return {**item, "links": [*upwards, *item["links"]], "collection": name}
 
 
-def collection(name: str, items: list[dict[str, Any]], *, description: str) -> dict[str, Any]:
+def build_collection(name: str, items: list[dict[str, Any]], *, description: str) -> dict[str, Any]:
     """A STAC collection, as JSON, of items as `member` makes them, which lie beside it in `items/`.
 
     Its extent is theirs.

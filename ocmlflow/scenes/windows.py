@@ -16,7 +16,7 @@ class Tile:
     """What is kept of it; the cores of a scene touch each pixel once."""
 
 
-def reaching(length: int, *, size: int, stride: int) -> list[int]:
+def start_offsets(length: int, *, size: int, stride: int) -> list[int]:
     """First pixel of each window along one axis, in equal steps; the last windows may reach beyond the edge.
 
     `stride` divides `size`, so that every `size // stride`-th window alone touches each pixel once: those are scored.

@@ -101,7 +101,7 @@ def answers(settings: Mapping[str, Any], name: str) -> bool:
     with as_owner(settings):
         try:
             for bucket in BUCKETS:  # they appear a moment after the port answers
-                hrefs.listing(f"s3://{bucket}")
+                hrefs.list_files(f"s3://{bucket}")
         except OSError:
             return False
         return True

@@ -15,7 +15,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from ocmlflow.storage import s3
-from ocmlflow.storage.s3 import GoneError
+from ocmlflow.storage.s3 import ObjectNotFoundError
 
 USER_AGENT = "ocmlflow"  # data.source.coop, a home of the challenge's data, answers 403 to Python's own
 TIMEOUT_S = 60
@@ -27,19 +27,19 @@ def is_remote(href: str) -> bool:
     return urlparse(href).scheme in ("http", "https", "s3")
 
 
-def path(href: str) -> Path:
+def local_path(href: str) -> Path:
     """The local path of an href that is not remote; `file://` and `~` are understood."""
     return Path(unquote(urlparse(href).path) if href.startswith("file://") else href).expanduser()
 
 
 def absolute(href: str) -> str:
     """The same href, independent of the working directory. A link keeps its name, which scenes and places take."""
-    return href if is_remote(href) else str(path(href).parent.resolve() / path(href).name)
+    return href if is_remote(href) else str(local_path(href).parent.resolve() / local_path(href).name)
 
 
 def join(base: str, *names: str) -> str:
     """An href below `base`."""
-    return posixpath.join(base, *names) if is_remote(base) else str(path(base).joinpath(*names))
+    return posixpath.join(base, *names) if is_remote(base) else str(local_path(base).joinpath(*names))
 
 
 def read(href: str) -> bytes:
@@ -48,16 +48,16 @@ def read(href: str) -> bytes:
         return s3.read(href)
     if is_remote(href):
         return _https("GET", href).content
-    return path(href).read_bytes()
+    return local_path(href).read_bytes()
 
 
-def listing(folder: str) -> list[str]:
+def list_files(folder: str) -> list[str]:
     """Hrefs of the files in a local folder or below an s3 address, sorted; those of folders in it are not listed."""
     if not is_remote(folder):
-        return sorted(str(file) for file in path(folder).iterdir() if file.is_file())
+        return sorted(str(file) for file in local_path(folder).iterdir() if file.is_file())
     if not folder.startswith("s3://"):
         raise FileNotFoundError(f"{folder}: the files of a folder can be listed in s3 and locally, not over https")
-    return sorted(s3.listing(folder, Delimiter="/"))
+    return sorted(s3.list_objects(folder, Delimiter="/"))
 
 
 def size(href: str) -> int:
@@ -66,7 +66,7 @@ def size(href: str) -> int:
         return int(s3.head(href)["ContentLength"])
     if is_remote(href):
         return int(_https("HEAD", href).headers.get("Content-Length", 0))
-    return path(href).stat().st_size
+    return local_path(href).stat().st_size
 
 
 def fingerprint(href: str) -> str:
@@ -76,7 +76,7 @@ def fingerprint(href: str) -> str:
     if is_remote(href):
         headers = _https("HEAD", href).headers
         return headers.get("ETag") or f"{headers.get('Content-Length')} {headers.get('Last-Modified')}"
-    status = path(href).stat()
+    status = local_path(href).stat()
     return f"{status.st_size} {status.st_mtime_ns}"
 
 
@@ -86,7 +86,7 @@ def put(source: Path, href: str) -> None:
         s3.upload(source, href)
         source.unlink()
         return
-    target = path(href)
+    target = local_path(href)
     target.parent.mkdir(parents=True, exist_ok=True)
     # On the file system of the target, so that the rename is atomic; another process may be putting the same.
     part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
@@ -110,7 +110,7 @@ def mirror(source: str, target: str) -> int:
             if source.startswith("s3://"):
                 try:
                     s3.download(join(source, name), file)
-                except GoneError:
+                except ObjectNotFoundError:
                     names.remove(name)
                     continue
             else:
@@ -128,7 +128,7 @@ def list_recursive(folder: str) -> dict[str, int]:
             str(file.relative_to(folder)): file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()
         }
     prefix = f"{folder.rstrip('/')}/"
-    return {address.removeprefix(prefix): size for address, size in s3.listing(folder).items()}
+    return {address.removeprefix(prefix): size for address, size in s3.list_objects(folder).items()}
 
 
 def check_writable(folder: str) -> None:
@@ -151,7 +151,7 @@ def delete(href: str) -> None:
     if href.startswith("s3://"):
         s3.delete(href)
     else:
-        path(href).unlink()
+        local_path(href).unlink()
 
 
 def digest(*texts: str) -> str:
@@ -174,7 +174,7 @@ def _session(process: int) -> requests.Session:
     """A session of this process that tries again, a little later each time, what a busy server turns away."""
     session = requests.Session()
     session.headers["User-Agent"] = USER_AGENT
-    retry = Retry(RETRIES, backoff_factor=0.3, status_forcelist=s3.PASSING, raise_on_status=False)
+    retry = Retry(RETRIES, backoff_factor=0.3, status_forcelist=s3.TRANSIENT_STATUSES, raise_on_status=False)
     for scheme in ("http://", "https://"):
         session.mount(scheme, HTTPAdapter(max_retries=retry))
     return session

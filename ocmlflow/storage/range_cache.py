@@ -18,23 +18,23 @@ from typing import BinaryIO, TypeAlias
 from ocmlflow import redaction
 from ocmlflow.errors import InputError
 from ocmlflow.storage import hrefs, s3
-from ocmlflow.storage.s3 import AwayError
+from ocmlflow.storage.s3 import ServerUnavailableError
 
 log = logging.getLogger(__name__)
 
 LIMIT_GB = 20.0
 """Size of the cache where nothing is set; half of what the disk has room for, where that is less."""
-SMALL = 1_000_000
+WHOLE_FILE_BYTES = 1_000_000
 """Files of up to so many bytes come whole: it takes as long as a part, and the labels of 64 chips are in one."""
 SLACK = 0.1
 """Share of the cache that is emptied at a time."""
 PATIENCE_S = 300
 """For how long an S3 server that is away or busy is asked again: a training lost costs more."""
-HELD, PARTS = "held", "parts"
+SIZE_FILE, PARTIAL_FOLDER = "held", "parts"
 """In the cache: how many bytes it holds; and what is just being written."""
 WIDTH = 20
 """Digits of that number: the file is written over, for to empty it first takes ext4 longer than all else here."""
-LEFT_S = 3600
+ABANDONED_S = 3600
 """Age at which a file that is being written was left by a process that was killed."""
 
 Fetch: TypeAlias = Callable[[str, int, int | None], bytes]
@@ -70,7 +70,7 @@ class RangeCache:
             return file
 
     def _add(self, name: str, size: int, make: Callable[[Path], object]) -> BinaryIO:
-        part = self.folder / PARTS / uuid.uuid4().hex
+        part = self.folder / PARTIAL_FOLDER / uuid.uuid4().hex
         part.parent.mkdir(parents=True, exist_ok=True)
         try:
             try:
@@ -114,7 +114,7 @@ class RangeCache:
     @contextmanager
     def _held(self) -> Iterator[int]:
         """Descriptor of the file that says how many bytes are held, while no other thread or process has it."""
-        count = os.open(self.folder / HELD, os.O_RDWR | os.O_CREAT, 0o600)
+        count = os.open(self.folder / SIZE_FILE, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(count, fcntl.LOCK_EX)
             yield count
@@ -131,24 +131,24 @@ class RangeCache:
                 except FileNotFoundError:  # just finished, or deleted
                     continue
                 found.append((status.st_mtime, status.st_size, os.path.join(top, name)))
-        held, parts = sum(size for _, size, _ in found), str(self.folder / PARTS)
+        held, parts = sum(size for _, size, _ in found), str(self.folder / PARTIAL_FOLDER)
         for used, size, path in sorted(found):
             if held <= limit:
                 break
-            if path == str(self.folder / HELD) or (path.startswith(parts) and time.time() - used < LEFT_S):
+            if path == str(self.folder / SIZE_FILE) or (path.startswith(parts) and time.time() - used < ABANDONED_S):
                 continue
             Path(path).unlink(missing_ok=True)
             held -= size
         return held
 
 
-def limit(folder: Path) -> int:
+def size_limit(folder: Path) -> int:
     """Bytes that the cache in that folder may take: OCMLFLOW_CACHE_GB, or what LIMIT_GB says."""
     told = os.environ.get("OCMLFLOW_CACHE_GB")
     if told is None:
         folder.mkdir(parents=True, exist_ok=True)
         room = os.statvfs(folder)
-        held = (folder / HELD).read_text() if (folder / HELD).exists() else ""
+        held = (folder / SIZE_FILE).read_text() if (folder / SIZE_FILE).exists() else ""
         free = room.f_bavail * room.f_frsize + (int(held) if held.isdecimal() else 0)
         return round(min(LIMIT_GB * 1e9, free / 2))
     try:
@@ -160,7 +160,7 @@ def limit(folder: Path) -> int:
     return round(gigabytes * 1e9)
 
 
-def ranges(address: str, sizes: Mapping[str, int], cache: RangeCache, key: str) -> Fetch:
+def open_ranges(address: str, sizes: Mapping[str, int], cache: RangeCache, key: str) -> Fetch:
     """What stands for the folder at an s3 address whose files have these sizes; no more than what is asked for comes.
 
     `key` names the address in the cache.
@@ -170,7 +170,7 @@ def ranges(address: str, sizes: Mapping[str, int], cache: RangeCache, key: str) 
         size = _size(address, sizes, name)
         first, last = _span(size, first, count)
         href, begin, end, entry = hrefs.join(address, name), first, last, f"{key}/{name}/{first}-{last}"
-        if size <= SMALL:
+        if size <= WHOLE_FILE_BYTES:
             begin, end, entry = 0, size, f"{key}/{name}"
 
         def make(part: Path) -> None:
@@ -181,7 +181,7 @@ def ranges(address: str, sizes: Mapping[str, int], cache: RangeCache, key: str) 
     return fetch
 
 
-def whole(
+def open_whole_files(
     address: str, sizes: Mapping[str, int], cache: RangeCache, key: str, download: Callable[[str, Path], None]
 ) -> Fetch:
     """The same where `download` brings files by name, and only whole; InputError where they do not fit the cache."""
@@ -217,8 +217,8 @@ def _patiently(href: str, begin: int, end: int) -> bytes:
     began, wait = time.monotonic(), 0.5
     while begin < end:
         try:
-            return s3.read_span(href, begin, end - 1)
-        except AwayError as error:
+            return s3.read_range(href, begin, end - 1)
+        except ServerUnavailableError as error:
             if time.monotonic() + wait > began + PATIENCE_S:
                 raise
             if wait == 0.5:

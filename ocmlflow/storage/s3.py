@@ -19,7 +19,7 @@ from urllib3.exceptions import HTTPError
 
 SIGNED_S = 600
 """For so long a signed address is used again."""
-PASSING = (429, 500, 502, 503, 504)
+TRANSIENT_STATUSES = (429, 500, 502, 503, 504)
 """Answers of a server that may be another a second later."""
 
 ERRORS = (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError, boto3.exceptions.Boto3Error)
@@ -36,11 +36,11 @@ AWAY = (
 """Those of a server that is not there, or goes away."""
 
 
-class AwayError(FileNotFoundError):
+class ServerUnavailableError(FileNotFoundError):
     """An S3 server does not answer, or is busy: it may do a while later."""
 
 
-class GoneError(FileNotFoundError):
+class ObjectNotFoundError(FileNotFoundError):
     """An S3 server has no object of that name."""
 
 
@@ -50,7 +50,7 @@ def read(href: str) -> bytes:
         return bytes(_call("get_object", href)["Body"].read())
 
 
-def read_span(href: str, first: int, last: int) -> bytes:
+def read_range(href: str, first: int, last: int) -> bytes:
     """The bytes of an s3 address from the first to the last; OSError, naming it, where others come.
 
     One try, in half of the time that boto3's own call takes, for it signs once for many parts of a file.
@@ -64,7 +64,7 @@ def read_span(href: str, first: int, last: int) -> bytes:
     if answer.status_code >= 300:
         code = re.search(rb"<Code>(\w+)</Code>", found)
         said = f"{href}: the S3 server answers {code[1].decode() if code else answer.status_code}"
-        raise (AwayError if answer.status_code in PASSING else FileNotFoundError)(said)
+        raise (ServerUnavailableError if answer.status_code in TRANSIENT_STATUSES else FileNotFoundError)(said)
     if len(found) != last - first + 1:
         raise OSError(f"{href}: the S3 server answers a range of {last - first + 1} bytes with {len(found)}")
     return found
@@ -92,7 +92,7 @@ def delete(href: str) -> None:
     _call("delete_object", href)
 
 
-def listing(folder: str, **how: str) -> dict[str, int]:
+def list_objects(folder: str, **how: str) -> dict[str, int]:
     """Addresses of the objects below another one, and their bytes; FileNotFoundError where they cannot be listed."""
     bucket, prefix = _bucket_and_key(folder)
     prefix = f"{prefix.rstrip('/')}/".lstrip("/")
@@ -104,7 +104,7 @@ def listing(folder: str, **how: str) -> dict[str, int]:
     return {f"s3://{bucket}/{entry['Key']}": int(entry["Size"]) for entry in found}
 
 
-def endpoint() -> str | None:
+def custom_endpoint() -> str | None:
     """Address of the S3 server where it is not Amazon's, for those who do not ask boto3."""
     address = str(client().meta.endpoint_url)
     return None if _is_amazon(address) else address
@@ -190,13 +190,13 @@ def _told_of(href: str) -> Iterator[None]:
     except botocore.exceptions.ClientError as error:
         code = error.response["Error"]["Code"]
         said = f"{href}: the S3 server answers {code}"
-        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in PASSING:
-            raise AwayError(said) from error
-        raise (GoneError if code in ("404", "NoSuchKey") else FileNotFoundError)(said) from error
+        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in TRANSIENT_STATUSES:
+            raise ServerUnavailableError(said) from error
+        raise (ObjectNotFoundError if code in ("404", "NoSuchKey") else FileNotFoundError)(said) from error
     except (botocore.exceptions.BotoCoreError, boto3.exceptions.Boto3Error, HTTPError) as error:
         said = re.sub(r"\?[^\s\"']*", "", str(error))  # of the address, whose signature lets others read
         # Others will not pass by waiting: no region, broken credentials, a certificate that is not known.
-        raise (AwayError if isinstance(error, AWAY) else FileNotFoundError)(f"{href}: {said}") from None
+        raise (ServerUnavailableError if isinstance(error, AWAY) else FileNotFoundError)(f"{href}: {said}") from None
 
 
 def _bucket_and_key(href: str) -> tuple[str, str]:

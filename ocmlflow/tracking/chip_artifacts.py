@@ -76,15 +76,15 @@ def folder(run_id: str) -> Folder:
     """
     address = _address(run_id)
     if urlparse(address).scheme in ("", "file"):
-        return hrefs.path(address)
-    cache = RangeCache(CACHE / "chips", range_cache.limit(CACHE / "chips"))
+        return hrefs.local_path(address)
+    cache = RangeCache(CACHE / "chips", range_cache.size_limit(CACHE / "chips"))
     with _told(f"the chips of run {run_id} cannot be listed"):
         sizes = _sizes(address)
         key = f"{run_id}-{hrefs.digest(repr(_list_of(address, sizes)))[:8]}"  # other chips are not taken for these
     if address.startswith("s3://"):
-        fetch = range_cache.ranges(address, sizes, cache, key)
+        fetch = range_cache.open_ranges(address, sizes, cache, key)
     else:
-        fetch = range_cache.whole(address, sizes, cache, key, partial(_download, address))
+        fetch = range_cache.open_whole_files(address, sizes, cache, key, partial(_download, address))
 
     def read(name: str, first: int, count: int | None) -> bytes:
         with _told(f"cannot read {name} of the chips of run {run_id}"):

@@ -35,8 +35,8 @@ def augmentation_sheet(crops: Crops, recipe: Recipe) -> np.ndarray:
         (batch,) = crops[len(shown) // crops.batch_size]
         made = augment(*batch, seed, crop=recipe.crop, strength=recipe.augment, zoom=recipe.zoom)
         shown += zip(*(keras.ops.convert_to_numpy(part).round().astype(np.uint8) for part in made), strict=True)
-    drawn = [pictures.outlined(image, *labels.decode(label[..., 0])) for image, label in shown[:64]]
-    return pictures.sheet([drawn[number : number + 8] for number in range(0, 64, 8)])
+    drawn = [pictures.draw_outlines(image, *labels.decode(label[..., 0])) for image, label in shown[:64]]
+    return pictures.contact_sheet([drawn[number : number + 8] for number in range(0, 64, 8)])
 
 
 def prediction_sheet(predict: Predict, folder: Folder, rows: gpd.GeoDataFrame, *, threshold: int) -> np.ndarray:
@@ -46,6 +46,6 @@ def prediction_sheet(predict: Predict, folder: Folder, rows: gpd.GeoDataFrame, *
         label, valid = labels.decode(coded)
         probability = predict(image[np.newaxis])[0, ..., 0]
         building = to_percent(probability) >= threshold
-        outlined = pictures.outlined(image, label, valid)
-        shown.append([outlined, pictures.grey(probability), pictures.errors(image, building, label, valid)])
-    return pictures.sheet(shown)
+        outlined = pictures.draw_outlines(image, label, valid)
+        shown.append([outlined, pictures.to_grey(probability), pictures.draw_errors(image, building, label, valid)])
+    return pictures.contact_sheet(shown)

@@ -36,7 +36,7 @@ PLACE = {"crs": CRS, "transform": TRANSFORM}
 @pytest.fixture
 def scene(tmp_path) -> Scene:
     footprints = town(tmp_path, "acc/aaa", transform=TRANSFORM)
-    (found,) = catalog.scenes(write_catalog(tmp_path, {"acc/aaa": footprints}))
+    (found,) = catalog.read_scenes(write_catalog(tmp_path, {"acc/aaa": footprints}))
     return found
 
 
@@ -59,10 +59,10 @@ def test_a_chip_is_the_scene_at_its_window(scene, tmp_path, gsd, stride):
     rules = rules_with(gsd=gsd, stride=stride)
     index = cut(scene, tmp_path / "out", rules=rules)
     assert index.id.is_unique
-    with raster.opened(scene.image) as (dataset, own):
-        target = geobox.ground_grid(own, gsd=gsd)
+    with raster.open_scene(scene.image) as (dataset, own):
+        target = geobox.utm_grid(own, gsd=gsd)
         covered = np.zeros((target.height, target.width), bool)
-        with resample.on_grid(dataset, own, target) as read:
+        with resample.window_reader(dataset, own, target) as read:
             for row, chip in each(tmp_path / "out", index):
                 window = Window(row.col, row.row, 32, 32)
                 found = read(window)

@@ -46,7 +46,7 @@ def towns(tmp_path_factory) -> list[Scene]:
     folder = tmp_path_factory.mktemp("towns")
     places = {"acc/aaa": TRANSFORM, "kam/kkk": ELSEWHERE}
     drawn = {name: town(folder, name, transform=at, height=120, width=180) for name, at in places.items()}
-    return catalog.scenes(write_catalog(folder, drawn))
+    return catalog.read_scenes(write_catalog(folder, drawn))
 
 
 def cut_all(scenes, folder: Path, *, rules=SMALL, executor=None, keep_empty=True) -> pd.DataFrame:
@@ -111,7 +111,7 @@ from test_cutting import share_of
 from ocmlflow.chips import cutting
 from ocmlflow.scenes import catalog
 cutting.RUN = 1
-share_of(catalog.scenes(sys.argv[1]), Path(sys.argv[2]), (int(sys.argv[3]), 3))
+share_of(catalog.read_scenes(sys.argv[1]), Path(sys.argv[2]), (int(sys.argv[3]), 3))
 """
 
 
@@ -139,7 +139,7 @@ from test_cutting import cut_all
 from ocmlflow.chips import cutting
 from ocmlflow.scenes import catalog
 cutting.RUN = 1
-cut_all(catalog.scenes(sys.argv[1]), Path(sys.argv[2]))
+cut_all(catalog.read_scenes(sys.argv[1]), Path(sys.argv[2]))
 print("whole")
 """
 

@@ -459,7 +459,7 @@ def test_shares_of_an_indexed_job_make_the_maps_of_one_run(
     assert sorted(index for index, _ in logs) == ["0", "0", "1"]
     assert sorted(index for index, log in logs if "windows predicted" in log) == ["0", "1"]
     assert {path: path.stat().st_mtime_ns for path in tiles} == tiles  # what the first had done was not done again
-    assert not hrefs.listing(f"{s3}/together")
+    assert not hrefs.list_files(f"{s3}/together")
     # The run after them is the launcher's, whose template has the same folder.
     config = at.configured(claim="ocmlflow-work")
     done = ended(launched(at, "predict", "kubernetes", config, **places, **words))

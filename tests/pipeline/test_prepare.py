@@ -49,7 +49,7 @@ def run(tracked, monkeypatch, tmp_path):
         prepare.main(prepare.parse(words(**{"work": tmp_path / "work", **parameters})))
         experiment = mlflow.get_experiment_by_name("prepare").experiment_id
         (made,) = MlflowClient().search_runs([experiment], order_by=["attributes.end_time DESC"], max_results=1)
-        return made, chip_set.load(hrefs.path(made.info.artifact_uri) / "chips")
+        return made, chip_set.load(hrefs.local_path(made.info.artifact_uri) / "chips")
 
     return call
 
@@ -91,7 +91,9 @@ def runs(tracked):
         experiment = mlflow.get_experiment_by_name("prepare").experiment_id
         made = MlflowClient().search_runs([experiment], f"tags.`{tracking_runs.VERB}` = 'prepare'")
         found = {run.info.run_id: run.info.artifact_uri for run in made}
-        return {run_id: set(hrefs.list_recursive(str(hrefs.path(uri) / "chips"))) for run_id, uri in found.items()}
+        return {
+            run_id: set(hrefs.list_recursive(str(hrefs.local_path(uri) / "chips"))) for run_id, uri in found.items()
+        }
 
     return look
 
@@ -108,7 +110,7 @@ def test_chips_that_are_there_are_neither_cut_nor_sent_again(tmp_path, run, runs
     assert not list((tmp_path / "elsewhere").rglob("*.zarr"))
     with tracking_runs.run("train", {}):  # takes what was asked for last
         assert chip_artifacts.resolve_run(None) == first.info.run_id
-    (hrefs.path(first.info.artifact_uri) / "chips" / "a1.zarr" / "image" / "c.0.0.0.0").unlink()
+    (hrefs.local_path(first.info.artifact_uri) / "chips" / "a1.zarr" / "image" / "c.0.0.0.0").unlink()
     caplog.clear()
     prepare.main(prepare.parse(words(**one, work=tmp_path / "elsewhere")))
     assert re.search(r"1 files of chips sent, 0\.\d MB", caplog.text)

@@ -88,7 +88,7 @@ def test_blocks_scores_test_ground_and_goes_on_where_it_was(store, scenes):
 
 
 def test_leave_one_place_out_holds_out_each_place_in_turn(scenes):
-    found = catalog.scenes(scenes)
+    found = catalog.read_scenes(scenes)
     for places, parts in ((None, ["acc", "kam"]), ("kam", ["kam"])):
         args = protocol.parse(words_of(catalog=scenes, name="leave-one-place-out", places=places))
         assert protocol.PROTOCOLS[args.name](found, args) == [protocol.Part(p, {"validation": p}) for p in parts]

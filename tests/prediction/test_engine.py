@@ -68,7 +68,7 @@ def test_the_number_of_threads_changes_nothing(file, folder, tmp_path):
     code = (
         "import sys, numpy as np; from pathlib import Path\n"
         "from ocmlflow import executors; from ocmlflow.prediction import engine\n"
-        "executors._take(int(sys.argv[1]))\n"
+        "executors._initialize_worker(int(sys.argv[1]))\n"
         "member = engine.Member('openvino', Path(sys.argv[2]), 32, 1.0)\n"
         "images = np.random.default_rng(1).integers(0, 256, (1, 320, 288, 3), np.uint8)\n"
         "np.save(sys.argv[3], engine.Ensemble((member,), 'none')()(images))\n"

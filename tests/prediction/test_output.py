@@ -20,7 +20,7 @@ def output(request, tmp_path) -> str:
 
 def add(output: str, folder: Path, *names: str) -> None:
     folder.mkdir(exist_ok=True)
-    items = [stac_writer.dataset(name, [], outline=shapely.box(0, 0, 1, 2), assets={}) for name in names]
+    items = [stac_writer.build_item(name, [], outline=shapely.box(0, 0, 1, 2), assets={}) for name in names]
     output_files.file(items, output, folder)
 
 

@@ -267,13 +267,13 @@ def test_a_scene_was_taken_when_its_catalogue_says_or_else_its_file(tmp_path):
     ):
         with rasterio.open(href, "r+") as file:
             file.update_tags(TIFFTAG_DATETIME=tag)
-        assert preflight.check(Scene("one", "", href, taken=said), settings=SETTINGS).taken == expected
+        assert preflight.check(Scene("one", "", href, acquired=said), settings=SETTINGS).acquired == expected
 
 
 def test_what_cannot_be_predicted_is_refused_before(tmp_path):
     scene = Scene("one", "", write_image(tmp_path / "a.tif", noise(30, 20)))
     assert preflight.check(scene, settings=SETTINGS) == SceneCheck(
-        placed=True, height=30, width=20, inside=True, taken=None
+        placed=True, height=30, width=20, inside=True, acquired=None
     )
     with pytest.raises(InputError, match="cannot open image nowhere"):
         preflight.check(Scene("one", "", "nowhere.tif"), settings=SETTINGS)
@@ -382,9 +382,9 @@ def test_scenes_away_from_the_area_of_interest_are_told_and_chips_refused(tmp_pa
 def test_on_the_model_s_grid_the_map_is_what_the_network_said(tmp_path, how, gsd):
     href = write_image(tmp_path / "a.tif", roofs(), hole(70, 90), how=how)
     made = draw(href, tmp_path / "out", gsd=gsd, on_own_grid=False)
-    with raster.opened(href) as (dataset, own):
-        target = geobox.ground_grid(own, gsd=gsd)
-        with resample.on_grid(dataset, own, target) as reading:
+    with raster.open_scene(href) as (dataset, own):
+        target = geobox.utm_grid(own, gsd=gsd)
+        with resample.window_reader(dataset, own, target) as reading:
             seen = reading(Window(0, 0, target.width, target.height))
     percents, about = read(made.probability)
     assert (about["transform"], about["crs"]) == (target.transform, rasterio.CRS.from_string(CRS))
@@ -422,7 +422,7 @@ def test_a_broken_block_is_a_named_error_or_a_hole_that_is_listed(tmp_path, gsd,
     lost[256:512, 256:512] = True
     assert (mask[lost] == 255).all()
     # GDAL warps blocks of 512 x 128 pixels at a time.
-    reach = round(gsd / GSD * (2 * partial_read.LEAST if crs == CRS else 512))
+    reach = round(gsd / GSD * (2 * partial_read.SMALLEST_PX if crs == CRS else 512))
     assert (mask[~ndimage.binary_dilation(lost, iterations=reach)] == 1).all()
     listed = gpd.GeoSeries(list(made.unreadable), crs="EPSG:4326").to_crs(crs)
     assert shapely.union_all(listed.to_numpy()).contains(building(257, 257, 511, 511, place["transform"]))

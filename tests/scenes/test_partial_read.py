@@ -25,7 +25,7 @@ def test_all_but_the_surroundings_of_what_is_broken_is_read(height, width, data)
     found = partial_read.read_pixels(read, Window(0, 0, width, height), spoilt)
     lost = np.zeros((height, width), bool)
     for window in spoilt:
-        assert max(window.height, window.width) <= partial_read.LEAST
+        assert max(window.height, window.width) <= partial_read.SMALLEST_PX
         lost[window.toslices()] = True
     assert all(lost[at] for at in broken)
     assert len(spoilt) <= 2

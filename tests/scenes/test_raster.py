@@ -29,7 +29,7 @@ def wrong_zone(*, gsd: float = GSD, size: int = 40) -> Affine:
 
 
 def own_grid(href: str) -> GeoBox:
-    with raster.opened(href, gsd=GSD) as (_, own):
+    with raster.open_scene(href, gsd=GSD) as (_, own):
         return own
 
 
@@ -76,7 +76,7 @@ def test_a_window_is_read_as_it_is_inside_and_not_valid_outside(tmp_path_factory
     href = str(folder / "a.tif") if folder.exists() else write_image(folder / "a.tif", image, valid)
     if row + size <= 0 or col + size <= 0 or col >= 20 or row >= 30:
         return  # beside the image
-    with raster.opened(href) as (dataset, _):
+    with raster.open_scene(href) as (dataset, _):
         found = raster.read_padded(dataset, Window(col, row, size, size))
     around = ((50, 50), (50, 50))
     at = np.s_[row + 50 : row + 50 + size, col + 50 : col + 50 + size]
@@ -101,14 +101,14 @@ def test_gsd_is_measured_on_the_ground():
 
 
 def test_the_ground_grid_lies_in_the_zone_of_the_ground():
-    assert geobox.ground_grid(GeoBox("EPSG:32636", wrong_zone(), 40, 40), gsd=0.1).crs == "EPSG:32629"
+    assert geobox.utm_grid(GeoBox("EPSG:32636", wrong_zone(), 40, 40), gsd=0.1).crs == "EPSG:32629"
     south = Affine(1e-6, 0, 39.2, 0, -1e-6, -6.8)
-    assert geobox.ground_grid(GeoBox("EPSG:4326", south, 40, 40), gsd=0.1).crs == "EPSG:32737"
+    assert geobox.utm_grid(GeoBox("EPSG:4326", south, 40, 40), gsd=0.1).crs == "EPSG:32737"
 
 
 def test_a_transform_outside_its_crs_is_refused():
     with pytest.raises(InputError, match="lies outside its CRS"):
-        geobox.ground_grid(GeoBox("EPSG:4326", Affine(1, 0, 500_000, 0, -1, 600_000), 9, 9), gsd=0.1)
+        geobox.utm_grid(GeoBox("EPSG:4326", Affine(1, 0, 500_000, 0, -1, 600_000), 9, 9), gsd=0.1)
 
 
 STEP = GSD / 111_320  # in degrees
@@ -129,7 +129,7 @@ def test_what_has_no_place_on_earth_is_refused_by_name(tmp_path, crs, transform,
     href = write_image(tmp_path / "lost.tif", noise(30, 40), crs=crs, transform=transform)
     with (
         pytest.raises(InputError, match=rf"lost\.tif has no place on the ground: .*{why}"),
-        raster.opened(href, gsd=GSD),
+        raster.open_scene(href, gsd=GSD),
     ):
         pass
 
@@ -138,17 +138,20 @@ def test_a_transform_without_a_crs_is_refused_by_name(tmp_path):
     """And not taken for a chip of the challenge, which has neither, by which its resolution would be lost."""
     href = write_image(tmp_path / "world.tif", noise(8, 9), crs=None)
     (tmp_path / "world.tfw").write_text("0.1\n0\n0\n-0.1\n500000\n620000\n")
-    with pytest.raises(InputError, match=r"world\.tif has a transform, .* but no CRS"), raster.opened(href, gsd=GSD):
+    with (
+        pytest.raises(InputError, match=r"world\.tif has a transform, .* but no CRS"),
+        raster.open_scene(href, gsd=GSD),
+    ):
         pass
     (tmp_path / "world.tfw").write_text("1\n0\n0\n-1\n0.5\n-0.5\n")  # pixels counted downwards are no place
-    with raster.opened(href, gsd=GSD) as (dataset, _):
-        assert not raster.is_placed(dataset)
+    with raster.open_scene(href, gsd=GSD) as (dataset, _):
+        assert not raster.is_georeferenced(dataset)
 
 
 @given(st.floats(0.02, 0.5), st.integers(1, 300), st.integers(1, 300), st.floats(0.02, 0.5))
 def test_the_ground_grid_covers_the_scene_and_little_more(own_gsd, height, width, gsd):
     transform = Affine(own_gsd, 0, 500_123.4567, 0, -own_gsd, 619_876.543)
-    target = geobox.ground_grid(GeoBox(CRS, transform, height, width), gsd=gsd)
+    target = geobox.utm_grid(GeoBox(CRS, transform, height, width), gsd=gsd)
     (left, top), (right, bottom) = target.transform @ (0, 0), target.transform @ (target.width, target.height)
     east, south = transform @ (width, height)
     slack = 1e-5
@@ -164,7 +167,7 @@ def test_warping_to_the_same_grid_changes_nothing(tmp_path, how):
     own, warped = pixels(href), pixels(href, own_grid(href))
     np.testing.assert_array_equal(warped.valid, own.valid)
     np.testing.assert_array_equal(warped.image, own.image)
-    target = geobox.ground_grid(own_grid(href), gsd=GSD)
+    target = geobox.utm_grid(own_grid(href), gsd=GSD)
     assert (target.height, target.width) == (30, 40)
     np.testing.assert_array_equal(pixels(href, target).image, own.image)
 
@@ -172,7 +175,7 @@ def test_warping_to_the_same_grid_changes_nothing(tmp_path, how):
 def test_larger_pixels_are_averages(tmp_path, how):
     board = np.indices((40, 40)).sum(axis=0) % 2 * 200 + 20
     href = write_image(tmp_path / "a.tif", np.stack([board] * 3, -1).astype(np.uint8), how=how)
-    found = pixels(href, geobox.ground_grid(own_grid(href), gsd=2 * GSD))
+    found = pixels(href, geobox.utm_grid(own_grid(href), gsd=2 * GSD))
     assert found.image.shape == (20, 20, 3)
     assert np.abs(found.image[2:-2, 2:-2].astype(int) - 120).max() <= 3
 
@@ -181,7 +184,7 @@ def test_larger_pixels_are_averages(tmp_path, how):
 def test_what_is_not_imagery_does_not_bleed_into_what_is(tmp_path, how, gsd):
     image = np.where(hole(30, 40)[..., np.newaxis], 200, 0).repeat(3, -1).astype(np.uint8)
     href = write_image(tmp_path / "a.tif", image, hole(30, 40), how=how)
-    found = pixels(href, geobox.ground_grid(own_grid(href), gsd=gsd))
+    found = pixels(href, geobox.utm_grid(own_grid(href), gsd=gsd))
     assert (found.image[found.valid] == 200).all()
     assert found.valid.mean() == pytest.approx(hole(30, 40).mean(), abs=0.05)
 
@@ -193,7 +196,7 @@ def test_a_point_keeps_its_place_on_the_ground(tmp_path, crs, transform):
     image = np.full((60, 60, 3), 20, np.uint8)
     image[39:42, 19:22] = 255
     href = write_image(tmp_path / "a.tif", image, crs=crs, transform=transform)
-    target = geobox.ground_grid(own_grid(href), gsd=0.07)
+    target = geobox.utm_grid(own_grid(href), gsd=0.07)
     dot = np.argwhere(pixels(href, target).image[..., 0] > 128).mean(axis=0) + 0.5
     drawn = Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(*(transform @ (20.5, 40.5)))
     found = Transformer.from_crs(target.crs, "EPSG:4326", always_xy=True).transform(*(target.transform @ dot[::-1]))
@@ -202,10 +205,10 @@ def test_a_point_keeps_its_place_on_the_ground(tmp_path, crs, transform):
 
 def test_windows_warped_apart_equal_the_whole(tmp_path):
     href = write_image(tmp_path / "a.tif", noise(60, 60), crs="EPSG:32636", transform=wrong_zone())
-    target = geobox.ground_grid(own_grid(href), gsd=0.08)
+    target = geobox.utm_grid(own_grid(href), gsd=0.08)
     whole = pixels(href, target)
     window = Window(13, 9, 20, 22)
-    with raster.opened(href) as (dataset, own), raster.warped(dataset, own, target) as vrt:
+    with raster.open_scene(href) as (dataset, own), raster.warp(dataset, own, target) as vrt:
         part = raster.read(vrt, window)
     np.testing.assert_array_equal(part.valid, whole.valid[window.toslices()])
     np.testing.assert_allclose(part.image, whole.image[window.toslices()].astype(int), atol=2)
@@ -213,10 +216,10 @@ def test_windows_warped_apart_equal_the_whole(tmp_path):
 
 def test_an_image_without_a_place_needs_its_gsd(tmp_path):
     href = write_image(tmp_path / "chip.tif", noise(8, 9), crs=None)
-    with pytest.raises(InputError, match=r"chip\.tif has no georeference"), raster.opened(href):
+    with pytest.raises(InputError, match=r"chip\.tif has no georeference"), raster.open_scene(href):
         pass
-    with raster.opened(href, gsd=0.3) as (dataset, own):
-        assert not raster.is_placed(dataset)
+    with raster.open_scene(href, gsd=0.3) as (dataset, own):
+        assert not raster.is_georeferenced(dataset)
         assert geobox.gsd(own) == pytest.approx(0.3, rel=0.001)
 
 
@@ -224,16 +227,16 @@ def test_an_image_without_a_place_needs_its_gsd(tmp_path):
 def test_an_image_without_a_place_lies_on_the_ground_grid_of_its_gsd(tmp_path, gsd):
     """Chips of the model's own resolution go through the network pixel by pixel, not blurred by a shift."""
     href = write_image(tmp_path / "chip.tif", noise(8, 9), crs=None)
-    with raster.opened(href, gsd=gsd) as (dataset, own):
-        target = geobox.ground_grid(own, gsd=gsd)
-        with raster.warped(dataset, own, target) as vrt:
+    with raster.open_scene(href, gsd=gsd) as (dataset, own):
+        target = geobox.utm_grid(own, gsd=gsd)
+        with raster.warp(dataset, own, target) as vrt:
             np.testing.assert_array_equal(raster.read(vrt, Window(0, 0, vrt.width, vrt.height)).image, noise(8, 9))
 
 
 @pytest.mark.parametrize("image", [noise(8, 8)[..., :1], noise(8, 8).astype(np.uint16)], ids=["grey", "16 bit"])
 def test_what_is_no_rgb_of_8_bits_is_refused(tmp_path, image):
     href = write_image(tmp_path / "odd.tif", image, how="nothing")
-    with pytest.raises(InputError, match=r"odd\.tif has .*8 bits"), raster.opened(href):
+    with pytest.raises(InputError, match=r"odd\.tif has .*8 bits"), raster.open_scene(href):
         pass
 
 
@@ -241,7 +244,7 @@ def test_what_is_no_rgb_of_8_bits_is_refused(tmp_path, image):
 def test_what_is_no_image_is_refused_by_name(tmp_path, monkeypatch, href):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.tif").write_text("hello")
-    with pytest.raises(InputError, match=f"cannot open image {href}"), raster.opened(href):
+    with pytest.raises(InputError, match=f"cannot open image {href}"), raster.open_scene(href):
         pass
 
 
@@ -253,8 +256,8 @@ def test_what_cannot_be_read_is_told_in_words_and_holds_no_error_of_gdal_s(tmp_p
     path.write_bytes(path.read_bytes()[:60_000])
     target = GeoBox(CRS, TRANSFORM, 100, 300)
     with (
-        raster.opened(str(path)) as (dataset, own),
-        raster.warped(dataset, own, target) as vrt,
+        raster.open_scene(str(path)) as (dataset, own),
+        raster.warp(dataset, own, target) as vrt,
         pytest.raises(InputError) as error,
     ):
         raster.read(vrt if warp else dataset, Window(20, 10, 120, 80))
@@ -269,9 +272,9 @@ def test_what_cannot_be_read_is_told_in_words_and_holds_no_error_of_gdal_s(tmp_p
 def test_a_written_raster_is_read_back(tmp_path_factory, values):
     path = tmp_path_factory.getbasetemp() / "written.tif"
     height, width = values.shape
-    with geotiff.write(path, None, height=height, width=width, dtype="uint8", nodata=None) as out:
+    with geotiff.create(path, None, height=height, width=width, dtype="uint8", nodata=None) as out:
         out.write(values, 1)
-    with geotiff.reopened(path) as file:
+    with geotiff.open_written(path) as file:
         np.testing.assert_array_equal(file.read(1), values)
 
 
@@ -281,9 +284,9 @@ def test_cogs_are_valid_and_keep_their_pixels(tmp_path, height, width):
     values[:5] = 255
     plain, cog = tmp_path / "plain.tif", tmp_path / "cog.tif"
     own = GeoBox(CRS, TRANSFORM, height, width)
-    with geotiff.write(plain, own, height=height, width=width, dtype="uint8", nodata=255) as out:
+    with geotiff.create(plain, own, height=height, width=width, dtype="uint8", nodata=255) as out:
         out.write(values, 1)
-    geotiff.to_cog(plain, cog, overviews=Resampling.nearest)
+    geotiff.write_cog(plain, cog, overviews=Resampling.nearest)
     assert cog_validate(cog, strict=True, quiet=True) == (True, [], [])
     with rasterio.open(cog) as file:
         np.testing.assert_array_equal(file.read(1), values)
@@ -295,13 +298,13 @@ def test_a_cog_without_room_is_an_error_and_never_half_a_file(tmp_path, lost):
     values = noise(700, 1100)[..., 0]
     plain, cog = tmp_path / "plain.tif", tmp_path / "cog.tif"
     own = GeoBox(CRS, TRANSFORM, 700, 1100)
-    with geotiff.write(plain, own, height=700, width=1100, dtype="uint8", nodata=255) as out:
+    with geotiff.create(plain, own, height=700, width=1100, dtype="uint8", nodata=255) as out:
         out.write(values, 1)
-    geotiff.to_cog(plain, cog, overviews=Resampling.nearest)
+    geotiff.write_cog(plain, cog, overviews=Resampling.nearest)
     size = cog.stat().st_size
     cog.unlink()
     with room_for(size - lost), pytest.raises((OSError, CPLE_BaseError)):
-        geotiff.to_cog(plain, cog, overviews=Resampling.nearest)
+        geotiff.write_cog(plain, cog, overviews=Resampling.nearest)
 
 
 def test_outlines_are_in_degrees_around_their_pixels():
@@ -334,16 +337,16 @@ def test_an_alpha_that_looks_like_a_picture_is_doubted(tmp_path, caplog, fourth,
     profile = {"driver": "GTiff", "height": 300, "width": 200, "count": 4, "dtype": "uint8", "crs": CRS}
     with rasterio.open(tmp_path / "a.tif", "w", **profile, transform=TRANSFORM) as file:
         file.write(np.moveaxis(np.dstack([image, alpha]).astype(np.uint8), -1, 0))
-    with raster.opened(str(tmp_path / "a.tif")) as (dataset, _):
-        raster.doubt_alpha(dataset)
+    with raster.open_scene(str(tmp_path / "a.tif")) as (dataset, _):
+        raster.warn_of_doubtful_alpha(dataset)
     assert ("gdal_edit.py -colorinterp_4 undefined" in caplog.text) == doubted
 
 
 def test_an_alpha_that_cannot_be_read_is_left_to_those_who_need_it(tmp_path):
     path = Path(write_image(tmp_path / "short.tif", noise(600, 300)))
     path.write_bytes(path.read_bytes()[:400_000])
-    with raster.opened(str(path)) as (dataset, _):
-        raster.doubt_alpha(dataset)
+    with raster.open_scene(str(path)) as (dataset, _):
+        raster.warn_of_doubtful_alpha(dataset)
         assert raster.read(dataset, Window(0, 0, 300, 100)).valid.all()  # GDAL's error is none of this one's
         with pytest.raises(InputError, match="rows 500-600"):
             raster.read(dataset, Window(0, 500, 300, 100))

@@ -16,13 +16,13 @@ from ocmlflow.scenes.raster import Pixels
 
 
 def read(href: str, target: GeoBox, window: Window | None = None) -> Pixels:
-    with raster.opened(href) as (dataset, own), resample.on_grid(dataset, own, target) as found:
+    with raster.open_scene(href) as (dataset, own), resample.window_reader(dataset, own, target) as found:
         return found(window or Window(0, 0, target.width, target.height))
 
 
 def ground(href: str, gsd: float) -> GeoBox:
-    with raster.opened(href) as (_, own):
-        return geobox.ground_grid(own, gsd=gsd)
+    with raster.open_scene(href) as (_, own):
+        return geobox.utm_grid(own, gsd=gsd)
 
 
 def by_hand(image: np.ndarray, valid: np.ndarray, to_source: Affine, height: int, width: int) -> tuple:
@@ -136,7 +136,7 @@ def test_an_overview_is_read_where_one_is_fine_enough(tmp_path, how):
     target = ground(href, 0.1)
     without = read(href, target)
     with_overviews(href)
-    with raster.opened(href) as (dataset, own):
+    with raster.open_scene(href) as (dataset, own):
         assert resample._overview(dataset, own, target) == 1
     found = read(href, target)
     inner = np.s_[2:-2, 2:-2]  # the last pixels of an overview stand for less than a whole one
@@ -148,10 +148,10 @@ def test_an_overview_is_read_where_one_is_fine_enough(tmp_path, how):
 @pytest.mark.parametrize("scene", ["acc/d41d8a/d41d8a.tif", "ban/ban01/ban01.tif", "kam/kam01/kam01.tif"])
 def test_real_scenes_are_as_gdal_warps_them(scene):
     href = str(DATA / "train_tier_1" / scene)
-    with raster.opened(href) as (dataset, own):
-        target = geobox.ground_grid(own, gsd=0.1)
+    with raster.open_scene(href) as (dataset, own):
+        target = geobox.utm_grid(own, gsd=0.1)
         window = Window(700, 600, 700, 600) if "kam" in scene else Window(3000, 1900, 700, 600)
-        with raster.warped(dataset, own, target) as vrt:
+        with raster.warp(dataset, own, target) as vrt:
             expected = raster.read(vrt, window)
     found = read(href, target, window)
     assert (found.valid == expected.valid).mean() > 0.998

@@ -11,7 +11,7 @@ lengths, sizes = st.integers(1, 60), st.integers(1, 24)
 @given(lengths, sizes, st.data())
 def test_windows_cover_every_pixel(length, size, data):
     stride = data.draw(st.sampled_from([n for n in range(1, size + 1) if size % n == 0]))
-    first = windows.reaching(length, size=size, stride=stride)
+    first = windows.start_offsets(length, size=size, stride=stride)
     assert {p for f in first for p in range(f, f + size)}.issuperset(range(length))
     assert len(set(first)) == len(first)
     assert all(0 <= f < length for f in first)
@@ -61,7 +61,7 @@ def test_windows_are_alike_few_and_small(length, size, data):
 @pytest.mark.parametrize("stride", [0, -1, 3, 16])
 def test_a_stride_that_loses_ground_is_refused(stride):
     with pytest.raises(ValueError, match=rf"must divide 8.*got {stride}"):
-        windows.reaching(100, size=8, stride=stride)
+        windows.start_offsets(100, size=8, stride=stride)
 
 
 @pytest.mark.parametrize("margin", [-1, 4, 8])

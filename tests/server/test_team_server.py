@@ -643,7 +643,7 @@ def test_status_tells_what_runs_and_down_forgets_nothing(team_servers, capsys):
 
 
 def test_the_settings_for_a_shell_hold_beside_temporary_credentials_of_elsewhere(team_servers):
-    code = "from ocmlflow.storage import hrefs; print(hrefs.listing('s3://mlflow'))"
+    code = "from ocmlflow.storage import hrefs; print(hrefs.list_files('s3://mlflow'))"
     script = f'set -a; . {team_servers[1]}/sqlite/client.env; exec {sys.executable} -c "{code}"'
     shell = {**os.environ, "AWS_SESSION_TOKEN": "of-another-key"}
     done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=shell, capture_output=True, text=True)

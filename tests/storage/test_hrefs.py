@@ -14,7 +14,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from ocmlflow import redaction
 from ocmlflow.storage import hrefs
 from ocmlflow.storage import s3 as s3_store
-from ocmlflow.storage.s3 import AwayError
+from ocmlflow.storage.s3 import ServerUnavailableError
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -245,7 +245,7 @@ def test_public_data_is_read_unsigned_by_whoever_has_credentials(s3, monkeypatch
 def test_the_files_of_a_folder_are_listed_and_those_below_are_not(base, tmp_path):
     for name in ("b.tif", "a.tif", "below/c.tif"):
         put(tmp_path, hrefs.join(base, *name.split("/")), b"x")
-    assert hrefs.listing(base) == [hrefs.join(base, "a.tif"), hrefs.join(base, "b.tif")]
+    assert hrefs.list_files(base) == [hrefs.join(base, "a.tif"), hrefs.join(base, "b.tif")]
     assert hrefs.size(hrefs.join(base, "a.tif")) == 1
 
 
@@ -263,7 +263,7 @@ def test_a_profile_is_enough_for_boto3_mlflow_and_gdal(s3, tmp_path, monkeypatch
     monkeypatch.setenv("AWS_PROFILE", "team")
     boto3.setup_default_session()
     try:
-        assert s3_store.endpoint() == known["ENDPOINT_URL_S3"]
+        assert s3_store.custom_endpoint() == known["ENDPOINT_URL_S3"]
         assert hrefs.size(f"{s3}/a.tif") > 1000
         np.testing.assert_array_equal(pixels(f"{s3}/a.tif").image, image)
         assert [file.path for file in get_artifact_repository(s3).list_artifacts()] == ["a.tif"]
@@ -275,10 +275,10 @@ def test_a_profile_is_enough_for_boto3_mlflow_and_gdal(s3, tmp_path, monkeypatch
 def test_mlflows_setting_of_the_address_is_understood(s3, monkeypatch):
     monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", os.environ["AWS_ENDPOINT_URL_S3"])
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
-    assert s3_store.endpoint() == os.environ["MLFLOW_S3_ENDPOINT_URL"]
-    assert hrefs.listing(s3) == []
+    assert s3_store.custom_endpoint() == os.environ["MLFLOW_S3_ENDPOINT_URL"]
+    assert hrefs.list_files(s3) == []
     monkeypatch.delenv("MLFLOW_S3_ENDPOINT_URL")
-    assert s3_store.endpoint() is None
+    assert s3_store.custom_endpoint() is None
 
 
 @pytest.mark.parametrize(
@@ -316,12 +316,12 @@ def test_parts_of_another_server_are_asked_for_at_its_own_address(monkeypatch):
     own = "https://bucket.vpce-1a.s3.eu-west-1.vpce.amazonaws.com"  # of Amazon's, in a network without another way
     monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", own)
     assert s3_store._signed(s3_store._signer(s3_store.client(), "data"), "s3://data/a", 0).startswith(f"{own}/data/a?")
-    assert s3_store.endpoint() == own
+    assert s3_store.custom_endpoint() == own
 
 
 def test_an_error_does_not_show_what_an_address_is_signed_with():
-    with pytest.raises(AwayError) as raised:
-        s3_store.read_span("s3://data/a", 0, 9)
+    with pytest.raises(ServerUnavailableError) as raised:
+        s3_store.read_range("s3://data/a", 0, 9)
     shown = "".join(traceback.format_exception(raised.value))
     assert "s3://data/a: Could not connect to the endpoint URL: " in shown
     assert "Signature" not in shown

@@ -15,7 +15,7 @@ from ocmlflow.chips import chip_set, zarr_store
 from ocmlflow.errors import InputError
 from ocmlflow.storage import hrefs, range_cache, s3
 from ocmlflow.storage.range_cache import RangeCache
-from ocmlflow.storage.s3 import AwayError
+from ocmlflow.storage.s3 import ServerUnavailableError
 from ocmlflow.training.dataset import Crops, WholeChips
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,9 @@ def content(name: str, size: int) -> bytes:
 
 
 def held(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and file.name != range_cache.HELD)
+    return sum(
+        file.stat().st_size for file in folder.rglob("*") if file.is_file() and file.name != range_cache.SIZE_FILE
+    )
 
 
 HAMMER = """
@@ -61,7 +63,7 @@ def test_the_cache_stays_bounded_and_right_under_many_threads_and_processes(tmp_
     assert [process.returncode for process in at_work] == [0, 0]
     assert 50_000 < most <= 100_000 + 2 * 4 * 3_003  # and what each thread is just writing
     assert 50_000 < held(tmp_path / "cache") <= 100_000
-    assert not list((tmp_path / "cache" / range_cache.PARTS).iterdir())
+    assert not list((tmp_path / "cache" / range_cache.PARTIAL_FOLDER).iterdir())
 
 
 def held_meanwhile(folder: Path) -> int:
@@ -100,18 +102,18 @@ def test_a_file_that_is_not_whole_is_fetched_again(tmp_path):
     assert entry(cache, "a", 1_000) == content("a", 1_000)
     with pytest.raises(OSError, match="b has 5 bytes where 1000 were expected"):
         cache.read("b", 1_000, lambda part: part.write_bytes(b"short"), 0, 5)
-    assert {path.name for path in tmp_path.iterdir()} == {"a", range_cache.HELD, range_cache.PARTS}
+    assert {path.name for path in tmp_path.iterdir()} == {"a", range_cache.SIZE_FILE, range_cache.PARTIAL_FOLDER}
 
 
 def test_what_a_killed_process_left_goes_when_room_is_needed(tmp_path):
     cache = RangeCache(tmp_path, 10_000)
     entry(cache, "a", 1_000)
-    for name, age in (("old", 2 * range_cache.LEFT_S), ("new", 0)):
-        (tmp_path / range_cache.PARTS / name).write_bytes(bytes(4_000))
-        os.utime(tmp_path / range_cache.PARTS / name, (time.time() - age,) * 2)
-    (tmp_path / range_cache.HELD).write_text("9500")
+    for name, age in (("old", 2 * range_cache.ABANDONED_S), ("new", 0)):
+        (tmp_path / range_cache.PARTIAL_FOLDER / name).write_bytes(bytes(4_000))
+        os.utime(tmp_path / range_cache.PARTIAL_FOLDER / name, (time.time() - age,) * 2)
+    (tmp_path / range_cache.SIZE_FILE).write_text("9500")
     entry(cache, "b", 1_000)
-    assert [path.name for path in (tmp_path / range_cache.PARTS).iterdir()] == ["new"]
+    assert [path.name for path in (tmp_path / range_cache.PARTIAL_FOLDER).iterdir()] == ["new"]
 
 
 def test_on_a_full_disk_the_cache_makes_room(tmp_path):
@@ -152,26 +154,26 @@ def test_a_thread_waits_for_what_another_one_fetches(tmp_path):
 
 
 def test_the_limit_is_what_is_set_or_half_of_the_disk(tmp_path, monkeypatch):
-    assert 0 < range_cache.limit(tmp_path / "new") <= range_cache.LIMIT_GB * 1e9
+    assert 0 < range_cache.size_limit(tmp_path / "new") <= range_cache.LIMIT_GB * 1e9
     monkeypatch.setenv("OCMLFLOW_CACHE_GB", "0.5")
-    assert range_cache.limit(tmp_path) == 500_000_000
+    assert range_cache.size_limit(tmp_path) == 500_000_000
     for wrong in ("much", "-1", "inf", "nan"):
         monkeypatch.setenv("OCMLFLOW_CACHE_GB", wrong)
         with pytest.raises(InputError, match=f"OCMLFLOW_CACHE_GB={wrong}: a number of gigabytes"):
-            range_cache.limit(tmp_path)
+            range_cache.size_limit(tmp_path)
 
 
 @pytest.fixture
 def fetched(monkeypatch) -> list[tuple[str, int]]:
     """The parts that are asked of S3, and their bytes."""
     asked: list[tuple[str, int]] = []
-    read = s3.read_span
+    read = s3.read_range
 
     def span(href: str, first: int, last: int) -> bytes:
         asked.append((href, last - first + 1))
         return read(href, first, last)
 
-    monkeypatch.setattr(s3, "read_span", span)
+    monkeypatch.setattr(s3, "read_range", span)
     return asked
 
 
@@ -186,12 +188,12 @@ def same(found: tuple, expected: tuple) -> bool:
     return all(np.array_equal(*parts) for parts in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("small", [range_cache.SMALL, 100])
+@pytest.mark.parametrize("small", [range_cache.WHOLE_FILE_BYTES, 100])
 def test_chips_from_s3_are_those_of_the_disk_and_come_once(made, in_s3, fetched, tmp_path, monkeypatch, small):
     """As small files, whole, and as large ones, in parts."""
-    monkeypatch.setattr(range_cache, "SMALL", small)
+    monkeypatch.setattr(range_cache, "WHOLE_FILE_BYTES", small)
     sizes = hrefs.list_recursive(in_s3)
-    folder = range_cache.ranges(in_s3, sizes, RangeCache(tmp_path, 10_000_000), "run")
+    folder = range_cache.open_ranges(in_s3, sizes, RangeCache(tmp_path, 10_000_000), "run")
     far = chip_set.load(folder)
     rows = list(made.index.itertuples())
     for _ in range(2):
@@ -210,9 +212,9 @@ def test_chips_from_s3_are_those_of_the_disk_and_come_once(made, in_s3, fetched,
 
 
 def test_a_chip_of_a_set_larger_than_the_cache_brings_itself_alone(made, in_s3, fetched, tmp_path, monkeypatch):
-    monkeypatch.setattr(range_cache, "SMALL", 1_200)
+    monkeypatch.setattr(range_cache, "WHOLE_FILE_BYTES", 1_200)
     sizes = hrefs.list_recursive(in_s3)
-    folder = range_cache.ranges(in_s3, sizes, RangeCache(tmp_path, 20_000), "run")
+    folder = range_cache.open_ranges(in_s3, sizes, RangeCache(tmp_path, 20_000), "run")
     rows = list(made.index.itertuples())
     chip = len(zarr_store.encode(chip_set.read(made.folder, rows[0]).image))
     assert sum(sizes.values()) > 5 * 20_000
@@ -228,7 +230,7 @@ def test_an_s3_server_that_is_busy_or_away_a_while_is_waited_for(made, in_s3, tm
     line = line_to(int(os.environ["AWS_ENDPOINT_URL_S3"].rpartition(":")[2]))
     sizes = hrefs.list_recursive(in_s3)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://{line.address}")
-    folder = range_cache.ranges(in_s3, sizes, RangeCache(tmp_path, 10_000_000), "run")
+    folder = range_cache.open_ranges(in_s3, sizes, RangeCache(tmp_path, 10_000_000), "run")
     rows = list(made.index.itertuples())
     for fault, number in (("busy", 0), ("away", 20)):
         line.become(fault, times=2)
@@ -244,9 +246,9 @@ def test_an_s3_server_that_is_away_for_good_is_an_error_that_names_the_file(
     sizes = hrefs.list_recursive(in_s3)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://{line.address}")
     monkeypatch.setattr(range_cache, "PATIENCE_S", 1)
-    folder = range_cache.ranges(in_s3, sizes, RangeCache(tmp_path, 10_000_000), "run")
+    folder = range_cache.open_ranges(in_s3, sizes, RangeCache(tmp_path, 10_000_000), "run")
     line.become(fault)
-    with pytest.raises(AwayError, match=rf"{in_s3}/chips\.json: .*{said}"):
+    with pytest.raises(ServerUnavailableError, match=rf"{in_s3}/chips\.json: .*{said}"):
         folder("chips.json", 0, None)
     caplog.clear()
     monkeypatch.setattr(range_cache, "PATIENCE_S", 60)
@@ -265,10 +267,12 @@ def test_files_that_only_come_whole_must_fit_the_cache(made, tmp_path):
         came.append(name)
         part.write_bytes((made.folder / name).read_bytes())
 
-    folder = range_cache.whole("mlflow-artifacts:/1", sizes, RangeCache(tmp_path, 10_000_000), "run", download)
+    folder = range_cache.open_whole_files(
+        "mlflow-artifacts:/1", sizes, RangeCache(tmp_path, 10_000_000), "run", download
+    )
     rows = list(made.index.itertuples())
     for chip, row in zip(chip_set.read_all(folder, rows), rows, strict=True):
         assert same(chip, chip_set.read(made.folder, row))
     assert len(came) == len(set(came))
     with pytest.raises(InputError, match=r"has 0\.0 GB, the cache .* Set OCMLFLOW_CACHE_GB higher, or keep"):
-        range_cache.whole("mlflow-artifacts:/1", sizes, RangeCache(tmp_path, 1_000), "run", download)
+        range_cache.open_whole_files("mlflow-artifacts:/1", sizes, RangeCache(tmp_path, 1_000), "run", download)
