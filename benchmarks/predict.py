@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -38,6 +37,7 @@ from ocmlflow.scenes.catalog import Scene
 from ocmlflow.scenes.geobox import GeoBox
 from ocmlflow.scenes.raster import Pixels
 from ocmlflow.tracking import registry
+from ocmlflow.tracking.model_facts import ModelFacts
 
 GSD = 0.1
 OWN = verb.parse(["--images", "x", "--output", "y"])
@@ -86,11 +86,11 @@ def speed(args: argparse.Namespace) -> None:
         print(f"| {args.engine} | {name} | {area / seconds:.2f} | {area / cpu:.2f} | {megabytes:.0f} |", flush=True)
 
 
-def network_of(args: argparse.Namespace) -> tuple[Ensemble, dict[str, Any]]:
+def network_of(args: argparse.Namespace) -> tuple[Ensemble, ModelFacts]:
     model = registry.load_model(args.model)
     with tempfile.TemporaryDirectory() as folder:
         fetch = partial(registry.keras_file, model, Path(folder))
-        how = {"engine": args.engine, "multiple": model.facts["multiple"], "temperature": 1.0}
+        how = {"engine": args.engine, "multiple": model.facts.multiple, "temperature": 1.0}
         member = engine.member(fetch, model.key, folder=Path(args.work).resolve(), **how)
     return Ensemble((member,), args.tta), model.facts
 
@@ -99,8 +99,8 @@ def alone(args: argparse.Namespace, _: Path) -> tuple[float, float, int]:
     """Seconds, CPU seconds and peak memory of the network on the scene's windows that show imagery."""
     network, facts = network_of(args)
     with raster.open_scene(args.image) as (dataset, own):
-        target = geobox.utm_grid(own, gsd=facts["gsd"])
-        tiles = windows.tiles(target.height, target.width, size=OWN.size, margin=OWN.margin, multiple=facts["multiple"])
+        target = geobox.utm_grid(own, gsd=facts.gsd)
+        tiles = windows.tiles(target.height, target.width, size=OWN.size, margin=OWN.margin, multiple=facts.multiple)
         with resample.window_reader(dataset, own, target) as read:
             seen = [read(tile.window) for tile in tiles]
     images = [pixels.image[np.newaxis] for pixels in seen if pixels.valid.any()]
@@ -115,7 +115,7 @@ def whole(args: argparse.Namespace, scratch: Path) -> tuple[float, float, int]:
         return *timed(lambda: drawn(args.image, brightness, GSD, 1, scratch)), peak()
     network, facts = network_of(args)
     network()  # loaded; compiled for the scene's windows when it has seen one
-    return *timed(lambda: drawn(args.image, network, facts["gsd"], facts["multiple"], scratch)), peak()
+    return *timed(lambda: drawn(args.image, network, facts.gsd, facts.multiple, scratch)), peak()
 
 
 def chips(args: argparse.Namespace, scratch: Path) -> None:
@@ -130,16 +130,16 @@ def chips(args: argparse.Namespace, scratch: Path) -> None:
         _, cpu = timed(lambda parts=parts: [predict(part) for part in parts * 2])
         print(f"| the network, {count} at once | {cpu / 32 * 1e3:.0f} |", flush=True)
     for name, using in (("without a network", brightness), ("file to files", network)):
-        _, cpu = timed(lambda using=using: [drawn(args.image, using, facts["gsd"], 32, scratch) for _ in range(16)])
+        _, cpu = timed(lambda using=using: [drawn(args.image, using, facts.gsd, 32, scratch) for _ in range(16)])
         print(f"| {name} | {cpu / 16 * 1e3:.0f} |", flush=True)
 
 
 def seams(image: str, uri: str) -> None:
     """Share of the pixels that differ by 0.02 and more from one window over (at most 3000 x 3000 of) the scene."""
     model = registry.load_model(uri)
-    predict = inference.padded(model.keras.predict_on_batch, model.facts["multiple"])
+    predict = inference.padded(model.keras.predict_on_batch, model.facts.multiple)
     with raster.open_scene(image) as (dataset, own):
-        target = geobox.utm_grid(own, gsd=model.facts["gsd"])
+        target = geobox.utm_grid(own, gsd=model.facts.gsd)
         height, width = min(target.height, 3000), min(target.width, 3000)
         with resample.window_reader(dataset, own, target) as read:
             whole = read(Window(0, 0, width, height)).image

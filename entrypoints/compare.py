@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> None:
         raise InputError(f"models={args.models}: two or more models, or folders of predictions, are needed to compare")
     with runs.run("compare", vars(args)), tempfile.TemporaryDirectory() as work:
         first = registry.load_model(_names(args.models)[0]) if _names(args.models) else None
-        chips_run = chip_artifacts.resolve_run(args.chips or (first.facts["chips"] if first else None))
+        chips_run = chip_artifacts.resolve_run(args.chips or (first.facts.chips if first else None))
         fold = evaluate.fold_of(first, chips_run) if first else None
         made = chip_set.load(chip_artifacts.folder(chips_run), fold=fold)
         evaluate.log_ground(chips_run, made)

@@ -74,7 +74,7 @@ def main(args: argparse.Namespace) -> None:
             log_card(card, verdict="Masks of another tool: there is nothing to promote.", facts="", args=args)
             return
         model = registry.load_model(args.model)
-        chips_run = chip_artifacts.resolve_run(args.chips or model.facts["chips"])
+        chips_run = chip_artifacts.resolve_run(args.chips or model.facts.chips)
         made = chip_set.load(chip_artifacts.folder(chips_run), fold=fold_of(model, chips_run))
         check_fair(model, made, args.split)
         log_ground(chips_run, made)
@@ -105,7 +105,7 @@ def score_model(model: Model, made: ChipSet, work: Path, args: argparse.Namespac
 
     if split == "test" and not model.evaluated_on:
         raise InputError(f"{model} has no threshold yet: evaluate it on its validation chips first, then on test chips")
-    predict = inference.padded(model.keras.predict_on_batch, model.facts["multiple"])
+    predict = inference.padded(model.keras.predict_on_batch, model.facts.multiple)
     at = (model.threshold, model.temperature) if split == "test" else None
     return _score(str(model), predictions.of_model(predict), made, _rows(made, split), work, args, at=at)
 
@@ -120,7 +120,7 @@ def score_masks(folder: str, made: ChipSet, work: Path, args: argparse.Namespace
 
 def fold_of(model: Model, chips_run: str) -> int | None:
     """The fold of those chips that a model's training held out; None where it was trained on others."""
-    return model.facts.get("fold") if chips_run == model.facts["chips"] else None
+    return model.facts.fold if chips_run == model.facts.chips else None
 
 
 def check_fair(model: Model, made: ChipSet, split: str) -> None:
@@ -132,8 +132,8 @@ def check_fair(model: Model, made: ChipSet, split: str) -> None:
     from ocmlflow.errors import InputError
     from ocmlflow.tracking import chip_artifacts
 
-    if model.facts["gsd"] != made.rules["gsd"]:
-        raise InputError(f"{model} works at {model.facts['gsd']} m per pixel, the chips have {made.rules['gsd']} m")
+    if model.facts.gsd != made.rules["gsd"]:
+        raise InputError(f"{model} works at {model.facts.gsd} m per pixel, the chips have {made.rules['gsd']} m")
     rows = _rows(made, split)
     known = [("was trained", chip_artifacts.trained_on(model))]
     if split == "test":
@@ -142,7 +142,7 @@ def check_fair(model: Model, made: ChipSet, split: str) -> None:
         if seen := int(splits.shares_ground(rows, chips).sum()):
             raise InputError(
                 f"{seen} of the {len(rows)} {split} chips lie on ground that {model} {done} "
-                f"on (chips of run {model.facts['chips']}): its scores there would be flattered"
+                f"on (chips of run {model.facts.chips}): its scores there would be flattered"
             )
 
 
@@ -163,9 +163,7 @@ def headline(card: Scorecard) -> str:
 
 def facts_of(model: Model) -> str:
     """Where a model comes from."""
-    return (
-        f"trained by run {model.facts['run']} on chips of run {model.facts['chips']}, {model.facts['gsd']} m per pixel"
-    )
+    return f"trained by run {model.facts.run} on chips of run {model.facts.chips}, {model.facts.gsd} m per pixel"
 
 
 def log_ground(chips_run: str, made: ChipSet) -> None:

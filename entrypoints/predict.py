@@ -168,7 +168,7 @@ def _map(scenes: list[Scene], models: list[Model], settings: MapSettings, args: 
     from ocmlflow.prediction import output
 
     looks, rows = _look(scenes, settings)
-    mlflow.set_tags({"ocmlflow.model": _names(models), "ocmlflow.model.run": models[0].facts["run"]})
+    mlflow.set_tags({"ocmlflow.model": _names(models), "ocmlflow.model.run": models[0].facts.run})
     mlflow.log_metric("threshold_used", settings.threshold / 100)
     network = _network(models, args)
     with in_the_making(_folder(scenes, models, settings, args)) as folder:
@@ -200,14 +200,14 @@ def _settings(args: argparse.Namespace, models: list[Model]) -> MapSettings:
     from ocmlflow.prediction.scene_tiles import MapSettings
     from ocmlflow.scenes import catalog
 
-    if len({model.facts["gsd"] for model in models}) > 1:
-        found = ", ".join(f"{model} at {model.facts['gsd']} m" for model in models)
+    if len({model.facts.gsd for model in models}) > 1:
+        found = ", ".join(f"{model} at {model.facts.gsd} m" for model in models)
         raise InputError(f"the models of an ensemble must work at one resolution: {found} per pixel")
-    gsd = models[0].facts["gsd"]
+    gsd = models[0].facts.gsd
     own = round(sum(model.threshold for model in models) / len(models))
     return MapSettings(
         gsd=gsd,
-        multiple=max(model.facts["multiple"] for model in models),
+        multiple=max(model.facts.multiple for model in models),
         size=args.size,
         margin=args.margin,
         batch_size=args.batch_size,
@@ -261,7 +261,7 @@ def _network(models: list[Model], args: argparse.Namespace) -> Ensemble:
                 partial(registry.keras_file, model, Path(scratch)),
                 model.key,
                 engine=args.engine,
-                multiple=model.facts["multiple"],
+                multiple=model.facts.multiple,
                 temperature=model.temperature,
                 folder=folder,
             )
@@ -281,7 +281,7 @@ def _key(scenes: list[Scene], models: list[Model], settings: MapSettings, args: 
 
     # An area's repr is rounded and cut.
     how = repr(replace(settings, aoi=None)), str(shapely.to_wkb(settings.aoi, hex=True))
-    made_by = [f"{model} {model.facts['run']} {model.temperature}" for model in models]
+    made_by = [f"{model} {model.facts.run} {model.temperature}" for model in models]
     seen = [f"{scene.id} {scene.image} {_fingerprint(scene.image)}" for scene in scenes]
     where = [args.tta, args.engine, hrefs.absolute(args.output)]
     return hrefs.digest(provenance.code_digest(), *how, *where, *made_by, *seen)

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import tempfile
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,6 +116,7 @@ def main(args: argparse.Namespace) -> None:
 
     from ocmlflow.chips import chip_set
     from ocmlflow.tracking import chip_artifacts, registry, run_search, runs
+    from ocmlflow.tracking.model_facts import ChipSplit, ModelFacts
     from ocmlflow.training import dataset, losses, networks, previews
 
     before = run_search.interrupted("train", args.resume) if args.resume else None
@@ -145,33 +146,38 @@ def main(args: argparse.Namespace) -> None:
         # As a file too: that of the model logged, where the steps above end with the last epoch's.
         shown = previews.validation_sheet(model, made.folder, made.select("validation"), args.devices)
         runs.log_image(shown, "validation.jpg")
-        facts = {
-            "gsd": made.rules["gsd"],
-            "chips": chips_run,
-            "data": digest,
-            "validation": made.rules["validation"] if args.fold is None else f"fold {args.fold}",
-            "run": run.info.run_id,
-            "architecture": args.architecture,
-            "encoder": args.encoder,
-            "multiple": networks.STRIDE,
-            "trained_on": [{"chips": chips_run, "fold": args.fold}],
-        }
-        if args.fold is not None:
-            facts["fold"] = args.fold
+        facts = ModelFacts(
+            gsd=made.rules["gsd"],
+            multiple=networks.STRIDE,
+            run=run.info.run_id,
+            chips=chips_run,
+            trained_on=(ChipSplit(chips_run, args.fold),),
+            fold=args.fold,
+            data=digest,
+            validation=made.rules["validation"] if args.fold is None else f"fold {args.fold}",
+            architecture=args.architecture,
+            encoder=args.encoder,
+        )
         if start_from:
-            facts |= {name: start_from.facts[name] for name in ("architecture", "encoder", "multiple")}
-            facts["init"] = str(start_from)
-            facts["trained_on"] += start_from.facts["trained_on"]
+            facts = replace(
+                facts,
+                multiple=start_from.facts.multiple,
+                architecture=start_from.facts.architecture,
+                encoder=start_from.facts.encoder,
+                init=str(start_from),
+                trained_on=facts.trained_on + start_from.facts.trained_on,
+            )
         runs.log_model(networks.for_any_size(model), facts, name=args.name)
         runs.drop_state()
         runs.log_metrics({"best_epoch": best_epoch, "validation/best_iou": best})
         runs.describe(
-            f"`{facts['architecture']}` on `{facts['encoder']}`, registered as **{args.name}**: "
-            f"pooled validation IoU {best:.3f} after epoch {best_epoch} of {args.epochs}, on `{facts['validation']}`"
+            f"`{facts.architecture}` on `{facts.encoder}`, registered as **{args.name}**: "
+            f"pooled validation IoU {best:.3f} after epoch {best_epoch} of {args.epochs}, on `{facts.validation}`"
             f"\n\n{runs.picture('validation.jpg')}"
         )
-        runs.name_run("train", f"{facts['validation']} {facts['encoder']} IoU {best:.3f}")
-        runs.set_tags({f"ocmlflow.{name}": str(facts[name]) for name in ("validation", "architecture", "encoder")})
+        runs.name_run("train", f"{facts.validation} {facts.encoder} IoU {best:.3f}")
+        names = ("validation", "architecture", "encoder")
+        runs.set_tags({f"ocmlflow.{name}": getattr(facts, name) for name in names})
         log.info("%s: validation IoU %.3f (epoch %d)", args.name, best, best_epoch)
 
 

@@ -74,6 +74,7 @@ ORDER = {
     ],
     "tracking": [
         "provenance",
+        "model_facts",
         "outbox",
         "outbox_sender",
         "runs",

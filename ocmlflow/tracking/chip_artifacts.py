@@ -5,7 +5,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -28,6 +28,7 @@ from ocmlflow.errors import InputError
 from ocmlflow.storage import hrefs, range_cache
 from ocmlflow.storage.range_cache import RangeCache
 from ocmlflow.tracking import run_search, runs
+from ocmlflow.tracking.model_facts import ChipSplit
 from ocmlflow.tracking.outbox_sender import AWAY
 from ocmlflow.tracking.registry import Model
 
@@ -181,27 +182,30 @@ def _sha256(file: Path) -> str:
 
 def trained_on(model: Model) -> gpd.GeoDataFrame:
     """The index rows of all chips that a model, and the models it started from, were trained on."""
-    return _rows(model.facts["trained_on"], "train")
+    return _rows(model.facts.trained_on, "train")
 
 
 def chosen_on(model: Model) -> gpd.GeoDataFrame:
     """The index rows of all validation chips: those that epochs were chosen on, and threshold and temperature."""
-    steps = list(model.facts["trained_on"])
+    splits = model.facts.trained_on
     if model.evaluated_on:
-        same = model.evaluated_on == model.facts["chips"]  # others have other folds, or none
-        steps.append({"chips": model.evaluated_on, "fold": model.facts.get("fold") if same else None})
-    return _rows(steps, "validation")
+        same = model.evaluated_on == model.facts.chips  # other chips have other folds, or none
+        splits += (ChipSplit(model.evaluated_on, model.facts.fold if same else None),)
+    return _rows(splits, "validation")
 
 
-def _rows(steps: list[dict[str, Any]], split: str) -> gpd.GeoDataFrame:
-    """The rows of a split of all the chips and folds of some steps; of a fold, not what touched the one held out."""
+def _rows(splits: Iterable[ChipSplit], name: str) -> gpd.GeoDataFrame:
+    """The index rows of `train` or `validation` in all of these splits.
+
+    Training chips of a fold that touch the fold held out are not among them.
+    """
     rows = []
-    for step in steps:
+    for split in splits:
         try:
-            rows.append(chip_set.load(folder(step["chips"]), fold=step["fold"]).select(split))
+            rows.append(chip_set.load(folder(split.chips), fold=split.fold).select(name))
         except (InputError, *AWAY) as error:
             raise InputError(
-                f"the chips of run {step['chips']}, that the model knows, cannot be read: {error}"
+                f"the chips of run {split.chips}, that the model knows, cannot be read: {error}"
             ) from error
     return pd.concat(rows, ignore_index=True)
 

@@ -10,6 +10,8 @@ import mlflow
 from mlflow.exceptions import MlflowException
 
 from ocmlflow.errors import InputError
+from ocmlflow.tracking import model_facts
+from ocmlflow.tracking.model_facts import ModelFacts
 
 CHAMPION = "champion"
 TEMPERATURE = "ocmlflow.temperature"
@@ -28,8 +30,8 @@ class Model:
     """Its address, which stays that of this one when an alias moves on."""
     key: str
     """MLflow's id of the logged model: the same id, the same network."""
-    facts: dict[str, Any]
-    """What training recorded with it: gsd, chips (run id), trained_on, multiple, data, run, encoder …"""
+    facts: ModelFacts
+    """What training recorded with it."""
     name: str
     """Registered name; empty for a model that is not registered."""
     version: str
@@ -70,11 +72,8 @@ def load_model(uri: str) -> Model:
             raise InputError(
                 f"model {uri} is no Keras file but {', '.join(sorted(info.flavors))}: that could run any code"
             )
-        facts = dict(info.metadata or {})
+        facts = model_facts.from_metadata(info.metadata or {}, model=uri)
         tags = mlflow.MlflowClient().get_model_version(name, version).tags if name else {}
-        missing = {"gsd", "trained_on"} - facts.keys()
-        if missing:
-            raise InputError(f"model {uri} does not say its {' and '.join(sorted(missing))}: `train` did not log it")
         threshold = round(100 * float(tags.get("threshold", 0.5)))
         temperature, evaluated_on = float(tags.get(TEMPERATURE, 1)), tags.get(EVALUATED_ON, "")
         return Model(uri, pinned, info.model_uuid, facts, name, version, threshold, temperature, evaluated_on)

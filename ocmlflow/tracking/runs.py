@@ -19,7 +19,8 @@ from PIL import Image
 import ocmlflow
 from ocmlflow import redaction
 from ocmlflow.errors import InputError
-from ocmlflow.tracking import outbox_sender, provenance
+from ocmlflow.tracking import model_facts, outbox_sender, provenance
+from ocmlflow.tracking.model_facts import ModelFacts
 from ocmlflow.tracking.outbox import Outbox, UndeliveredError
 from ocmlflow.tracking.outbox_sender import AWAY
 
@@ -147,7 +148,7 @@ def log_image(image: np.ndarray, name: str, *, step: int | None = None) -> None:
             _tell({"do": "image", "key": name, "step": step, "time": now()}, file)
 
 
-def log_model(model: Any, facts: Mapping[str, Any], *, name: str) -> None:
+def log_model(model: Any, facts: ModelFacts, *, name: str) -> None:
     """Log an uncompiled keras.Model of built-in layers to the active run and register it as `name`.
 
     The version gets the alias `candidate`. `facts` become its metadata and tags.
@@ -158,7 +159,7 @@ def log_model(model: Any, facts: Mapping[str, Any], *, name: str) -> None:
         with tempfile.TemporaryDirectory(dir=box.folder if box else None) as folder:
             file = Path(folder) / "model.keras"
             model.save(file)
-            _tell({"do": "model", "name": name, "facts": dict(facts)}, file)
+            _tell({"do": "model", "name": name, "facts": model_facts.to_metadata(facts)}, file)
     except AWAY as error:
         raise InputError(f"the model cannot be kept: {error}. Make room, then go on with resume={run_id}") from error
 

@@ -27,6 +27,7 @@ from ocmlflow.chips import chip_set
 from ocmlflow.launch import docker_image
 from ocmlflow.storage import hrefs
 from ocmlflow.tracking import registry, runs
+from ocmlflow.tracking.model_facts import ChipSplit, ModelFacts
 
 ROOT = Path(__file__).parents[2]
 NAME = "main.maps.launched"
@@ -184,8 +185,9 @@ def brightness(chips, mlflow_server):
         mlflow.set_experiment("launched")
         registry.register("brightness")
         with runs.run("train", {}) as trained:
-            facts = {"gsd": GSD, "multiple": 1, "architecture": "none", "encoder": "none", "run": trained.info.run_id}
-            facts["trained_on"] = [{"chips": chips, "fold": None}]
+            facts = ModelFacts(
+                gsd=GSD, multiple=1, run=trained.info.run_id, chips=chips, trained_on=(ChipSplit(chips, None),)
+            )
             runs.log_model(one_layer(40, -20), facts, name="brightness")
     return "models:/brightness/1"
 

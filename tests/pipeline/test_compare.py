@@ -22,6 +22,7 @@ from ocmlflow.chips import chip_set
 from ocmlflow.errors import InputError
 from ocmlflow.evaluation import external_masks, predictions
 from ocmlflow.tracking import chip_artifacts, registry, runs
+from ocmlflow.tracking.model_facts import ChipSplit, ModelFacts
 
 pytestmark = pytest.mark.filterwarnings("default")  # MLflow's libraries warn of one another
 NAME = "towns"
@@ -34,13 +35,17 @@ def line(made, tmp_path_factory):
     with own_store(tmp_path_factory.mktemp("mlflow"), NAME) as store:
         with runs.run("prepare", {}) as prepared:
             mlflow.log_artifacts(str(made.folder), "chips")
-        facts = {"gsd": 0.1, "chips": prepared.info.run_id, "multiple": 1}
-        facts["trained_on"] = [{"chips": prepared.info.run_id, "fold": None}]
         registry.register(NAME)
         for weight, bias in ((4, -1), (40, -20), (-40, 20)):
             with runs.run("train", {}) as trained:
-                runs.log_model(one_layer(weight, bias), {**facts, "run": trained.info.run_id}, name=NAME)
+                runs.log_model(one_layer(weight, bias), facts_of(trained, prepared.info.run_id), name=NAME)
         yield Namespace(chips=prepared.info.run_id, folder=store.folder)
+
+
+def facts_of(trained, chips, *others) -> ModelFacts:
+    """Facts of a model of that run, trained on the chips of these runs."""
+    splits = tuple(ChipSplit(run_id, None) for run_id in (chips, *others))
+    return ModelFacts(gsd=0.1, multiple=1, run=trained.info.run_id, chips=chips, trained_on=splits)
 
 
 def last(verb):
@@ -261,7 +266,8 @@ def test_masks_of_floats_may_hold_nan_where_they_are_incomplete_and_broken_ones_
 
 
 def test_a_fold_is_that_of_the_chips_that_a_model_was_trained_on(line):
-    model = replace(registry.load_model(f"models:/{NAME}/1"), facts={"fold": 2, "chips": "theirs"})
+    known = registry.load_model(f"models:/{NAME}/1")
+    model = replace(known, facts=replace(known.facts, fold=2, chips="theirs"))
     assert evaluate.fold_of(model, "theirs") == 2
     assert evaluate.fold_of(model, "others") is None
 
@@ -286,7 +292,7 @@ def test_ground_that_a_model_trained_on_is_refused_by_outline_and_by_content(lin
 
 def test_chips_that_a_model_knows_and_that_are_gone_are_named(line):
     known = registry.load_model(f"models:/{NAME}/1")
-    model = replace(known, facts={**known.facts, "trained_on": [{"chips": "0" * 32, "fold": None}]})
+    model = replace(known, facts=replace(known.facts, trained_on=(ChipSplit("0" * 32, None),)))
     with pytest.raises(InputError, match=r"the chips of run 0{32}, that the model knows, cannot be read"):
         chip_artifacts.trained_on(model)
 
@@ -305,13 +311,10 @@ def test_test_chips_are_scored_at_what_was_chosen_elsewhere(line, made, tmp_path
     chip_set.save(tmp_path / "chips", index, made.rules, [], {})
     with runs.run("prepare", {}) as prepared:
         mlflow.log_artifacts(str(tmp_path / "chips"), "chips")
-    facts = {"gsd": 0.1, "chips": prepared.info.run_id, "multiple": 1}
     registry.register("hamlets")
     for validated_on in (prepared.info.run_id, line.chips):
-        steps = [{"chips": chips_run, "fold": None} for chips_run in (prepared.info.run_id, validated_on)]
         with runs.run("train", {}) as trained:
-            version = {**facts, "run": trained.info.run_id, "trained_on": steps}
-            runs.log_model(one_layer(4, -1), version, name="hamlets")
+            runs.log_model(one_layer(4, -1), facts_of(trained, prepared.info.run_id, validated_on), name="hamlets")
     fair, seen = "models:/hamlets/1", "models:/hamlets/2"
 
     with pytest.raises(InputError, match="hamlets version 1 has no threshold yet: evaluate it on its validation chips"):

@@ -253,12 +253,12 @@ def test_real_scene_becomes_cogs_and_footprints(real_line, store):
 def test_a_real_scene_shows_no_seam(real_line):
     """99.9 % of the pixels differ by less than 0.02 from one whole window; after one epoch it takes this margin."""
     model = registry.load_model("models:/real@champion")
-    predict_any = inference.padded(model.keras.predict_on_batch, model.facts["multiple"])
+    predict_any = inference.padded(model.keras.predict_on_batch, model.facts.multiple)
     with raster.open_scene(str(REAL / "train_tier_1" / "kam" / "kam01" / "kam01.tif")) as (dataset, own):
-        ground = geobox.utm_grid(own, gsd=model.facts["gsd"])
+        ground = geobox.utm_grid(own, gsd=model.facts.gsd)
         with resample.window_reader(dataset, own, ground) as read:
             whole = predict_any(read(Window(0, 0, ground.width, ground.height)).image[np.newaxis])[0, ..., 0]
-            tiles = windows.tiles(ground.height, ground.width, size=1024, margin=256, multiple=model.facts["multiple"])
+            tiles = windows.tiles(ground.height, ground.width, size=1024, margin=256, multiple=model.facts.multiple)
             assert len(tiles) > 4
             parts = np.zeros_like(whole)
             for tile, probability, _ in inference.predict_tiles(predict_any, read, tiles, batch_size=1):

@@ -20,6 +20,7 @@ from ocmlflow.prediction import vector_files
 from ocmlflow.prediction.engine import Ensemble
 from ocmlflow.storage import hrefs
 from ocmlflow.tracking import registry, runs
+from ocmlflow.tracking.model_facts import ModelFacts
 
 pytestmark = pytest.mark.filterwarnings("default")  # MLflow's libraries warn of one another
 NAME = "bright"
@@ -31,7 +32,7 @@ def _model(tmp_path_factory):
     with own_store(tmp_path_factory.mktemp("mlflow"), NAME):
         registry.register(NAME)
         with runs.run("train", {}) as trained:
-            facts = {"gsd": 0.1, "chips": "none", "multiple": 32, "trained_on": [], "run": trained.info.run_id}
+            facts = ModelFacts(gsd=0.1, multiple=32, run=trained.info.run_id, chips="none", trained_on=())
             runs.log_model(one_layer(10, -5), facts, name=NAME)
         yield
 

@@ -13,6 +13,7 @@ from entrypoints import evaluate, train
 from ocmlflow.chips import chip_set, splits
 from ocmlflow.errors import InputError
 from ocmlflow.tracking import chip_artifacts, registry, runs
+from ocmlflow.tracking.model_facts import ChipSplit, ModelFacts
 
 pytestmark = pytest.mark.filterwarnings("default")  # MLflow's libraries warn of one another
 BASE = "models:/towns@base"
@@ -26,9 +27,15 @@ def line(made, tmp_path_factory):
         registry.register("towns")
         for number in (1, 2):
             with runs.run("train", {}) as trained:
-                facts = {"gsd": 0.1, "chips": prepared, "multiple": 1, "run": trained.info.run_id}
-                facts |= {"architecture": f"architecture{number}", "encoder": f"encoder{number}"}
-                facts["trained_on"] = [{"chips": prepared, "fold": None}]
+                facts = ModelFacts(
+                    gsd=0.1,
+                    multiple=1,
+                    run=trained.info.run_id,
+                    chips=prepared,
+                    trained_on=(ChipSplit(prepared, None),),
+                    architecture=f"architecture{number}",
+                    encoder=f"encoder{number}",
+                )
                 runs.log_model(one_layer(4, -2), facts, name="towns")
         yield Namespace(chips=prepared)
 
@@ -104,7 +111,7 @@ def test_a_training_is_resumed_from_the_version_that_it_took_though_the_alias_mo
     assert found.info.status == "FINISHED"
     assert found.data.params["init"] == BASE
     facts = registry.load_model("models:/trained@candidate").facts
-    assert (facts["init"], facts["encoder"]) == ("towns version 1", "encoder1")
+    assert (facts.init, facts.encoder) == ("towns version 1", "encoder1")
 
 
 def test_a_training_that_ended_before_it_had_chips_is_begun_anew(line):
@@ -145,9 +152,12 @@ def test_a_model_of_a_fold_was_not_trained_on_what_touched_it(line, made, tmp_pa
     run_id = saved(made, folded, tmp_path / "folds")
     held = chip_set.load(tmp_path / "folds", fold=1)
     assert splits.touches(held.select("validation"), folded[folded.fold == 0]).any()
-    facts = {"gsd": 0.1, "chips": run_id, "multiple": 1, "fold": 1, "trained_on": [{"chips": run_id, "fold": 1}]}
     with runs.run("train", {}) as trained:
-        runs.log_model(one_layer(4, -2), {**facts, "run": trained.info.run_id}, name="towns")
+        split = ChipSplit(run_id, 1)
+        facts = ModelFacts(
+            gsd=0.1, multiple=1, run=trained.info.run_id, chips=run_id, trained_on=(split,), fold=split.fold
+        )
+        runs.log_model(one_layer(4, -2), facts, name="towns")
     model = registry.load_model("models:/towns/3")
     evaluate.check_fair(model, held, "validation")
     for rows, split in ((chip_artifacts.trained_on(model), "train"), (chip_artifacts.chosen_on(model), "validation")):

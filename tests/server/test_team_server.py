@@ -47,8 +47,9 @@ from ocmlflow.errors import InputError
 from ocmlflow.launch import remote_runs
 from ocmlflow.server import postgresql, processes
 from ocmlflow.storage import hrefs, range_cache
-from ocmlflow.tracking import chip_artifacts, outbox, outbox_sender, registry, run_search
+from ocmlflow.tracking import chip_artifacts, model_facts, outbox, outbox_sender, registry, run_search
 from ocmlflow.tracking import runs as tracking_runs
+from ocmlflow.tracking.model_facts import ModelFacts
 from ocmlflow.tracking.outbox import Outbox, UndeliveredError
 from ocmlflow.training import encoders
 from ocmlflow.training.dataset import Crops
@@ -216,7 +217,7 @@ def test_a_training_loses_nothing_when_the_server_is_away_in_the_middle_and_at_t
     assert times[-1] <= run().info.end_time  # as they were, not as they came
     version = direct.get_model_version_by_alias(name, "candidate")
     assert version.run_id == run().info.run_id
-    assert registry.load_model(f"models:/{name}@candidate").facts["chips"] == chips_run
+    assert registry.load_model(f"models:/{name}@candidate").facts.chips == chips_run
     names = {file.path for file in direct.list_artifacts(run().info.run_id)}
     assert {"validation.jpg", "environment.txt"} <= names
     assert not direct.list_artifacts(run().info.run_id, "state")
@@ -621,8 +622,8 @@ def test_models_that_could_run_code_are_refused(team):
             return model_input
 
     with mlflow.start_run(log_system_metrics=False):
-        facts = {"gsd": 0.1, "trained_on": []}
-        kept = {"pip_requirements": ["keras"], "metadata": facts}
+        facts = ModelFacts(gsd=0.1, multiple=1, run="none", chips="none", trained_on=())
+        kept = {"pip_requirements": ["keras"], "metadata": model_facts.to_metadata(facts)}
         lambdas = mlflow.keras.log_model(evil, name="lambda", **kept).model_uri
         pickled = mlflow.pyfunc.log_model(name="pickle", python_model=Python(), **kept).model_uri
     with pytest.raises(InputError, match="is refused, it is not of Keras' own layers alone"):
