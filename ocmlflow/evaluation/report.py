@@ -53,7 +53,7 @@ def error_map(card: Scorecard) -> Figure:
 
 def page(template: str, **content: Any) -> str:
     """The page as HTML; `content` holds what the template of that name asks for."""
-    environment = Environment(loader=PackageLoader("ocmlflow"), undefined=StrictUndefined, autoescape=True)
+    environment = Environment(loader=PackageLoader("ocmlflow.evaluation"), undefined=StrictUndefined, autoescape=True)
     environment.filters |= {"inline": _inline, "score": _score, "number": _number, "signed": _signed}
     colours = {"hit": pictures.HIT_COLOUR, "false": pictures.FALSE_COLOUR, "missed": pictures.MISSED_COLOUR}
     return environment.get_template(template).render(colours=colours, **content)
