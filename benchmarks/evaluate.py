@@ -31,7 +31,7 @@ def main() -> None:
     print(f"largest memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
     labelled, predicted = polygons(0), polygons(1)
     start = time.perf_counter()
-    found = object_matching.count(object_matching.of_polygons(predicted, labelled))["all"]
+    found = object_matching.count(object_matching.polygon_overlaps(predicted, labelled))["all"]
     print(f"polygons: {len(predicted)} by {len(labelled)}, {found.tp} matched, in {time.perf_counter() - start:.1f} s")
 
 

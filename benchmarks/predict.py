@@ -91,7 +91,7 @@ def network_of(args: argparse.Namespace) -> tuple[Ensemble, ModelFacts]:
     with tempfile.TemporaryDirectory() as folder:
         fetch = partial(registry.keras_file, model, Path(folder))
         how = {"engine": args.engine, "multiple": model.facts.multiple, "temperature": 1.0}
-        member = engine.member(fetch, model.key, folder=Path(args.work).resolve(), **how)
+        member = engine.prepare_member(fetch, model.key, folder=Path(args.work).resolve(), **how)
     return Ensemble((member,), args.tta), model.facts
 
 

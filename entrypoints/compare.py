@@ -86,7 +86,7 @@ def _scored(
         mlflow.log_params({"model": card.name})
         mlflow.set_tag(runs.VERB, "compared")
         evaluate.log_ground(chips_run, made)
-        evaluate.log_figures(scorecard.figures(card))
+        evaluate.log_figures(scorecard.metric_values(card))
         runs.describe(evaluate.headline(card))
     log.info("%s: %s", card.name, evaluate.headline(card))
     return card
@@ -103,7 +103,7 @@ def _log(base: Scorecard, others: list[Scorecard], tables: dict[str, pd.DataFram
     table = pd.concat([found.assign(name=name) for name, found in tables.items()], ignore_index=True)
     mlflow.log_table(table, "differences.json")
     summaries = [scorecard.summary(card) for card in (base, *others)]
-    differences = {name: scorecard.plain(found.to_dict("records")) for name, found in tables.items()}
+    differences = {name: scorecard.json_values(found.to_dict("records")) for name, found in tables.items()}
     mlflow.log_dict({"models": summaries, "differences": differences}, "compare.json")
     for at, card in enumerate(others, start=1):
         iou = tables[card.name].query("place == 'all' and score == 'iou'").iloc[0]
@@ -130,16 +130,18 @@ def _pictures(base: Scorecard, card: Scorecard) -> list[dict[str, Any]]:
     from ocmlflow.evaluation import examples, metrics
 
     rights = [
-        np.array([c.tp + c.tn for c in (metrics.counts(h, threshold=one.threshold) for h in one.found.histograms)])
+        np.array([c.tp + c.tn for c in (metrics.counts(h, threshold=one.threshold) for h in one.pixels.histograms)])
         for one in (base, card)
     ]
     gained = rights[1] - rights[0]
     order = [int(at) for at in np.argsort(-abs(gained), kind="stable") if gained[at]][:PICTURES]
-    ious = [one.found.chip_ious(one.threshold) for one in (base, card)]
+    ious = [one.pixels.chip_ious(one.threshold) for one in (base, card)]
     shown = []
     for at in order:
-        row = card.found.rows.iloc[at]
-        left, right = (examples.panels(one.made, at, one.found.temperature, one.threshold) for one in (base, card))
+        row = card.pixels.rows.iloc[at]
+        left, right = (
+            examples.panels(one.predictions, at, one.pixels.temperature, one.threshold) for one in (base, card)
+        )
         picture = pictures.contact_sheet([[left[0], left[1], left[3], right[3]]])
         shown.append({"id": row.id, "place": row.place, "ious": [one[at] for one in ious], "picture": picture})
         mlflow.log_image(picture, f"pictures/{len(shown)}-{row.id}.jpg")

@@ -85,7 +85,7 @@ def main(args: argparse.Namespace) -> None:
         promoted, verdict = _promotion(model, card, made, args)
         log_card(card, verdict=verdict, facts=facts_of(model), args=args)
         if model.name:
-            tags = {"threshold": f"{card.threshold / 100:.2f}", registry.TEMPERATURE: f"{card.found.temperature:.4f}"}
+            tags = {"threshold": f"{card.threshold / 100:.2f}", registry.TEMPERATURE: f"{card.pixels.temperature:.4f}"}
             tags |= {"iou": f"{card.counts.iou:.4f}", registry.EVALUATED_ON: chips_run}
             tags["report"] = f"runs:/{runs.active().info.run_id}/report.html"
             registry.describe_version(model, tags, f"{headline(card)} {verdict}")
@@ -200,7 +200,7 @@ def log_card(card: Scorecard, *, verdict: str, facts: str, args: argparse.Namesp
     mlflow.log_dict({**summary, "verdict": verdict, "facts": facts}, "report.json")
     for by in scores.GROUPS:
         mlflow.log_table(card.table(by), f"scores_by_{by}.json")
-    mlflow.log_table(card.found.sweep(), "threshold_sweep.json")
+    mlflow.log_table(card.pixels.sweep(), "threshold_sweep.json")
     mlflow.log_text(
         report.page(
             "report.html",
@@ -220,7 +220,7 @@ def log_card(card: Scorecard, *, verdict: str, facts: str, args: argparse.Namesp
     )
     pictured = [f"pictures/median-{chip['id']}.jpg" for chip in shown["Median chips"][:1]]
     runs.describe("\n\n".join([f"**{card.name}**. {headline(card)} {verdict}", *map(runs.picture, pictured)]))
-    places = " ".join(sorted(set(card.found.rows.place)))
+    places = " ".join(sorted(set(card.pixels.rows.place)))
     runs.name_run("evaluate", f"{places} IoU {card.counts.iou:.3f}")
 
 
@@ -231,14 +231,16 @@ def _pictures(card: Scorecard) -> dict[str, list[dict[str, Any]]]:
     from ocmlflow import pictures
     from ocmlflow.evaluation import examples
 
-    ious = card.found.chip_ious(card.threshold)
+    ious = card.pixels.chip_ious(card.threshold)
     shown: dict[str, list[dict[str, Any]]] = {}
-    picked = examples.pick(card.found, card.threshold, count=6)
+    picked = examples.pick(card.pixels, card.threshold, count=6)
     for title, numbers in zip(("Best chips", "Worst chips", "Median chips"), picked, strict=True):
         shown[title] = []
         for at in numbers:
-            row = card.found.rows.iloc[at]
-            picture = pictures.contact_sheet([examples.panels(card.made, at, card.found.temperature, card.threshold)])
+            row = card.pixels.rows.iloc[at]
+            picture = pictures.contact_sheet(
+                [examples.panels(card.predictions, at, card.pixels.temperature, card.threshold)]
+            )
             shown[title].append({"id": row.id, "place": row.place, "iou": ious[at], "picture": picture})
             mlflow.log_image(picture, f"pictures/{title.split()[0].lower()}-{row.id}.jpg")
     return shown
@@ -275,7 +277,7 @@ def _promotion(model: Model, card: Scorecard, made: ChipSet, args: argparse.Name
     from ocmlflow.tracking import registry
 
     rule = (
-        f"pooled IoU on {len(card.found.rows)} validation chips that neither model trained on, each at its best "
+        f"pooled IoU on {len(card.pixels.rows)} validation chips that neither model trained on, each at its best "
         f"threshold, higher than the champion's by more than {args.margin:g}"
     )
     mlflow.set_tag("ocmlflow.promotion.rule", rule)

@@ -55,7 +55,7 @@ def main(args: argparse.Namespace) -> None:
             images = images or f"{sample}/test/catalog.json,{sample}/train_tier_1/{SAMPLE_PLACE}/collection.json"
             validation = validation or SAMPLE_PLACE
         check_writable(args.output)  # what fails, fails now, not after the training
-        output.check_free(args.output)
+        output.check_output(args.output)
         scene_catalog.find_images(images)
         cutting = {"catalog": catalog, "validation": validation, "seed": args.seed, "work": args.work}
         learning = {"seed": args.seed, "name": args.name} | ({"epochs": args.epochs} if args.epochs else {})

@@ -128,7 +128,7 @@ def main(args: argparse.Namespace) -> pd.DataFrame | None:
             raise InputError('squared=true needs the extra: pip install -e ".[squared]"')
         scenes = catalog.find_images(args.images)
         check_writable(args.output)
-        output.check_free(args.output)
+        output.check_output(args.output)
         models, settings = _models(args)
         return _map(scenes, models, settings, args)
 
@@ -140,7 +140,7 @@ def _predict_share(args: argparse.Namespace) -> None:
     from ocmlflow.scenes import catalog
 
     scenes = catalog.find_images(args.images)
-    output.check_free(args.output)  # the run that makes the maps would refuse
+    output.check_output(args.output)  # the run that makes the maps would refuse
     models, settings = _models(args)
     looks, _ = _look(scenes, settings)
     network = _network(models, args)
@@ -148,11 +148,11 @@ def _predict_share(args: argparse.Namespace) -> None:
     with in_the_making(_folder(scenes, models, settings, args), shared=True) as folder:
         todo = [scene for scene in scenes if scene.id in looks and not _mark(folder, scene.id).exists()]
         plans = [scene_tiles.plan(scene, folder, settings=settings) for scene in todo]
-        runs = [run for plan in plans for run in scene_tiles.runs(plan)][share::of]
+        runs = [run for plan in plans for run in scene_tiles.split(plan)][share::of]
         with executors.executor(args.workers, args.scheduler) as executor:
             check_seen(folder, args.scheduler, executor)
             for _ in progress(
-                executors.map_unordered(executor, partial(scene_tiles.finish, network=network), runs),
+                executors.map_unordered(executor, partial(scene_tiles.predict_all, network=network), runs),
                 len(runs),
                 "predicting",
             ):
@@ -177,7 +177,7 @@ def _map(scenes: list[Scene], models: list[Model], settings: MapSettings, args: 
         _submit(task)
         items = [item for item in (_marked(folder, name)["item"] for name in looks) if item]
         if items:
-            output.file(items, args.output, folder)
+            output.write_items(items, args.output, folder)
     table = pd.DataFrame([rows[scene.id] for scene in scenes])
     _log(table, f"{len(table)} scenes of `{args.images}` by **{_names(models)}**, in `{args.output}`")
     return table
@@ -257,7 +257,7 @@ def _network(models: list[Model], args: argparse.Namespace) -> Ensemble:
     folder = Path(args.work).resolve()
     with tempfile.TemporaryDirectory() as scratch:
         members = tuple(
-            engine.member(
+            engine.prepare_member(
                 partial(registry.keras_file, model, Path(scratch)),
                 model.key,
                 engine=args.engine,
@@ -324,8 +324,8 @@ def _draw(task: _Task, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
             shutil.copyfile(made.mask, chips / f"{scene.id}.tif")
         else:
             dated = replace(scene, acquired=task.looks[scene.id].acquired)
-            item = output.item(dated, made, model=_names(task.models), threshold=task.settings.threshold)
-        output.put(scene, made, task.output)
+            item = output.stac_item(dated, made, model=_names(task.models), threshold=task.settings.threshold)
+        output.move_files(scene, made, task.output)
         mark = _mark(task.folder, scene.id)
         new = mark.with_suffix(".new")
         new.write_text(json.dumps({"row": row, "item": item}))
@@ -377,7 +377,7 @@ def _timed(
     draw = partial(scene_map.map_scene, scene, task.network, task.folder, settings=task.settings, progress=bar)
     if not (executor and drawing):
         made = draw()
-    elif len(scene_tiles.plan(scene, task.folder, settings=task.settings).tiles) <= scene_tiles.RUN:
+    elif len(scene_tiles.plan(scene, task.folder, settings=task.settings).tiles) <= scene_tiles.TILES_PER_TASK:
         made = executor.submit(draw).result()
     else:
         with drawing:

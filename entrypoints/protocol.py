@@ -116,12 +116,14 @@ def tabulated(parts: list[Part], reports: list[dict[str, Any]], minutes: list[fl
 def _figures(reports: list[dict[str, Any]], minutes: float) -> dict[str, float]:
     """The figures of some reports together."""
     from ocmlflow.evaluation.metrics import Counts
-    from ocmlflow.evaluation.object_matching import Objects
+    from ocmlflow.evaluation.object_matching import ObjectCounts
     from ocmlflow.evaluation.scores import scores
 
     counts, half = (sum((Counts(**r[kind]) for r in reports), Counts()) for kind in ("counts", "counts_at_half"))
     sizes = [size for report in reports for size in report["sizes"] if size["size"] == "all"]
-    buildings = sum((Objects(**{name: size[name] for name in ("tp", "fp", "fn")}) for size in sizes), Objects())
+    buildings = sum(
+        (ObjectCounts(**{name: size[name] for name in ("tp", "fp", "fn")}) for size in sizes), ObjectCounts()
+    )
     found = scores(counts)
     return {
         "chips": sum(report["chips"] for report in reports),

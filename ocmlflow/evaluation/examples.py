@@ -6,7 +6,7 @@ from ocmlflow import pictures
 from ocmlflow.chips import chip_set, labels
 from ocmlflow.evaluation import calibration
 from ocmlflow.evaluation.predictions import Predictions
-from ocmlflow.evaluation.scores import Evaluation
+from ocmlflow.evaluation.scores import PixelScores
 
 
 def panels(made: Predictions, number: int, temperature: float, threshold: int) -> list[np.ndarray]:
@@ -18,7 +18,7 @@ def panels(made: Predictions, number: int, temperature: float, threshold: int) -
     return [image, pictures.draw_outlines(image, label, valid), pictures.to_grey(percents / 100), errors]
 
 
-def pick(evaluation: Evaluation, threshold: int, *, count: int) -> tuple[list[int], list[int], list[int]]:
+def pick(evaluation: PixelScores, threshold: int, *, count: int) -> tuple[list[int], list[int], list[int]]:
     """Row numbers of the best, the worst and the median chips by IoU, of those with building, labelled or predicted."""
     ious = evaluation.chip_ious(threshold)
     order = [int(i) for i in np.argsort(ious, kind="stable") if not np.isnan(ious[i])]

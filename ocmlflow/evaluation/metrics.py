@@ -11,7 +11,7 @@ from scipy.ndimage import minimum_filter
 
 THRESHOLDS = range(1, 100)
 """Percent of the threshold sweep."""
-DRAWS = 2000
+BOOTSTRAP_DRAWS = 2000
 """Of a bootstrap."""
 
 
@@ -103,12 +103,14 @@ def block_counts(histograms: np.ndarray, blocks: np.ndarray, *, threshold: int) 
     return np.stack([np.bincount(blocks, weights=c) for c in counted], axis=1).astype(np.int64)
 
 
-def draws(counted: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
-    """(DRAWS,) float each of iou, precision, recall and f1: bootstrap over the rows of `block_counts`.
+def bootstrap(counted: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
+    """(BOOTSTRAP_DRAWS,) float each of iou, precision, recall and f1: bootstrap over the rows of `block_counts`.
 
     The same number of blocks and seed draw the same blocks: subtract the draws of two models for a paired difference.
     """
-    weights = np.random.default_rng(seed).multinomial(len(counted), np.full(len(counted), 1 / len(counted)), DRAWS)
+    weights = np.random.default_rng(seed).multinomial(
+        len(counted), np.full(len(counted), 1 / len(counted)), BOOTSTRAP_DRAWS
+    )
     tp, fp, fn = (weights @ counted).T.astype(float)
     with np.errstate(invalid="ignore"):
         return {
@@ -119,7 +121,7 @@ def draws(counted: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
         }
 
 
-def interval(drawn: np.ndarray, *, blocks: int) -> tuple[float, float]:
+def bootstrap_interval(drawn: np.ndarray, *, blocks: int) -> tuple[float, float]:
     """The middle 95 percent of a bootstrap's draws; NaN for fewer than two blocks, which cannot tell."""
     drawn = drawn[~np.isnan(drawn)]
     if blocks < 2 or not len(drawn):

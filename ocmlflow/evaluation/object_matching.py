@@ -21,7 +21,7 @@ CLASSES = ("below 25 m²", "25 to 100 m²", "100 to 500 m²", "from 500 m²")
 
 
 @dataclass(frozen=True)
-class Objects:
+class ObjectCounts:
     """Objects, counted; counts of parts add up to those of the whole."""
 
     tp: int = 0
@@ -35,8 +35,8 @@ class Objects:
     merges: int = 0
     """Predicted buildings within which two or more labelled ones lie with half of their area."""
 
-    def __add__(self, other: "Objects") -> "Objects":
-        return Objects(
+    def __add__(self, other: "ObjectCounts") -> "ObjectCounts":
+        return ObjectCounts(
             self.tp + other.tp,
             self.fp + other.fp,
             self.fn + other.fn,
@@ -87,7 +87,7 @@ class ObjectBlock:
     """(height, width) int32."""
 
 
-def of_polygons(predicted: np.ndarray, labelled: np.ndarray) -> Overlaps:
+def polygon_overlaps(predicted: np.ndarray, labelled: np.ndarray) -> Overlaps:
     """Overlaps of valid polygons, two arrays of objects in one CRS; areas in the square of its unit."""
     pairs = shapely.STRtree(labelled).query(predicted, predicate="intersects").T
     shared = shapely.area(shapely.intersection(predicted[pairs[:, 0]], labelled[pairs[:, 1]]))
@@ -105,7 +105,7 @@ def block(row: int, col: int, predicted: np.ndarray, labelled: np.ndarray) -> Ob
     return ObjectBlock(row, col, numbered(predicted), numbered(labelled))
 
 
-def of_blocks(blocks: Iterable[ObjectBlock]) -> Overlaps:
+def raster_overlaps(blocks: Iterable[ObjectBlock]) -> Overlaps:
     """Overlaps, in pixels, of the objects of blocks of one scene that do not overlap; whole across their edges."""
     mosaic = ObjectMatcher()
     for found in blocks:
@@ -139,7 +139,7 @@ def match(found: Overlaps, *, iou: float = IOU) -> np.ndarray:
     return partner
 
 
-def count(found: Overlaps, *, pixel_m2: float = 1.0) -> dict[str, Objects]:
+def count(found: Overlaps, *, pixel_m2: float = 1.0) -> dict[str, ObjectCounts]:
     """Objects by size class and, as `all`, together; `pixel_m2` turns the areas into square metres.
 
     A building's class is that of its label, where it has one, so that a class's recall is of labelled buildings.
@@ -153,13 +153,13 @@ def count(found: Overlaps, *, pixel_m2: float = 1.0) -> dict[str, Objects]:
     labelled, predicted = found.labelled * pixel_m2, found.predicted * pixel_m2
     groups = labelled[hit], predicted[partner < 0], labelled[missed], labelled[split], predicted[merged]
     numbers = np.stack([np.bincount(np.digitize(areas, SIZES_M2), minlength=len(CLASSES)) for areas in groups], axis=1)
-    classes = {name: Objects(*map(int, row)) for name, row in zip(CLASSES, numbers, strict=True)}
-    return {"all": sum(classes.values(), start=Objects()), **classes}
+    classes = {name: ObjectCounts(*map(int, row)) for name, row in zip(CLASSES, numbers, strict=True)}
+    return {"all": sum(classes.values(), start=ObjectCounts()), **classes}
 
 
-def add(parts: Iterable[dict[str, Objects]]) -> dict[str, Objects]:
+def add_counts(parts: Iterable[dict[str, ObjectCounts]]) -> dict[str, ObjectCounts]:
     """The counts of parts, added up class by class."""
-    total = {name: Objects() for name in ("all", *CLASSES)}
+    total = {name: ObjectCounts() for name in ("all", *CLASSES)}
     for part in parts:
         total = {name: total[name] + part[name] for name in total}
     return total

@@ -23,7 +23,7 @@ def sweep_figure(card: Scorecard) -> Figure:
     """Curves over the threshold, of pixels and of buildings, and the one chosen."""
     figure = Figure(figsize=(8.6, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    _curves(left, card.found.sweep(), "iou", card.threshold)
+    _curves(left, card.pixels.sweep(), "iou", card.threshold)
     _curves(right, card.buildings.sweep, "f1", card.threshold)
     left.set_title("pixels", fontsize=9)
     right.set_title("buildings, matched at IoU 0.5", fontsize=9)
@@ -35,7 +35,7 @@ def reliability_figure(card: Scorecard) -> Figure:
     figure = Figure(figsize=(3.8, 3.4), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#aaa", linewidth=0.8)
-    for name, temperature, colour in (("as it is", 1.0, PRECISION), ("calibrated", card.found.temperature, IOU)):
+    for name, temperature, colour in (("as it is", 1.0, PRECISION), ("calibrated", card.pixels.temperature, IOU)):
         curve = card.reliability(temperature)
         axes.plot(curve.probability, curve.building_share, marker="o", markersize=3, color=colour, label=name)
     axes.set(xlabel="probability", ylabel="share that is building", xlim=(0, 1), ylim=(0, 1), aspect="equal")
@@ -45,10 +45,10 @@ def reliability_figure(card: Scorecard) -> Figure:
 
 def error_map(card: Scorecard) -> Figure:
     """IoU of each block of ground, on its chips; grey where nothing is built or found."""
-    counted = card.found.block_counts(card.threshold).astype(float)
+    counted = card.pixels.block_counts(card.threshold).astype(float)
     with np.errstate(invalid="ignore"):
         ious = counted[:, 0] / counted.sum(axis=1)
-    return figures.block_map(card.found.rows, ious[card.found.rows.block], low=0, high=1, colours="RdYlGn")
+    return figures.block_map(card.pixels.rows, ious[card.pixels.rows.block], low=0, high=1, colours="RdYlGn")
 
 
 def page(template: str, **content: Any) -> str:

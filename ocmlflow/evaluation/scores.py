@@ -9,7 +9,7 @@ import pandas as pd
 from ocmlflow.chips import labels
 from ocmlflow.evaluation import calibration, metrics, object_matching, predictions
 from ocmlflow.evaluation.metrics import Counts
-from ocmlflow.evaluation.object_matching import ObjectBlock, ObjectMatcher, Objects
+from ocmlflow.evaluation.object_matching import ObjectBlock, ObjectCounts, ObjectMatcher
 from ocmlflow.evaluation.predictions import Predictions
 from ocmlflow.probability import LEVELS
 
@@ -21,12 +21,12 @@ GROUPS = ("place", "scene", "resolution", "density")
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class PixelScores:
     """A model's pixels on some chips, counted for every threshold."""
 
     rows: gpd.GeoDataFrame
     """As those of the predictions."""
-    pixels: np.ndarray
+    level_histogram: np.ndarray
     """(2, 65536) int64: fine histogram of all, not calibrated."""
     temperature: float
     """That calibrates them."""
@@ -57,8 +57,8 @@ class Evaluation:
             some = self.histograms[numbers]
             counted = metrics.counts(some.sum(axis=0), threshold=threshold)
             blocks = np.unique(self.rows.block.to_numpy()[numbers], return_inverse=True)[1]
-            drawn = metrics.draws(metrics.block_counts(some, blocks, threshold=threshold), seed=0)["iou"]
-            low, high = metrics.interval(drawn, blocks=int(blocks.max()) + 1)
+            drawn = metrics.bootstrap(metrics.block_counts(some, blocks, threshold=threshold), seed=0)["iou"]
+            low, high = metrics.bootstrap_interval(drawn, blocks=int(blocks.max()) + 1)
             found.append({by: name, "chips": len(numbers), **scores(counted), "iou_low": low, "iou_high": high})
             found[-1] |= areas(counted, float(self.rows.gsd.iloc[0]))
         order = {
@@ -72,10 +72,10 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Buildings:
+class BuildingScores:
     """A model's buildings at one threshold, as objects."""
 
-    by_scene: dict[str, dict[str, Objects]]
+    by_scene: dict[str, dict[str, ObjectCounts]]
     """Scene to size class to counts; class `all` is all of them."""
     sweep: pd.DataFrame
     """Precision, recall and F1 of all, for OBJECT_THRESHOLDS in percent."""
@@ -83,9 +83,9 @@ class Buildings:
     false_per_km2: float
     """Buildings found on chips without any, over their valid ground; NaN where every chip has some."""
 
-    def of(self, rows: pd.DataFrame) -> dict[str, Objects]:
+    def of(self, rows: pd.DataFrame) -> dict[str, ObjectCounts]:
         """The counts, by size class, of the scenes of some rows."""
-        return object_matching.add(self.by_scene[scene] for scene in sorted(set(rows.scene)))
+        return object_matching.add_counts(self.by_scene[scene] for scene in sorted(set(rows.scene)))
 
 
 def scores(counted: Counts) -> dict[str, float]:
@@ -107,7 +107,7 @@ def areas(counted: Counts, gsd: float) -> dict[str, float]:
     return {"labelled_m2": labelled, "predicted_m2": predicted, "area_error": error}
 
 
-def evaluate(made: Predictions, *, temperature: float | None) -> Evaluation:
+def score_pixels(made: Predictions, *, temperature: float | None) -> PixelScores:
     """The valid pixels, counted at a temperature; at one that is fitted to these chips if None is given."""
     pixels = np.zeros((2, LEVELS), np.int64)
     for number in range(len(made.rows)):
@@ -118,10 +118,10 @@ def evaluate(made: Predictions, *, temperature: float | None) -> Evaluation:
     table = calibration.level_percents(temperature)
     for number in range(len(made.rows)):
         histograms[number] = metrics.histogram(table[made.levels[number]], *labels.decode(made.coded[number]))
-    return Evaluation(made.rows, pixels, temperature, histograms)
+    return PixelScores(made.rows, pixels, temperature, histograms)
 
 
-def buildings(made: Predictions, temperature: float, threshold: int, *, min_area_m2: float) -> Buildings:
+def score_buildings(made: Predictions, temperature: float, threshold: int, *, min_area_m2: float) -> BuildingScores:
     """Buildings as objects, whole across the edges of chips; calibrated, at a threshold in percent.
 
     An object is what hangs together in label or prediction: labelled buildings that touch are one. Predicted ones of
@@ -130,7 +130,7 @@ def buildings(made: Predictions, temperature: float, threshold: int, *, min_area
     table = calibration.level_percents(temperature)
     pixel_m2 = float(made.rows.gsd.iloc[0]) ** 2
     speck = min_area_m2 / pixel_m2 * (1 - 1e-9)  # in pixels, less the error of floats
-    by_scene, swept = {}, {t: Objects() for t in OBJECT_THRESHOLDS}
+    by_scene, swept = {}, {t: ObjectCounts() for t in OBJECT_THRESHOLDS}
     for scene, numbers in made.rows.groupby("scene").indices.items():
         mosaics = {t: ObjectMatcher() for t in {threshold, *OBJECT_THRESHOLDS}}
         for number in numbers:
@@ -148,7 +148,7 @@ def buildings(made: Predictions, temperature: float, threshold: int, *, min_area
         swept = {t: total + counted[t]["all"] for t, total in swept.items()}
     sweep = [{"threshold": t, "precision": o.precision, "recall": o.recall, "f1": o.f1} for t, o in swept.items()]
     shared, either, false, empty_pixels = _edges_and_false(made, table >= threshold, speck)
-    return Buildings(
+    return BuildingScores(
         by_scene,
         pd.DataFrame(sweep),
         boundary_iou=shared / either if either else float("nan"),

@@ -25,9 +25,9 @@ from ocmlflow.storage import hrefs
 log = logging.getLogger(__name__)
 
 ENGINES = ("auto", "keras", "openvino")
-LIMIT = 1e-4
+MAX_DIFFERENCE = 1e-4
 """Largest difference of probabilities at which two engines are said to give the same."""
-SHAPES = 2
+COMPILED_SHAPES = 2
 """Shapes of images for which a compiled network is kept, each takes up to 400 MB: of a scene's windows, and turned."""
 _DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """Where Linux has a GPU that Keras might use, of any make."""
@@ -60,7 +60,7 @@ class Ensemble:
         return _running(self)
 
 
-def member(
+def prepare_member(
     fetch: Callable[[], Path], key: str, *, engine: str, multiple: int, temperature: float, folder: Path
 ) -> Member:
     """The Keras model whose file `fetch` gives, and which `key` names, for the engine that is asked for.
@@ -143,9 +143,10 @@ def _unfit(file: Path, folder: Path, multiple: int) -> str:
     if done.returncode:
         return f"the model cannot be exported to OpenVINO ({(done.stderr.strip().splitlines() or ['no reason'])[-1]})"
     difference = float(done.stdout.split()[-1])
-    if difference > LIMIT:
+    if difference > MAX_DIFFERENCE:
         return (
-            f"OpenVINO differs from Keras by {difference:.1e} in the probability of this model, more than {LIMIT:.0e}"
+            f"OpenVINO differs from Keras by {difference:.1e} in the probability of this model, "
+            f"more than {MAX_DIFFERENCE:.0e}"
         )
     log.info("OpenVINO gives this model's probabilities to %.1e", difference)
     return ""
@@ -188,7 +189,7 @@ def _openvino(file: Path, threads: int) -> Predict:
     # else runs there.
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False}
 
-    @functools.lru_cache(SHAPES)
+    @functools.lru_cache(COMPILED_SHAPES)
     def compiled(shape: tuple[int, ...]) -> Any:
         fixed = network.clone()
         fixed.reshape(list(shape))  # a twelfth of a second, and a tenth faster than one for all shapes

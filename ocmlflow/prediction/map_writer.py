@@ -105,16 +105,16 @@ def _blocks(job: MapJob, tide: Watermark, dataset: DatasetReader) -> Iterator[tu
     read = tile_store.reader(job.plan.kept, job.plan.tiles)
     aoi = job.plan.settings.aoi
     inside, area = (
-        scene_tiles.inside_of(job.plan.ground, aoi),
+        scene_tiles.area_filter(job.plan.ground, aoi),
         None if aoi is None else [geobox.project_area(aoi, job.out)],
     )
     # Smaller where pixels are larger than the network's, by a power of two: blocks share the edges of the files' tiles.
     finer = round(math.log2(max(1.0, geobox.gsd(job.out) / job.plan.settings.gsd)))
     for window in windows.blocks(job.out.height, job.out.width, size=BLOCK >> finer):
-        around = tile_store.near(job.plan.ground, job.out, window)
+        around = tile_store.source_window(job.plan.ground, job.out, window)
         tide.wait(around.row_off + around.height)
         if inside(around):
-            percents = tile_store.percents(read, job.plan.ground, job.out, window)
+            percents = tile_store.resampled_percents(read, job.plan.ground, job.out, window)
             valid = read(window)[1] if job.plan.ground == job.out else _valid(job, dataset, window)
             yield window, percents, valid & _wanted(job, window, area)
         else:

@@ -25,8 +25,8 @@ COLLECTION = "collection.json"
 _NAME, _MAKER = "buildings", "mapped by ocmlflow"
 
 
-def check_free(output: str) -> None:
-    """Raise InputError where an output holds a collection that `file` did not write, and would write over."""
+def check_output(output: str) -> None:
+    """Raise InputError where an output holds a collection that `write_items` did not write, and would write over."""
     href = hrefs.join(output, COLLECTION)
     is_new = not hrefs.is_remote(output) and not hrefs.local_path(output).exists()
     try:
@@ -42,7 +42,7 @@ def check_free(output: str) -> None:
         )
 
 
-def put(scene: Scene, made: SceneMap, output: str) -> None:
+def move_files(scene: Scene, made: SceneMap, output: str) -> None:
     """Move a scene's files to the output."""
     files = {"probabilities": [made.probability], "masks": [made.mask]}
     if made.overview:
@@ -57,8 +57,8 @@ def put(scene: Scene, made: SceneMap, output: str) -> None:
             hrefs.put(path, hrefs.join(output, folder, f"{scene.id}{path.suffix}"))
 
 
-def item(scene: Scene, made: SceneMap, *, model: str, threshold: int) -> dict[str, Any]:
-    """What `put` leaves of a scene as a STAC item; `threshold` in percent."""
+def stac_item(scene: Scene, made: SceneMap, *, model: str, threshold: int) -> dict[str, Any]:
+    """What `move_files` leaves of a scene as a STAC item; `threshold` in percent."""
     cog = "image/tiff; application=geotiff; profile=cloud-optimized"
     assets = {name: (f"../{folder}/{scene.id}.tif", cog) for name, folder in RASTERS.items()}
     assets |= {name: (f"../footprints/{scene.id}{ending}", media) for name, (ending, media) in FORMATS.items()}
@@ -74,7 +74,7 @@ def item(scene: Scene, made: SceneMap, *, model: str, threshold: int) -> dict[st
     return stac_writer.build_item(scene.id, [scene], outline=made.outline, assets=assets, **facts)
 
 
-def file(items: Iterable[dict[str, Any]], output: str, folder: Path) -> None:
+def write_items(items: Iterable[dict[str, Any]], output: str, folder: Path) -> None:
     """Write items into an output, and the collection of all that lie there; `folder` is for files in the making.
 
     Several processes may do so at once: each looks, once its collection is written, whether it holds all that lie there

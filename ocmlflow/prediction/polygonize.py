@@ -11,7 +11,7 @@ from rasterio.windows import Window
 from shapely.geometry.base import BaseGeometry
 from skimage.measure import label as connected
 
-HOLES = 2000
+MAX_HOLES = 2000
 """With more, an outline is noise, no building, and stays as it was traced: straightening takes time by the square."""
 
 
@@ -93,7 +93,7 @@ def to_ground(
     outlines = np.array([footprint.outline for footprint in found], object)
     # Not as a product of matrices, whose last digits depend on how many threads make it.
     outlines = shapely.transform(outlines, lambda corners: np.stack(transform @ tuple(corners.T), axis=1))
-    few = shapely.get_num_interior_rings(outlines) <= HOLES
+    few = shapely.get_num_interior_rings(outlines) <= MAX_HOLES
     outlines[few] = shapely.simplify(outlines[few], tolerance, preserve_topology=True)
     return [PredictedFootprint(outline, one.probability) for outline, one in zip(outlines, found, strict=True)]
 

@@ -12,7 +12,7 @@ from ocmlflow.scenes import geobox, raster
 from ocmlflow.scenes.catalog import Scene
 from ocmlflow.scenes.geobox import GeoBox
 
-COARSEST = 20
+MAX_GSD_RATIO = 20
 """Times the network's pixels that a scene's may be long: of 2 m for one of 0.1 m, where a house is a few of them."""
 
 
@@ -33,10 +33,11 @@ class SceneCheck:
 def check(scene: Scene, *, settings: MapSettings) -> SceneCheck:
     """What is known of a scene before it is predicted; InputError where it cannot be."""
     with raster.open_scene(scene.image, gsd=settings.chip_gsd, cache=CACHE) as (dataset, own):
-        if (metres := geobox.gsd(own)) > COARSEST * settings.gsd:
+        if (metres := geobox.gsd(own)) > MAX_GSD_RATIO * settings.gsd:
             raise InputError(
-                f"image {scene.image} has pixels of {metres:.3g} m, over {COARSEST} times the {settings.gsd:g} m of "
-                "the model, which would know no building there: finer imagery would do, or a model of coarser imagery"
+                f"image {scene.image} has pixels of {metres:.3g} m, over {MAX_GSD_RATIO} times the "
+                f"{settings.gsd:g} m of the model, which would know no building there: "
+                "finer imagery would do, or a model of coarser imagery"
             )
         raster.warn_of_doubtful_alpha(dataset)
         ground = geobox.utm_grid(own, gsd=settings.gsd)
@@ -48,7 +49,7 @@ def check(scene: Scene, *, settings: MapSettings) -> SceneCheck:
                 f"image {scene.image} does not say where it lies, so that its mask is of its own pixels, of "
                 f"{settings.chip_gsd} m, not of the model's, of {settings.gsd} m: leave out grid=model"
             )
-        inside = scene_tiles.inside_of(own, settings.aoi)(whole_window(own))
+        inside = scene_tiles.area_filter(own, settings.aoi)(whole_window(own))
         return SceneCheck(placed, own.height, own.width, inside, scene.acquired or raster.acquired(dataset))
 
 

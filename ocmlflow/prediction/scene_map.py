@@ -18,12 +18,12 @@ from ocmlflow.errors import InputError
 from ocmlflow.prediction import map_writer, polygonize, preflight, scene_tiles, tile_store, vector_files
 from ocmlflow.prediction.map_writer import MapCounts, MapJob, Watermark
 from ocmlflow.prediction.polygonize import MaskBlock
-from ocmlflow.prediction.scene_tiles import CACHE, MapSettings, PredictMaker
+from ocmlflow.prediction.scene_tiles import CACHE, MapSettings, PredictFactory
 from ocmlflow.progress import Progress
 from ocmlflow.scenes import geobox, geotiff, raster
 from ocmlflow.scenes.catalog import Scene
 
-OVERVIEW = 1000
+OVERVIEW_PX = 1000
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class SceneMap:
 
 def map_scene(
     scene: Scene,
-    network: PredictMaker,
+    network: PredictFactory,
     folder: Path,
     *,
     settings: MapSettings,
@@ -76,13 +76,13 @@ def map_scene(
     whole = scene_tiles.plan(scene, folder, settings=settings)
     whole.kept.mkdir(parents=True, exist_ok=True)
     waiting, done = deque(tile_store.missing(whole.kept, whole.tiles)), set()
-    job = MapJob(whole, whole.own if settings.on_own_grid else whole.ground, scene_tiles.holes(whole))
+    job = MapJob(whole, whole.own if settings.on_own_grid else whole.ground, scene_tiles.unreadable_windows(whole))
     tide = Watermark()
 
     def rise() -> None:
         tide.rise(waiting[0].core.row_off if waiting else whole.ground.height)
 
-    on = partial(scene_tiles.predict_on, executor=executor) if executor else scene_tiles.predict
+    on = partial(scene_tiles.predict_on_workers, executor=executor) if executor else scene_tiles.predict
     with ThreadPoolExecutor(1) as thread:
         made = thread.submit(_draw, job, tide, folder)
         try:
@@ -151,11 +151,11 @@ def _outline_buildings(job: MapJob, blocks: Iterator[MaskBlock], path: Path, cou
 
 
 def _overview(job: MapJob, mask: Path, picture: Path) -> Path | None:
-    """Write one picture of two, of at most OVERVIEW pixels a side; None where the scene cannot be read."""
+    """Write one picture of two, of at most OVERVIEW_PX pixels a side; None where the scene cannot be read."""
     if job.holes:
         return None
     with geotiff.open_written(mask) as dataset:
-        shrink = max(1.0, max(dataset.height, dataset.width) / OVERVIEW)
+        shrink = max(1.0, max(dataset.height, dataset.width) / OVERVIEW_PX)
         shape = (max(1, round(dataset.height / shrink)), max(1, round(dataset.width / shrink)))
         found = dataset.read(1, out_shape=shape)
     try:

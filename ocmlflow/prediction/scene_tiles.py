@@ -23,12 +23,12 @@ from ocmlflow.scenes.geobox import GeoBox
 from ocmlflow.scenes.raster import Pixels
 from ocmlflow.scenes.windows import Tile
 
-RUN = 2
+TILES_PER_TASK = 2
 """Windows side by side that one worker predicts at a time: the second is read while the network sees the first."""
 
 CACHE = 64 << 20
 """Bytes of decoded blocks that each process keeps: more than that saves no time."""
-PredictMaker = Callable[[], Predict]
+PredictFactory = Callable[[], Predict]
 """Gives a predict function, the same one each time in one process; can be sent to another."""
 
 
@@ -87,19 +87,19 @@ def plan(scene: Scene, folder: Path, *, settings: MapSettings) -> TilePlan:
     return TilePlan(scene, settings, placed, own, ground, folder / f"{scene.id}-tiles", tiles)
 
 
-def runs(whole: TilePlan) -> list[TilePlan]:
+def split(whole: TilePlan) -> list[TilePlan]:
     """The windows of a scene in parts, by rows, each for one worker at a time."""
-    count = max(whole.settings.batch_size, RUN)
+    count = max(whole.settings.batch_size, TILES_PER_TASK)
     return [replace(whole, tiles=whole.tiles[first : first + count]) for first in range(0, len(whole.tiles), count)]
 
 
 def predict(
-    part: TilePlan, network: PredictMaker, progress: Progress
+    part: TilePlan, network: PredictFactory, progress: Progress
 ) -> Generator[tuple[Tile, list[Window]], None, None]:
     """Predict the tiles that are not kept yet; gives each, and what of it cannot be read, when its file is whole."""
     settings = part.settings
     spoilt: dict[Any, list[Window]] = {tile.window.toranges(): [] for tile in part.tiles}
-    inside = inside_of(part.ground, settings.aoi)
+    inside = area_filter(part.ground, settings.aoi)
 
     def seen(window: Window) -> Pixels:
         if not inside(window):
@@ -128,28 +128,28 @@ def predict(
             yield tile, holes
 
 
-def predict_on(
-    whole: TilePlan, network: PredictMaker, progress: Progress, executor: Executor
+def predict_on_workers(
+    whole: TilePlan, network: PredictFactory, progress: Progress, executor: Executor
 ) -> Generator[tuple[Tile, list[Window]], None, None]:
     """The same on workers, which see the plan's folder: the tiles as they come."""
-    left = [run for run in runs(whole) if tile_store.missing(whole.kept, run.tiles)]
-    done = executors.map_unordered(executor, partial(finish, network=network), left)
+    left = [run for run in split(whole) if tile_store.missing(whole.kept, run.tiles)]
+    done = executors.map_unordered(executor, partial(predict_all, network=network), left)
     with closing(done):
         for tiles in progress(done, len(left)):
             yield from tiles
 
 
-def finish(part: TilePlan, network: PredictMaker) -> list[tuple[Tile, list[Window]]]:
+def predict_all(part: TilePlan, network: PredictFactory) -> list[tuple[Tile, list[Window]]]:
     """Predict all tiles that are not kept yet."""
     return list(predict(part, network, silent))
 
 
-def holes(whole: TilePlan) -> list[Window]:
+def unreadable_windows(whole: TilePlan) -> list[Window]:
     """What of the tiles that are kept could not be read."""
     return [Window(*map(int, path.stem.split("-"))) for path in sorted(whole.kept.glob("*.hole"))]
 
 
-def inside_of(of: GeoBox, aoi: BaseGeometry | None) -> Callable[[Window], bool]:
+def area_filter(of: GeoBox, aoi: BaseGeometry | None) -> Callable[[Window], bool]:
     """Whether a window of the grid meets the area of interest."""
     if aoi is None:
         return lambda window: True

@@ -18,13 +18,13 @@ from ocmlflow.scenes import geobox, raster, resample
 from ocmlflow.scenes.geobox import GeoBox
 from ocmlflow.scenes.windows import Tile
 
-PERCENT = 300
+STEPS_PER_PERCENT = 300
 """Steps of probability in one percent: sums of whole percents stay exact."""
 _HIDDEN = np.uint16(1 << 15)
 _LEAST = 1e-3
 
-Read = Callable[[Window], tuple[np.ndarray, np.ndarray]]
-"""A window to steps of probability (height, width) uint16, 0 to 100 * PERCENT, and valid (height, width) bool."""
+ReadSteps = Callable[[Window], tuple[np.ndarray, np.ndarray]]
+"""A window to steps of probability (height, width) uint16, 0 to 100 * STEPS_PER_PERCENT, and valid, bool alike."""
 
 
 def write(folder: Path, tile: Tile, probability: np.ndarray, valid: np.ndarray) -> None:
@@ -32,7 +32,7 @@ def write(folder: Path, tile: Tile, probability: np.ndarray, valid: np.ndarray) 
 
     The file has its name only once it is whole. Where nothing is valid it is almost empty.
     """
-    steps = np.rint(probability * np.float32(100 * PERCENT)).astype(np.uint16)
+    steps = np.rint(probability * np.float32(100 * STEPS_PER_PERCENT)).astype(np.uint16)
     coded = steps | np.where(valid, np.uint16(0), _HIDDEN) if valid.any() else np.empty(0, np.uint16)
     new = _path(folder, tile).with_suffix(f".{uuid.uuid4().hex}.new")  # another process may be writing the same
     with new.open("wb") as file:
@@ -46,7 +46,7 @@ def missing(folder: Path, tiles: list[Tile]) -> list[Tile]:
     return [tile for tile in tiles if _path(folder, tile).name not in there]
 
 
-def reader(folder: Path, tiles: list[Tile]) -> Read:
+def reader(folder: Path, tiles: list[Tile]) -> ReadSteps:
     """A function that reads windows across the tiles of `grid.tiles`, all of them kept."""
     rows, cols = ({int(getattr(t.core, name)): t for t in tiles} for name in ("row_off", "col_off"))
     by_place = {(int(t.core.row_off), int(t.core.col_off)): t for t in tiles}
@@ -61,7 +61,7 @@ def reader(folder: Path, tiles: list[Tile]) -> Read:
     return read
 
 
-def near(ground: GeoBox, own: GeoBox, window: Window) -> Window:
+def source_window(ground: GeoBox, own: GeoBox, window: Window) -> Window:
     """The window of the ground grid that says what a window of another grid shows."""
     xs, ys = zip(*own.corners(window), strict=True)
     left, bottom, right, top = transform_bounds(own.crs, ground.crs, min(xs), min(ys), max(xs), max(ys), densify_pts=21)
@@ -73,13 +73,13 @@ def near(ground: GeoBox, own: GeoBox, window: Window) -> Window:
     return Window(col, row, max(width, 1), max(height, 1))
 
 
-def percents(read: Read, ground: GeoBox, own: GeoBox, window: Window) -> np.ndarray:
+def resampled_percents(read: ReadSteps, ground: GeoBox, own: GeoBox, window: Window) -> np.ndarray:
     """(height, width) uint8: probability, in whole percent rounded down, on a window of another grid."""
     if ground == own:
-        return (read(window)[0] // PERCENT).astype(np.uint8)
-    around = near(ground, own, window)
+        return (read(window)[0] // STEPS_PER_PERCENT).astype(np.uint8)
+    around = source_window(ground, own, window)
     steps, valid = read(around)
-    probability = steps.astype(np.float32) / np.float32(100 * PERCENT)
+    probability = steps.astype(np.float32) / np.float32(100 * STEPS_PER_PERCENT)
 
     def brought(values: np.ndarray) -> np.ndarray:
         if resample.is_aligned(own, ground):

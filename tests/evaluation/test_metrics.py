@@ -179,15 +179,15 @@ def test_draws_are_scores_of_blocks_drawn_with_replacement():
     counted = metrics.block_counts(histograms, np.array([0, 0, 1, 2, 2, 2]), threshold=40)
     pooled = metrics.counts(histograms[3:].sum(axis=0), threshold=40)
     assert counted[2].tolist() == [pooled.tp, pooled.fp, pooled.fn]
-    drawn = metrics.draws(counted, seed=1)
+    drawn = metrics.bootstrap(counted, seed=1)
     tp, fp, fn = counted.T
     alone = tp / (tp + fp + fn)
     assert set(np.round(drawn["iou"], 12)) >= set(np.round(alone, 12))  # a block may be drawn three times
     assert alone.min() <= drawn["iou"].min() <= drawn["iou"].max() <= alone.max()
-    low, high = metrics.interval(drawn["iou"], blocks=3)
+    low, high = metrics.bootstrap_interval(drawn["iou"], blocks=3)
     assert low < metrics.counts(histograms.sum(axis=0), threshold=40).iou < high
-    np.testing.assert_array_equal(metrics.draws(counted, seed=1)["iou"], drawn["iou"])
-    assert math.isnan(metrics.interval(drawn["iou"], blocks=1)[0])
+    np.testing.assert_array_equal(metrics.bootstrap(counted, seed=1)["iou"], drawn["iou"])
+    assert math.isnan(metrics.bootstrap_interval(drawn["iou"], blocks=1)[0])
 
 
 def test_the_interval_covers_what_it_says():
@@ -197,6 +197,6 @@ def test_the_interval_covers_what_it_says():
     for seed in range(100):
         tp = draw.binomial(100, draw.beta(7, 3, 60))
         counted = np.stack([tp, 100 - tp, np.full(60, 10)], axis=1)
-        low, high = metrics.interval(metrics.draws(counted, seed=seed)["precision"], blocks=60)
+        low, high = metrics.bootstrap_interval(metrics.bootstrap(counted, seed=seed)["precision"], blocks=60)
         covered += low <= 0.7 <= high
     assert 87 <= covered <= 99

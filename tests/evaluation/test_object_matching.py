@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from shapely.affinity import translate
 
 from ocmlflow.evaluation import object_matching
-from ocmlflow.evaluation.object_matching import Objects
+from ocmlflow.evaluation.object_matching import ObjectCounts
 
 
 def squares(*corners: tuple[float, float, float]) -> np.ndarray:
@@ -34,10 +34,10 @@ def test_known_objects_are_matched_split_and_merged():
             np.array([shapely.box(39, 0, 50, 4)]),  # two in one
         ]
     )
-    found = object_matching.count(object_matching.of_polygons(predicted, labelled))
-    assert found["all"] == Objects(tp=2, fp=3, fn=3, splits=1, merges=1)
-    assert found["below 25 m²"] == Objects(tp=1, fn=3)
-    assert found["100 to 500 m²"] == Objects(tp=1, splits=1)
+    found = object_matching.count(object_matching.polygon_overlaps(predicted, labelled))
+    assert found["all"] == ObjectCounts(tp=2, fp=3, fn=3, splits=1, merges=1)
+    assert found["below 25 m²"] == ObjectCounts(tp=1, fn=3)
+    assert found["100 to 500 m²"] == ObjectCounts(tp=1, splits=1)
     assert found["from 500 m²"].fp == 1
     assert found["all"].precision == 2 / 5
     assert found["all"].f1 == 4 / 10
@@ -50,31 +50,31 @@ def test_matches_are_as_many_as_a_brute_force_matcher_finds(seed):
     moved = [translate(t, *draw.uniform(-3, 3, 2)) for t in labelled if draw.random() < 0.8]
     # The moved ones may meet one another, which leaves those that a half covers unique all the same.
     predicted = np.array([*moved, shapely.box(500, 0, 504, 4)], dtype=object)
-    found = object_matching.count(object_matching.of_polygons(predicted, labelled))["all"]
+    found = object_matching.count(object_matching.polygon_overlaps(predicted, labelled))["all"]
     assert found.tp == brute(predicted, labelled)
     assert found.tp + found.fp == len(predicted)
     assert found.tp + found.fn == len(labelled)
 
 
 def test_specks_are_no_predictions():
-    overlaps = object_matching.of_polygons(squares((0, 0, 1), (10, 0, 4)), squares((0, 0, 1), (10, 0, 4)))
+    overlaps = object_matching.polygon_overlaps(squares((0, 0, 1), (10, 0, 4)), squares((0, 0, 1), (10, 0, 4)))
     found = object_matching.count(object_matching.without_specks(overlaps, least=2))
-    assert found["all"] == Objects(tp=1, fn=1)
+    assert found["all"] == ObjectCounts(tp=1, fn=1)
 
 
 def test_overlapping_predictions_match_once():
     found = object_matching.count(
-        object_matching.of_polygons(squares((0, 0, 4), (0, 0, 4), (0.5, 0, 4)), squares((0, 0, 4)))
+        object_matching.polygon_overlaps(squares((0, 0, 4), (0, 0, 4), (0.5, 0, 4)), squares((0, 0, 4)))
     )
-    assert found["all"] == Objects(tp=1, fp=2, splits=1)
+    assert found["all"] == ObjectCounts(tp=1, fp=2, splits=1)
 
 
 @pytest.mark.parametrize(("predicted", "labelled"), [(0, 0), (0, 1), (1, 0)])
 def test_no_objects_are_no_error(predicted, labelled):
     some = squares((0, 0, 4))
-    found = object_matching.count(object_matching.of_polygons(some[:predicted], some[:labelled]))["all"]
-    assert found == Objects(fp=predicted, fn=labelled)
-    assert object_matching.count(object_matching.of_blocks([]))["all"] == Objects()
+    found = object_matching.count(object_matching.polygon_overlaps(some[:predicted], some[:labelled]))["all"]
+    assert found == ObjectCounts(fp=predicted, fn=labelled)
+    assert object_matching.count(object_matching.raster_overlaps([]))["all"] == ObjectCounts()
 
 
 @given(st.integers(0, 10**6), st.integers(3, 20), st.integers(3, 20), st.randoms())
@@ -88,33 +88,33 @@ def test_blocks_count_what_the_whole_raster_holds(seed, height, width, shuffler)
         for c in range(0, 31, width)
     ]
     shuffler.shuffle(pieces)
-    found = object_matching.of_blocks(pieces)
+    found = object_matching.raster_overlaps(pieces)
     (numbered_p, n), (numbered_t, m) = connected(predicted), connected(labelled)
     assert sorted(found.predicted) == sorted(np.bincount(numbered_p.ravel())[1:])
     assert sorted(found.labelled) == sorted(np.bincount(numbered_t.ravel())[1:])
     shared = [((numbered_p == p) & (numbered_t == t)).sum() for p in range(1, n + 1) for t in range(1, m + 1)]
     assert sorted(found.shared) == sorted(s for s in shared if s)
     assert object_matching.count(found) == object_matching.count(
-        object_matching.of_blocks([object_matching.block(0, 0, predicted, labelled)])
+        object_matching.raster_overlaps([object_matching.block(0, 0, predicted, labelled)])
     )
 
 
 def test_blocks_that_share_no_edge_are_apart():
     full = np.ones((4, 4), bool)
-    apart = object_matching.of_blocks(
+    apart = object_matching.raster_overlaps(
         [object_matching.block(0, 0, full, full), object_matching.block(0, 8, full, full)]
     )
-    corner = object_matching.of_blocks(
+    corner = object_matching.raster_overlaps(
         [object_matching.block(0, 0, full, full), object_matching.block(4, 4, full, full)]
     )
     assert apart.predicted.tolist() == corner.predicted.tolist() == [16, 16]
 
 
 def test_counts_add_up_by_class():
-    one = object_matching.count(object_matching.of_polygons(squares((0, 0, 4)), squares((0, 0, 4), (9, 0, 30))))
-    total = object_matching.add([one, one])
-    assert total["all"] == Objects(tp=2, fn=2)
-    assert total["from 500 m²"] == Objects(fn=2)
+    one = object_matching.count(object_matching.polygon_overlaps(squares((0, 0, 4)), squares((0, 0, 4), (9, 0, 30))))
+    total = object_matching.add_counts([one, one])
+    assert total["all"] == ObjectCounts(tp=2, fn=2)
+    assert total["from 500 m²"] == ObjectCounts(fn=2)
 
 
 def test_many_polygons_take_seconds():
@@ -123,5 +123,5 @@ def test_many_polygons_take_seconds():
     labelled = shapely.box(x, y, x + 7, y + 7)
     predicted = shapely.box(x + 1, y, x + 8, y + 7)
     start = time.process_time()
-    assert object_matching.count(object_matching.of_polygons(predicted, labelled))["all"].tp == len(labelled)
+    assert object_matching.count(object_matching.polygon_overlaps(predicted, labelled))["all"].tp == len(labelled)
     assert time.process_time() - start < 6  # a tenth of 100,000, which have a minute

@@ -6,7 +6,7 @@ from ocmlflow.chips import chip_set
 from ocmlflow.evaluation import calibration, examples, metrics, predictions, scores
 from ocmlflow.evaluation.metrics import Counts
 from ocmlflow.evaluation.predictions import Predictions
-from ocmlflow.evaluation.scores import Evaluation
+from ocmlflow.evaluation.scores import PixelScores
 from ocmlflow.probability import calibrate, to_percent
 from ocmlflow.training import previews
 
@@ -28,8 +28,8 @@ def kept(made, tmp_path_factory) -> Predictions:
 
 
 @pytest.fixture(scope="module")
-def evaluated(kept) -> Evaluation:
-    return scores.evaluate(kept, temperature=1.0)
+def evaluated(kept) -> PixelScores:
+    return scores.score_pixels(kept, temperature=1.0)
 
 
 def test_counts_are_those_of_the_valid_pixels(evaluated, made):
@@ -52,7 +52,7 @@ def test_parts_add_up_to_the_whole(evaluated, by):
 
 
 def test_a_place_is_scored_on_its_own_chips(evaluated, made, tmp_path):
-    alone = scores.evaluate(predicted(made, made.select("validation"), tmp_path), temperature=1.0)
+    alone = scores.score_pixels(predicted(made, made.select("validation"), tmp_path), temperature=1.0)
     row = evaluated.table("place", 50).set_index("place").loc["kam"]
     assert row.iou == alone.counts(50).iou
     assert alone.table("place", 50).place.tolist() == ["kam"]
@@ -80,8 +80,8 @@ def test_chips_are_picked_by_their_iou(evaluated):
     ("ious", "expected"), [([np.nan], ([], [], [])), ([0.5], ([0], [0], [0])), ([0.5, 0.9], ([1], [0], [0]))]
 )
 def test_few_chips_are_picked_too(made, monkeypatch, ious, expected):
-    few = Evaluation(made.index.iloc[: len(ious)], np.zeros((2, 65536), int), 1.0, np.zeros((len(ious), 2, 101), int))
-    monkeypatch.setattr(Evaluation, "chip_ious", lambda *_: np.array(ious))
+    few = PixelScores(made.index.iloc[: len(ious)], np.zeros((2, 65536), int), 1.0, np.zeros((len(ious), 2, 101), int))
+    monkeypatch.setattr(PixelScores, "chip_ious", lambda *_: np.array(ious))
     assert examples.pick(few, 50, count=6) == expected
 
 
@@ -92,7 +92,7 @@ def test_a_picture_has_a_row_for_each_chip(made):
 
 
 def test_calibration_moves_the_threshold_and_no_score(kept, evaluated):
-    found = scores.evaluate(kept, temperature=None)
+    found = scores.score_pixels(kept, temperature=None)
     assert found.temperature != 1
     assert found.counts(found.best_threshold) == evaluated.counts(evaluated.best_threshold)
     # The mask that predict makes: percent of the calibrated probability, at the threshold.
@@ -104,14 +104,16 @@ def test_calibration_moves_the_threshold_and_no_score(kept, evaluated):
 
 def test_buildings_are_whole_across_chips(kept, made, tmp_path):
     """The towns' roofs, 10 x 14 pixels, are cut by the edges of chips of 32; all are found as drawn."""
-    found = scores.buildings(kept, 1.0, 80, min_area_m2=0)
+    found = scores.score_buildings(kept, 1.0, 80, min_area_m2=0)
     everything = found.of(kept.rows)["all"]
     assert everything.fp == everything.fn == everything.splits == everything.merges == 0
     assert everything.tp == 2 * 3 * 6 - 2  # one roof of each town lies where nothing is valid
     assert found.boundary_iou == 1
     assert set(found.by_scene) == {"aaa", "kkk"}
     assert found.sweep.set_index("threshold").recall[80] == 1
-    nothing = scores.buildings(predicted(made, made.index, tmp_path, lambda i: bright(i) * 0), 1.0, 80, min_area_m2=0)
+    nothing = scores.score_buildings(
+        predicted(made, made.index, tmp_path, lambda i: bright(i) * 0), 1.0, 80, min_area_m2=0
+    )
     assert nothing.of(kept.rows)["all"].fn == everything.tp
     assert nothing.boundary_iou == 0
 
@@ -130,5 +132,5 @@ def test_false_buildings_are_counted_on_empty_ground(kept, made, tmp_path):
     rows = made.index.iloc[:4]
     blank = predicted(made, rows, tmp_path, lambda _: one_dot)
     empty = Predictions(blank.folder, blank.rows, blank.levels, np.zeros_like(blank.coded))
-    found = scores.buildings(empty, 1.0, 50, min_area_m2=2.0)
+    found = scores.score_buildings(empty, 1.0, 50, min_area_m2=2.0)
     assert found.false_per_km2 == pytest.approx(1 / (32 * 32 * 0.01 / 1e6))

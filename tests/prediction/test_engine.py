@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 
 def member(file, folder, name, **changed) -> Member:
     how = {"engine": name, "multiple": 32, "temperature": 1.0, "folder": folder, **changed}
-    return engine.member(lambda: file, "m-1", **how)
+    return engine.prepare_member(lambda: file, "m-1", **how)
 
 
 def network(*members, tta="none") -> Ensemble:
@@ -53,7 +53,7 @@ def test_openvino_gives_what_keras_gives_exported_once(file, folder, name):
     fast = member(file, folder, name)
     assert fast.engine == "openvino"
     how = {"engine": name, "multiple": 32, "temperature": 1.0, "folder": folder}
-    assert engine.member(nothing, "m-1", **how) == fast  # the second time it is there already
+    assert engine.prepare_member(nothing, "m-1", **how) == fast  # the second time it is there already
     predict = network(fast)()
     assert network(fast)() is predict
     found = predict(images)
@@ -67,7 +67,8 @@ def test_the_number_of_threads_changes_nothing(file, folder, tmp_path):
     """So that workers, which have some of the cores, give what one process gives."""
     code = (
         "import sys, numpy as np; from pathlib import Path\n"
-        "from ocmlflow import executors; from ocmlflow.prediction import engine\n"
+        "from ocmlflow import executors\n"
+        "from ocmlflow.prediction import engine\n"
         "executors._initialize_worker(int(sys.argv[1]))\n"
         "member = engine.Member('openvino', Path(sys.argv[2]), 32, 1.0)\n"
         "images = np.random.default_rng(1).integers(0, 256, (1, 320, 288, 3), np.uint8)\n"
@@ -92,7 +93,7 @@ def test_members_are_calibrated_and_averaged(file, folder):
 
 
 def test_what_differs_is_refused_or_left(file, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "LIMIT", -1.0)  # nothing is near enough
+    monkeypatch.setattr(engine, "MAX_DIFFERENCE", -1.0)  # nothing is near enough
     with pytest.raises(InputError, match=r"OpenVINO differs from Keras by \d\.\de-\d+ .* engine=keras would do"):
         member(file, tmp_path, "openvino")
     assert not list((tmp_path / "openvino").iterdir())

@@ -21,7 +21,7 @@ def output(request, tmp_path) -> str:
 def add(output: str, folder: Path, *names: str) -> None:
     folder.mkdir(exist_ok=True)
     items = [stac_writer.build_item(name, [], outline=shapely.box(0, 0, 1, 2), assets={}) for name in names]
-    output_files.file(items, output, folder)
+    output_files.write_items(items, output, folder)
 
 
 def filed(output: str) -> list[str]:
@@ -71,14 +71,14 @@ def test_many_file_at_once(tmp_path):
 
 
 def test_what_is_made_is_taken_for_ones_own_and_nothing_else_is(output, tmp_path):
-    output_files.check_free(output)
+    output_files.check_output(output)
     add(output, tmp_path / "work", "a")
-    output_files.check_free(output)
+    output_files.check_output(output)
     everywhere = pystac.Extent(pystac.SpatialExtent([[-180, -90, 180, 90]]), pystac.TemporalExtent([[None, None]]))
     for content in (pystac.Collection("buildings", "Drawn by hand", everywhere).to_dict(), {}, []):
         write_json(tmp_path / "collection.json", content)
         hrefs.put(tmp_path / "collection.json", hrefs.join(output, "collection.json"))
         with pytest.raises(InputError, match=r"collection\.json is not of `predict`"):
-            output_files.check_free(output)
+            output_files.check_output(output)
     with pytest.raises(InputError, match="output=s3://nosuchbucket/out cannot be looked into"):
-        output_files.check_free("s3://nosuchbucket/out")
+        output_files.check_output("s3://nosuchbucket/out")

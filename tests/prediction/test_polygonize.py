@@ -102,6 +102,6 @@ def test_an_outline_with_thousands_of_holes_stays_as_it_was_traced(side, stays):
     building[1::2, 1::2] = False
     building[0, : side // 2] = False  # a corner that straightening takes away
     (found,) = [f for f in trace(building, np.zeros_like(building, np.uint8), size=32) if f.outline.area > 1]
-    assert (shapely.get_num_interior_rings(found.outline) > polygonize.HOLES) == stays
+    assert (shapely.get_num_interior_rings(found.outline) > polygonize.MAX_HOLES) == stays
     (ground,) = polygonize.to_ground([found], Affine.identity(), tolerance=1.5)
     assert shapely.equals_exact(ground.outline, found.outline) == stays

@@ -191,9 +191,9 @@ def test_a_scene_of_another_resolution_is_mapped_on_its_own_grid(tmp_path, gsd):
 
 @pytest.mark.parametrize("coarser", [1, 2, 5, 16])
 def test_no_more_is_held_of_a_scene_that_is_coarser_than_the_network(tmp_path, monkeypatch, coarser):
-    held, near = [], tile_store.near
+    held, near = [], tile_store.source_window
     monkeypatch.setattr(map_writer, "BLOCK", 64)
-    monkeypatch.setattr(tile_store, "near", lambda *given: held.append(near(*given)) or held[-1])
+    monkeypatch.setattr(tile_store, "source_window", lambda *given: held.append(near(*given)) or held[-1])
     made = draw(write_image(tmp_path / "a.tif", roofs()), tmp_path / "out", gsd=GSD / coarser, size=512)
     np.testing.assert_array_equal(read(made.mask)[0] == 1, bright(roofs())[..., 0] >= 0.5)
     assert max(max(window.height, window.width) for window in held) <= 2**0.5 * 64 + 2 * (coarser + 3)
@@ -292,7 +292,7 @@ def test_an_overview_shows_scene_and_map_side_by_side(tmp_path, crs, monkeypatch
     assert abs(scene[40:50, 30:50] - 230).max() < 10  # white, and tinted red beside it
     assert (found[40:50, 30:50, 0] > found[40:50, 30:50, 1] + 50).all()
     assert abs(scene[:25, :60] - found[:25, :60]).mean() < 10
-    monkeypatch.setattr(scene_map, "OVERVIEW", 45)
+    monkeypatch.setattr(scene_map, "OVERVIEW_PX", 45)
     picture = np.asarray(Image.open(draw(href, tmp_path / "out2").overview))
     assert picture.shape == (35 + 12, 2 * 45 + 18, 3)
 
@@ -536,11 +536,11 @@ def test_a_real_map_of_many_windows_is_the_same_on_workers_and_in_shares(tmp_pat
     with executors.executor(2, None) as executor:
         spread = draw(href, tmp_path / "spread", executor=executor, **how)
     plan = scene_tiles.plan(Scene("one", "", href), tmp_path / "shares", settings=settings(**how))
-    runs = scene_tiles.runs(plan)
+    runs = scene_tiles.split(plan)
     assert len(runs) > 4
     for share in (1, 0):  # in any order
         for run in runs[share::2]:
-            scene_tiles.finish(run, brightness)
+            scene_tiles.predict_all(run, brightness)
     shares = draw(href, tmp_path / "shares", network=nobody, **how)
     for made in (spread, shares):
         for name in FILES - {"one.jpg"}:

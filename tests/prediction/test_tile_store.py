@@ -24,7 +24,7 @@ def test_any_window_across_the_tiles_is_that_of_the_whole(tmp_path_factory, heig
     window = Window(col, row, data.draw(st.integers(1, width - col)), data.draw(st.integers(1, height - row)))
     steps, seen = tile_store.reader(folder, tiles)(window)
     np.testing.assert_array_equal(seen, valid[window.toslices()])
-    np.testing.assert_array_equal(steps[seen], (percents[window.toslices()] * tile_store.PERCENT)[seen])
+    np.testing.assert_array_equal(steps[seen], (percents[window.toslices()] * tile_store.STEPS_PER_PERCENT)[seen])
 
 
 def test_a_tile_half_written_is_missing(tmp_path, monkeypatch):
