@@ -1,4 +1,4 @@
-"""S3 addresses, to what lies there. boto3's settings are the only ones, and hold for all who read S3 here."""
+"""Reads, writes and lists objects at s3 addresses; boto3's settings are the only ones, for GDAL too."""
 
 import functools
 import os
@@ -12,32 +12,39 @@ from urllib.parse import urlparse
 
 import boto3
 import botocore.exceptions
+import botocore.session
+import requests
 from botocore import UNSIGNED
-from botocore.awsrequest import AWSRequest
 from botocore.config import Config
-from urllib3.exceptions import HTTPError
+from requests.adapters import HTTPAdapter
+from requests.utils import get_environ_proxies
+from urllib3.exceptions import HTTPError, MaxRetryError
 
-SIGNED_S = 600
-"""For so long a signed address is used again."""
+REUSE_S = 600
+"""Seconds for which a signed address is used again; it stays valid four times as long."""
+TIMEOUT_S = 60
+"""Seconds to wait for a connection and for each part of an answer, as boto3 does."""
 TRANSIENT_STATUSES = (429, 500, 502, 503, 504)
-"""Answers of a server that may be another a second later."""
+"""HTTP statuses worth retrying."""
 
 ERRORS = (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError, boto3.exceptions.Boto3Error)
 """What boto3 raises where a server refuses, fails or is not there."""
 
-AWAY = (
+CONNECTION_ERRORS = (
     botocore.exceptions.HTTPClientError,
     botocore.exceptions.EndpointConnectionError,
     botocore.exceptions.ConnectTimeoutError,
     botocore.exceptions.ProxyConnectionError,
     botocore.exceptions.IncompleteReadError,
+    requests.ConnectionError,
+    requests.Timeout,
     HTTPError,
 )
-"""Those of a server that is not there, or goes away."""
+"""Errors of a server that does not answer, or breaks off its answer."""
 
 
 class ServerUnavailableError(FileNotFoundError):
-    """An S3 server does not answer, or is busy: it may do a while later."""
+    """An S3 server does not answer or is busy; trying again later may help."""
 
 
 class ObjectNotFoundError(FileNotFoundError):
@@ -45,75 +52,90 @@ class ObjectNotFoundError(FileNotFoundError):
 
 
 def read(href: str) -> bytes:
-    """All bytes of an address."""
-    with _told_of(href):
+    """All bytes of an object."""
+    with _errors_naming(href):
         return bytes(_call("get_object", href)["Body"].read())
 
 
 def read_range(href: str, first: int, last: int) -> bytes:
-    """The bytes of an s3 address from the first to the last; OSError, naming it, where others come.
+    """The bytes of an object from `first` to `last`, both included.
 
-    One try, in half of the time that boto3's own call takes, for it signs once for many parts of a file.
+    Tries once. Raises ServerUnavailableError where trying again may help, FileNotFoundError where the server refuses,
+    and OSError where it answers with another number of bytes. All of them name the address.
+
+    Takes half of the CPU time of boto3's `get_object`: an address is signed once for many ranges of an object.
     """
-    with _told_of(href):
-        signer = _signer(client(), _bucket_and_key(href)[0])
-        address = _signed(signer, href, int(time.time() / SIGNED_S))
-        request = AWSRequest("GET", address, {"Range": f"bytes={first}-{last}"}, stream_output=True)
-        answer = signer._endpoint.http_session.send(request.prepare())  # what boto3 sends with: its certificates, proxy
-        found = bytes(answer.raw.read())  # at one go, where `content` takes 64 kB at a time
-    if answer.status_code >= 300:
-        code = re.search(rb"<Code>(\w+)</Code>", found)
-        said = f"{href}: the S3 server answers {code[1].decode() if code else answer.status_code}"
-        raise (ServerUnavailableError if answer.status_code in TRANSIENT_STATUSES else FileNotFoundError)(said)
-    if len(found) != last - first + 1:
-        raise OSError(f"{href}: the S3 server answers a range of {last - first + 1} bytes with {len(found)}")
-    return found
+    with _errors_naming(href):
+        signer = _signing_client(client(), _bucket_and_key(href)[0])
+        address = _signed_address(signer, href, int(time.time() / REUSE_S))
+        request = requests.Request("GET", address, {"Range": f"bytes={first}-{last}"}).prepare()
+        # Straight through the adapter: a session would look up proxies, cookies and .netrc for each range.
+        response = _adapter(os.getpid()).send(
+            request,
+            stream=True,
+            timeout=TIMEOUT_S,
+            verify=_ca_bundle(*_settings()),
+            proxies=get_environ_proxies(address),
+        )
+        content = bytes(response.raw.read())  # all at once; `response.content` would join pieces of 10 kB
+    if response.status_code >= 300:
+        code = re.search(rb"<Code>(\w+)</Code>", content)
+        message = f"{href}: the S3 server answers {code[1].decode() if code else response.status_code}"
+        is_transient = response.status_code in TRANSIENT_STATUSES
+        raise ServerUnavailableError(message) if is_transient else FileNotFoundError(message)
+    if len(content) != last - first + 1:
+        raise OSError(f"{href}: the S3 server answers a range of {last - first + 1} bytes with {len(content)}")
+    return content
 
 
 def head(href: str) -> dict[str, Any]:
-    """What is known of the object there."""
+    """Metadata of an object, as boto3's `head_object` gives them."""
     return dict(_call("head_object", href))
 
 
 def upload(source: Path, href: str) -> None:
-    """Put a local file there; the object appears only when it is whole."""
-    with _told_of(href):
+    """Upload a local file; the object appears only when it is complete."""
+    with _errors_naming(href):
         client().upload_file(str(source), *_bucket_and_key(href))
 
 
 def download(href: str, target: Path) -> None:
-    """Put what lies there into a local file."""
-    with _told_of(href):
+    """Download an object to a local file."""
+    with _errors_naming(href):
         client().download_file(*_bucket_and_key(href), str(target))
 
 
 def delete(href: str) -> None:
-    """Remove the object there."""
+    """Delete an object."""
     _call("delete_object", href)
 
 
-def list_objects(folder: str, **how: str) -> dict[str, int]:
-    """Addresses of the objects below another one, and their bytes; FileNotFoundError where they cannot be listed."""
+def list_objects(folder: str, **options: str) -> dict[str, int]:
+    """Addresses and sizes in bytes of the objects below `folder`; FileNotFoundError where they cannot be listed.
+
+    `options` go to boto3's `list_objects_v2`, such as Delimiter="/" for the objects directly in the folder.
+    """
     bucket, prefix = _bucket_and_key(folder)
     prefix = f"{prefix.rstrip('/')}/".lstrip("/")
     try:
-        pages = client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **how)
-        found = [entry for page in pages for entry in page.get("Contents", [])]
+        pages = client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **options)
+        entries = [entry for page in pages for entry in page.get("Contents", [])]
     except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as error:
         raise FileNotFoundError(f"cannot list {folder}: {error}") from error
-    return {f"s3://{bucket}/{entry['Key']}": int(entry["Size"]) for entry in found}
+    return {f"s3://{bucket}/{entry['Key']}": int(entry["Size"]) for entry in entries}
 
 
 def custom_endpoint() -> str | None:
-    """Address of the S3 server where it is not Amazon's, for those who do not ask boto3."""
+    """Address of the S3 server for programs that do not use boto3; None where it is Amazon's own."""
     address = str(client().meta.endpoint_url)
     return None if _is_amazon(address) else address
 
 
 def boto_session() -> tuple[boto3.Session, bool]:
-    """The session of the environment or profile, and whether requests go unsigned: without credentials, or by wish.
+    """The boto3 session of the environment or profile, and whether requests go unsigned.
 
-    The wish is GDAL's setting, AWS_NO_SIGN_REQUEST=YES: for public data, of whoever has credentials for other buckets.
+    They do where there are no credentials, and where GDAL's setting AWS_NO_SIGN_REQUEST=YES asks for it: public data
+    can be read so by people whose credentials are for other buckets.
     """
     session = boto3.Session()
     unsigned = os.environ.get("AWS_NO_SIGN_REQUEST", "").upper() in ("YES", "TRUE", "1")
@@ -121,82 +143,101 @@ def boto_session() -> tuple[boto3.Session, bool]:
 
 
 def client() -> Any:
-    """A boto3 client, the same one while the settings are the same. Its settings are the only ones of S3 here.
+    """A boto3 client; the same one as long as the settings in the environment are the same.
 
-    They are boto3's own, of the environment (AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL_S3 ...) or of the profile; the
-    address may also be that of MLflow's users, MLFLOW_S3_ENDPOINT_URL. MLflow asks boto3 itself; GDAL is told.
+    Settings are boto3's own, from the environment (AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL_S3 ...) or the profile.
+    The server may also be named as MLflow's users do, by MLFLOW_S3_ENDPOINT_URL.
     """
-    return _client(tuple((k, v) for k, v in os.environ.items() if k.startswith(("AWS_", "MLFLOW_S3_"))))
+    return _client(*_settings())
+
+
+def _settings() -> tuple[tuple[str, str], ...]:
+    return tuple((name, value) for name, value in os.environ.items() if name.startswith(("AWS_", "MLFLOW_S3_")))
+
+
+@functools.lru_cache(maxsize=4)  # making a client takes longer than most requests
+def _client(*settings: tuple[str, str]) -> Any:
+    session, unsigned = boto_session()
+    config = Config(signature_version=UNSIGNED) if unsigned else None
+    client = session.client("s3", config=config)
+    mlflow_endpoint = os.environ.get("MLFLOW_S3_ENDPOINT_URL")
+    if mlflow_endpoint and _is_amazon(client.meta.endpoint_url):
+        return session.client("s3", endpoint_url=mlflow_endpoint, config=config)
+    return client
+
+
+@functools.lru_cache(maxsize=4)
+def _ca_bundle(*settings: tuple[str, str]) -> str | bool:
+    """File of the certificates to trust, of AWS_CA_BUNDLE or the profile; True for those that come with requests."""
+    return botocore.session.get_session().get_config_variable("ca_bundle") or True
+
+
+@functools.lru_cache(maxsize=1)
+def _adapter(process: int) -> HTTPAdapter:
+    """Connections of this process: a forked one must not share them."""
+    return HTTPAdapter(pool_maxsize=16)
 
 
 @functools.lru_cache(maxsize=1024)
-def _signed(signer: Any, href: str, when: int) -> str:
+def _signed_address(signer: Any, href: str, period: int) -> str:
+    """Presigned address of an object; a new one in each `period` of REUSE_S."""
     bucket, key = _bucket_and_key(href)
-    return str(signer.generate_presigned_url("get_object", {"Bucket": bucket, "Key": key}, ExpiresIn=4 * SIGNED_S))
+    return str(signer.generate_presigned_url("get_object", {"Bucket": bucket, "Key": key}, ExpiresIn=4 * REUSE_S))
 
 
 @functools.lru_cache(maxsize=16)
-def _signer(asked: Any, bucket: str) -> Any:
-    """A client that signs addresses of a bucket as its requests are signed.
+def _signing_client(client: Any, bucket: str) -> Any:
+    """A client that presigns addresses of a bucket as `client` signs requests.
 
-    By itself boto3 signs addresses in an older way, which encrypted objects do not take, and for an address of all
-    regions, which newer ones do not have; nor does it sign for a bucket of another region than its own.
+    By default boto3 presigns with signature version 2, which encrypted objects refuse, and for the global endpoint,
+    which newer regions do not have. Nor does it presign for a bucket of another region than its own.
     """
     session, unsigned = boto_session()
-    signed = Config(signature_version=UNSIGNED if unsigned else "s3v4")
-    address, region = asked.meta.endpoint_url, asked.meta.region_name
-    if not _is_amazon(address):
-        return session.client("s3", endpoint_url=address, region_name=region, config=signed)
-    regional = signed.merge(Config(s3={"addressing_style": "virtual"}))
-    return session.client("s3", region_name=_region(asked, bucket) or region, config=regional)
+    config = Config(signature_version=UNSIGNED if unsigned else "s3v4")
+    endpoint, region = client.meta.endpoint_url, client.meta.region_name
+    if not _is_amazon(endpoint):
+        return session.client("s3", endpoint_url=endpoint, region_name=region, config=config)
+    regional = config.merge(Config(s3={"addressing_style": "virtual"}))
+    return session.client("s3", region_name=_bucket_region(client, bucket) or region, config=regional)
 
 
-def _region(asked: Any, bucket: str) -> str | None:
-    """The region of a bucket of Amazon's, which is told to whoever asks; None where there is no such bucket."""
+def _bucket_region(client: Any, bucket: str) -> str | None:
+    """Region of a bucket at Amazon, which anybody may ask for; None where there is no such bucket."""
     try:
-        answer = asked.head_bucket(Bucket=bucket)
+        response = client.head_bucket(Bucket=bucket)
     except botocore.exceptions.ClientError as error:
-        answer = error.response
-    return answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region")
-
-
-@functools.lru_cache(maxsize=4)  # making one takes longer than most requests
-def _client(settings: tuple[tuple[str, str], ...]) -> Any:
-    session, unsigned = boto_session()
-    config = Config(signature_version=UNSIGNED) if unsigned else None
-    made = session.client("s3", config=config)
-    mlflows = os.environ.get("MLFLOW_S3_ENDPOINT_URL")
-    if mlflows and _is_amazon(made.meta.endpoint_url):
-        return session.client("s3", endpoint_url=mlflows, config=config)
-    return made
+        response = error.response
+    return response["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region")
 
 
 def _is_amazon(address: str) -> bool:
-    """Whether it is one of Amazon's for all; those of a private network are taken as they are given."""
+    """Whether an endpoint is one of Amazon's public ones; those of a private network (VPC) are used as given."""
     return ".vpce." not in address and bool(re.search(r"\.amazonaws\.com(\.cn)?$", urlparse(address).hostname or ""))
 
 
 def _call(operation: str, href: str) -> Any:
     bucket, key = _bucket_and_key(href)
-    with _told_of(href):
+    with _errors_naming(href):
         return getattr(client(), operation)(Bucket=bucket, Key=key)
 
 
 @contextmanager
-def _told_of(href: str) -> Iterator[None]:
-    """Have what S3 raises in the block name the address."""
+def _errors_naming(href: str) -> Iterator[None]:
+    """Turn errors of boto3 and requests into FileNotFoundErrors that name the address and hide its signature."""
     try:
         yield
     except botocore.exceptions.ClientError as error:
         code = error.response["Error"]["Code"]
-        said = f"{href}: the S3 server answers {code}"
+        message = f"{href}: the S3 server answers {code}"
         if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in TRANSIENT_STATUSES:
-            raise ServerUnavailableError(said) from error
-        raise (ObjectNotFoundError if code in ("404", "NoSuchKey") else FileNotFoundError)(said) from error
-    except (botocore.exceptions.BotoCoreError, boto3.exceptions.Boto3Error, HTTPError) as error:
-        said = re.sub(r"\?[^\s\"']*", "", str(error))  # of the address, whose signature lets others read
-        # Others will not pass by waiting: no region, broken credentials, a certificate that is not known.
-        raise (ServerUnavailableError if isinstance(error, AWAY) else FileNotFoundError)(f"{href}: {said}") from None
+            raise ServerUnavailableError(message) from error
+        raise (ObjectNotFoundError if code in ("404", "NoSuchKey") else FileNotFoundError)(message) from error
+    except (*ERRORS, requests.RequestException, HTTPError) as error:
+        reason = error.args[0].reason if error.args and isinstance(error.args[0], MaxRetryError) else error
+        cause = re.sub(r"\?[^\s\"']*", "", str(reason))  # the signature would let others read
+        # Waiting does not help against a missing region, broken credentials or an unknown certificate.
+        is_transient = isinstance(error, CONNECTION_ERRORS) and not isinstance(error, requests.exceptions.SSLError)
+        raise (ServerUnavailableError if is_transient else FileNotFoundError)(f"{href}: {cause}") from None
 
 
 def _bucket_and_key(href: str) -> tuple[str, str]:

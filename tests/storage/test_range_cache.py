@@ -222,7 +222,7 @@ def test_a_chip_of_a_set_larger_than_the_cache_brings_itself_alone(made, in_s3, 
     for count in range(1, 101):
         row = draw.choice(rows)
         assert same(chip_set.read(folder, row), chip_set.read(made.folder, row))
-        assert sum(size for _, size in fetched) < count * (chip + 2 * zarr_store.INDEX + 2_000) + 5_000
+        assert sum(size for _, size in fetched) < count * (chip + 2 * zarr_store.INDEX_BYTES + 2_000) + 5_000
     assert held(tmp_path) <= 20_000
 
 
