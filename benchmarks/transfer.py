@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
-    outbox_sender.through_the_server()
+    outbox_sender.configure_client()
     with tempfile.TemporaryDirectory() as work:
         source = make(Path(work) / "source", args.megabytes)
         chip_artifacts.CACHE = Path(work) / "cache"

@@ -244,8 +244,7 @@ def own_store(folder: Path, experiment: str) -> Iterator[Namespace]:
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_EXPERIMENT_ID", "")  # MLflow keeps it in a variable and in a global
-        patch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
+        patch.setenv("MLFLOW_EXPERIMENT_ID", "")  # set_experiment sets it: restored at the end
         made = mlflow.create_experiment(experiment, artifact_location=(folder / "artifacts").as_uri())
         mlflow.set_experiment(experiment)
         yield Namespace(folder=folder, experiment=made)

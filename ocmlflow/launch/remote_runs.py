@@ -1,5 +1,6 @@
 """Runs that other machines fill: made, named and ended from here."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,14 +41,20 @@ def check_server(address: str | None = None) -> str:
 
 def new_run(step: str, backend: str, experiment: str | None) -> Run:
     """A new run in that experiment, or the current one, for a step of the checkout that another machine runs."""
-    client = mlflow.MlflowClient()
-    if experiment:
-        known = client.get_experiment_by_name(experiment)
-        number = str(known.experiment_id if known else client.create_experiment(experiment))
-    else:
-        number = str(mlflow.tracking.fluent._get_experiment_id())
     tags = {"mlflow.source.type": "PROJECT", "mlflow.project.entryPoint": step, "mlflow.project.backend": backend}
-    return client.create_run(number, tags={**tags, **provenance.checkout()}, run_name=step)
+    return mlflow.MlflowClient().create_run(
+        _experiment_id(experiment), tags={**tags, **provenance.checkout()}, run_name=step
+    )
+
+
+def _experiment_id(name: str | None) -> str:
+    """Id of the experiment of that name, made if there is none; without a name, of MLflow's current one."""
+    current = os.environ.get("MLFLOW_EXPERIMENT_ID")
+    if current and not name:
+        return current
+    client, name = mlflow.MlflowClient(), name or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "Default"
+    experiment = client.get_experiment_by_name(name)
+    return str(experiment.experiment_id if experiment else client.create_experiment(name))
 
 
 def project_run(folder: Path) -> Run | None:

@@ -1,7 +1,6 @@
 """PostgreSQL as it is installed here: an empty database, its server and its client programs."""
 
 import os
-import pwd
 import shutil
 import subprocess
 from pathlib import Path
@@ -72,6 +71,8 @@ def _rights() -> dict[str, Any]:
     """Options of subprocess that take root's rights from PostgreSQL, which refuses to run with them."""
     if os.geteuid():
         return {}
+    import pwd  # POSIX alone has it
+
     try:
         pwd.getpwnam("postgres")
     except KeyError:

@@ -1,8 +1,10 @@
 """Sets of chips, as runs keep them: of which run, where they lie, and which of them a model has seen."""
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -167,8 +169,16 @@ def _list_of(address: str, there: Mapping[str, int]) -> dict[str, dict[str, Any]
 
 
 def _download(address: str, name: str, target: Path) -> None:
-    # Not download_artifacts, which lists the folder before each file and draws a bar.
-    get_artifact_repository(address)._download_file(name, str(target))
+    repository = get_artifact_repository(address)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        try:
+            shutil.move(repository.download_artifacts(name, scratch), target)
+        except MlflowException as error:
+            # MLflow wraps the errors of a full disk, at which the cache makes room.
+            for number in (errno.ENOSPC, errno.EDQUOT):
+                if f"[Errno {number}]" in str(error):
+                    raise OSError(number, os.strerror(number), str(target)) from error
+            raise
 
 
 def _send_one(repository: ArtifactRepository, source: Path, name: str) -> None:

@@ -4,7 +4,6 @@ An entry is a folder `NNNNNN` or `NNNNNN.SLOT` with `entry.json` and files. A la
 place of one that is not delivered yet.
 """
 
-import fcntl
 import json
 import logging
 import shutil
@@ -12,6 +11,8 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO, TypeAlias
+
+import portalocker
 
 from ocmlflow.errors import InputError
 
@@ -140,14 +141,19 @@ def deliver_left(folder: Path, how: Deliver) -> None:
 
 
 def _lock(folder: Path) -> TextIO:
-    """A file of the folder of a run that keeps other processes out of it until it is closed."""
+    """A lock file in the folder of a run, which keeps other processes out of it until it is closed."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = (folder / "lock").open("w")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        portalocker.lock(lock, portalocker.LOCK_EX | portalocker.LOCK_NB)
+    except portalocker.AlreadyLocked:
         lock.close()
-        raise UndeliveredError(f"{folder} is that of a run which is still at work, and sends it itself") from None
+        raise UndeliveredError(f"the run of {folder} is still at work, and sends its entries itself") from None
+    except portalocker.LockException as error:
+        lock.close()
+        raise InputError(
+            f"no file can be locked in {folder} ({error}): set XDG_STATE_HOME to a folder on another disk"
+        ) from error
     return lock
 
 

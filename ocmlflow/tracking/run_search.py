@@ -66,9 +66,10 @@ def earlier(verb: str, *, key: str, place: str) -> Run | None:
     InputError where the server does not answer.
     """
     wanted = f"tags.`{runs.VERB}` = '{verb}' and tags.`{runs.KEY}` = '{key}'"
-    experiment = str(mlflow.tracking.fluent._get_experiment_id())
     try:
-        found = mlflow.MlflowClient().search_runs([experiment], wanted, order_by=["attributes.end_time DESC"])
+        found: list[Run] = mlflow.search_runs(  # of the current experiment, as none is named
+            filter_string=wanted, order_by=["attributes.end_time DESC"], output_format="list"
+        )
     except AWAY as error:
         raise runs.no_answer(error) from error
     ended = ("FINISHED", "FAILED", "KILLED")

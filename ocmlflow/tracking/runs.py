@@ -59,7 +59,7 @@ def run(verb: str, parameters: Mapping[str, Any], *, resume: Run | None = None) 
 @contextmanager
 def _begun(verb: str, parameters: Mapping[str, Any], resume: Run | None) -> Iterator[Run]:
     """The run, of which server and artifact store have taken the first words; what fails here, fails early."""
-    outbox_sender.through_the_server()
+    outbox_sender.configure_client()
     try:
         if resume:
             _hand_over(resume)

@@ -51,7 +51,7 @@ def artifact_location() -> str:
 
 def round_trip(content: bytes) -> tuple[str, bytes]:
     """Where artifacts go, and what comes back of that content; leaves nothing."""
-    outbox_sender.through_the_server()
+    outbox_sender.configure_client()
     with _probe() as run, tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "probe").write_bytes(content)
         mlflow.MlflowClient().log_artifact(run.info.run_id, f"{folder}/probe")

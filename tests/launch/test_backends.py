@@ -180,8 +180,7 @@ def brightness(chips, mlflow_server):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in mlflow_server.variables.items():
             patch.setenv(name, value)
-        patch.setenv("MLFLOW_EXPERIMENT_ID", "")  # MLflow keeps it in a variable and in a global
-        patch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
+        patch.setenv("MLFLOW_EXPERIMENT_ID", "")  # set_experiment sets it: restored at the end
         mlflow.set_experiment("launched")
         registry.register("brightness")
         with runs.run("train", {}) as trained:

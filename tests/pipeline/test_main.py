@@ -290,9 +290,8 @@ def test_a_worse_candidate_does_not_become_champion(real_line, store):
 
 
 def use_experiment(name, monkeypatch):
-    """Make an experiment the current one until the test ends: MLflow keeps it in a variable and in a global."""
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "")
-    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
+    """Make an experiment the current one."""
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "")  # set_experiment sets it: restored at the end
     mlflow.set_experiment(name)
 
 

@@ -42,7 +42,6 @@ def tracked(tmp_path_factory):
 def run(tracked, monkeypatch, tmp_path):
     """Calls `prepare` with these parameters; returns its run and its chips."""
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "")
-    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
     mlflow.set_experiment("prepare")
 
     def call(**parameters):

@@ -25,6 +25,7 @@ from threading import Thread
 from urllib.parse import urlparse
 
 import alembic.command
+import alembic.config
 import boto3
 import geopandas as gpd
 import keras
@@ -37,7 +38,6 @@ from conftest import TRANSFORM, free_block, town, write_catalog
 from mlflow import MlflowClient
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.s3_artifact_repo import _cached_get_s3_client
-from mlflow.store.db.utils import _get_alembic_config
 from mlflow.store.tracking.dbmodels import initial_models
 from rio_cogeo import cog_validate
 
@@ -84,12 +84,13 @@ def team(team_servers, monkeypatch, tmp_path):
         forget_credentials()
         if s3_url:
             monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_url)
-        mlflow.set_tracking_uri(url or settings["url"])
         name = f"test-{uuid.uuid4().hex}"
         place = f"s3://data/{name}" if direct else None
-        experiment = MlflowClient(settings["url"]).create_experiment(name, artifact_location=place)
-        monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment)
-        monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", experiment)
+        mlflow.set_tracking_uri(settings["url"])
+        experiment = mlflow.create_experiment(name, artifact_location=place)
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "")  # set_experiment sets it: restored at the end
+        mlflow.set_experiment(experiment_id=experiment)
+        mlflow.set_tracking_uri(url or settings["url"])
         return experiment
 
     yield use
@@ -116,7 +117,7 @@ def prepared(folder: Path) -> str:
 def forget_credentials() -> None:
     """As a new process would."""
     boto3.setup_default_session()
-    _cached_get_s3_client.cache_clear()
+    _cached_get_s3_client.cache_clear()  # kept for minutes, whatever the credentials; no public way to reset it
 
 
 def port_of(url: str) -> int:
@@ -761,7 +762,11 @@ def make_old(store: str) -> None:
         found.reflect(connection)
         found.drop_all(connection)
     initial_models.Base.metadata.create_all(engine)
-    alembic.command.upgrade(_get_alembic_config(store), "0584bdc529eb")
+    folder = Path(mlflow.__file__).parent / "store" / "db_migrations"
+    migrations = alembic.config.Config(folder / "alembic.ini")
+    migrations.set_main_option("script_location", str(folder))
+    migrations.set_main_option("sqlalchemy.url", store.replace("%", "%%"))
+    alembic.command.upgrade(migrations, "0584bdc529eb")
     with engine.begin() as connection:
         for row in (
             "INSERT INTO experiments (experiment_id, name, lifecycle_stage, artifact_location) "

@@ -1,0 +1,55 @@
+"""Files of chips are fetched through MLflow's artifact repositories."""
+
+import errno
+from pathlib import Path
+
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+
+from ocmlflow.tracking import chip_artifacts
+
+
+class Repository(ArtifactRepository):
+    """One file, whose download fails with the given error."""
+
+    def __init__(self, error: Exception | None) -> None:
+        super().__init__("test:/chips")
+        self.error = error
+
+    def log_artifact(self, local_file, artifact_path=None):
+        raise NotImplementedError
+
+    def log_artifacts(self, local_dir, artifact_path=None):
+        raise NotImplementedError
+
+    def list_artifacts(self, path=None):
+        return []
+
+    def _download_file(self, remote_file_path, local_path):
+        if self.error:
+            raise self.error
+        Path(local_path).write_bytes(remote_file_path.encode())
+
+
+def fetch(error: Exception | None, folder: Path, monkeypatch) -> Path:
+    monkeypatch.setattr(chip_artifacts, "get_artifact_repository", lambda _: Repository(error))
+    chip_artifacts._download("test:/chips", "0/images.zarr", folder / "part")
+    return folder / "part"
+
+
+def test_a_file_is_fetched_and_nothing_else_is_left(tmp_path, monkeypatch):
+    assert fetch(None, tmp_path, monkeypatch).read_bytes() == b"0/images.zarr"
+    assert [file.name for file in tmp_path.iterdir()] == ["part"]
+
+
+def test_a_full_disk_is_an_os_error_at_which_the_cache_makes_room(tmp_path, monkeypatch):
+    with pytest.raises(OSError, match="No space left") as caught:
+        fetch(OSError(errno.ENOSPC, "No space left on device"), tmp_path, monkeypatch)
+    assert caught.value.errno == errno.ENOSPC
+    assert not list(tmp_path.iterdir())
+
+
+def test_any_other_error_stays_that_of_mlflow(tmp_path, monkeypatch):
+    with pytest.raises(MlflowException, match="connection reset"):
+        fetch(ConnectionError("connection reset"), tmp_path, monkeypatch)
