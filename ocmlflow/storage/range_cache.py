@@ -1,19 +1,22 @@
-"""Files below an address, to what stands for a folder of them: parts are fetched when first needed, and kept a while.
+"""Read-through disk cache for remote files: ranges of bytes are fetched when first read, and kept.
 
-What is kept lies in one folder of bounded size, for all runs, threads and processes of a user.
+The cache is one folder of bounded size. All runs, threads and processes of a user share it.
 """
 
 import errno
-import fcntl
 import logging
 import os
+import shutil
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
+
+import portalocker
 
 from ocmlflow import redaction
 from ocmlflow.errors import InputError
@@ -23,66 +26,66 @@ from ocmlflow.storage.s3 import ServerUnavailableError
 log = logging.getLogger(__name__)
 
 LIMIT_GB = 20.0
-"""Size of the cache where nothing is set; half of what the disk has room for, where that is less."""
+"""Default size of the cache; half of the free disk space where that is less."""
 WHOLE_FILE_BYTES = 1_000_000
-"""Files of up to so many bytes come whole: it takes as long as a part, and the labels of 64 chips are in one."""
+"""Files of at most this size are fetched whole: it takes as long as a part, and one holds the labels of 64 chips."""
 SLACK = 0.1
-"""Share of the cache that is emptied at a time."""
+"""Share of the cache that is freed at a time."""
 PATIENCE_S = 300
-"""For how long an S3 server that is away or busy is asked again: a training lost costs more."""
+"""Seconds for which an unavailable S3 server is asked again: a lost training costs more."""
 SIZE_FILE, PARTIAL_FOLDER = "held", "parts"
-"""In the cache: how many bytes it holds; and what is just being written."""
-WIDTH = 20
-"""Digits of that number: the file is written over, for to empty it first takes ext4 longer than all else here."""
+"""In the cache folder: the file with the number of bytes in the cache, and the folder of files being written."""
+SIZE_DIGITS = 20
+"""Digits of that number. With a fixed width it is overwritten in place; truncating first is slow on ext4."""
 ABANDONED_S = 3600
-"""Age at which a file that is being written was left by a process that was killed."""
+"""Age in seconds at which a file being written was left behind by a process that was killed."""
 
 Fetch: TypeAlias = Callable[[str, int, int | None], bytes]
-"""Takes a file's name, its first byte to be read, from the end if negative, and how many there are, None for all."""
+"""Reads part of a file: takes its name, the first byte (negative: from the end) and the count (None: all the rest)."""
 
 
 class RangeCache:
-    """A folder of files, at most `limit` bytes but for what is just being written. Those used last stay longest."""
+    """A folder of at most `limit` bytes of files, besides those being written; the least recently used go first."""
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
-        self._making = [threading.Lock() for _ in range(1024)]  # a thread waits for what another one fetches already
+        # By name: a thread waits for a file that another thread is already fetching.
+        self._locks = [threading.Lock() for _ in range(1024)]
         folder.mkdir(parents=True, exist_ok=True)
 
-    def read(self, name: str, size: int, make: Callable[[Path], object], first: int, count: int) -> bytes:
-        """Bytes of the file of that name and size; `make` writes it, to another name, if it is not there."""
-        with self._open(name, size, make) as file:
+    def read(self, name: str, size: int, fetch: Callable[[Path], object], first: int, count: int) -> bytes:
+        """`count` bytes from byte `first` on of the file `name`, which has `size` bytes.
+
+        Where the file is not in the cache, `fetch` is called with a path to write it to.
+        """
+        with self._open(name, size, fetch) as file:
             file.seek(first)
             return file.read(count)
 
-    def _open(self, name: str, size: int, make: Callable[[Path], object]) -> BinaryIO:
-        with self._making[hash(name) % len(self._making)]:
+    def _open(self, name: str, size: int, fetch: Callable[[Path], object]) -> BinaryIO:
+        path = self.folder / name
+        with self._locks[hash(name) % len(self._locks)]:
             try:
-                file = (self.folder / name).open("rb")
+                file = path.open("rb")
             except FileNotFoundError:
-                return self._add(name, size, make)
-            found = os.fstat(file.fileno())
-            if found.st_size != size:  # the machine went down while it was written
+                return self._add(name, size, fetch)
+            status = os.fstat(file.fileno())
+            if status.st_size != size:  # the machine went down while it was written
                 file.close()
-                return self._add(name, size, make)
-            if time.time() - found.st_mtime > 1:
-                os.utime(file.fileno())
+                return self._add(name, size, fetch)
+            if time.time() - status.st_mtime > 1:
+                _mark_as_used(path)
             return file
 
-    def _add(self, name: str, size: int, make: Callable[[Path], object]) -> BinaryIO:
+    def _add(self, name: str, size: int, fetch: Callable[[Path], object]) -> BinaryIO:
+        """Fetch a file into the cache, and open it; one that is too large for the cache is opened and not kept."""
         part = self.folder / PARTIAL_FOLDER / uuid.uuid4().hex
         part.parent.mkdir(parents=True, exist_ok=True)
         try:
-            try:
-                make(part)
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                self._shrink()
-                make(part)
-            found = part.stat().st_size
-            if found != size:
-                raise OSError(f"{name} has {found} bytes where {size} were expected")
+            self._write(part, fetch)
+            written = part.stat().st_size
+            if written != size:
+                raise OSError(f"{name} has {written} bytes where {size} were expected")
             file = part.open("rb")
             if self._make_room(size):
                 (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -91,138 +94,169 @@ class RangeCache:
         finally:
             part.unlink(missing_ok=True)
 
+    def _write(self, part: Path, fetch: Callable[[Path], object]) -> None:
+        """Fetch a file; on a full disk, once more after the cache was halved."""
+        try:
+            fetch(part)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self._halve()
+            fetch(part)
+
     def _make_room(self, size: int) -> bool:
-        """Count a file of that size in, and delete others where there is no room; False if there never will be any."""
+        """Reserve room for a file, and delete others for it if necessary; False where it can never fit."""
         if size > self.limit * (1 - SLACK):
             return False
-        with self._held() as count:
-            text = os.pread(count, WIDTH, 0)
-            held = int(text) if text.isdigit() else self._emptied_to(self.limit)
-            if held + size > self.limit:
-                held = self._emptied_to(round(self.limit * (1 - SLACK)) - size)
-            os.pwrite(count, b"%0*d" % (WIDTH, held + size), 0)
+        with self._locked_size() as file:
+            text = file.read(SIZE_DIGITS)
+            used = int(text) if text.isdigit() else self._evict(self.limit)
+            if used + size > self.limit:
+                used = self._evict(round(self.limit * (1 - SLACK)) - size)
+            _write_size(file, used + size)
         return True
 
-    def _shrink(self) -> None:
-        """On a full disk, be content with half of the room, in this process from now on."""
-        with self._held() as count:
-            held = self._emptied_to(self.limit)
-            self.limit = held // 2
+    def _halve(self) -> None:
+        """Free half of the cache, and use no more than that half in this process from now on."""
+        with self._locked_size() as file:
+            self.limit = self._evict(self.limit) // 2
             log.warning("the disk is full: the cache %s shrinks to %.1f GB", self.folder, self.limit / 1e9)
-            os.pwrite(count, b"%0*d" % (WIDTH, self._emptied_to(self.limit)), 0)
+            _write_size(file, self._evict(self.limit))
 
     @contextmanager
-    def _held(self) -> Iterator[int]:
-        """Descriptor of the file that says how many bytes are held, while no other thread or process has it."""
-        count = os.open(self.folder / SIZE_FILE, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(count, fcntl.LOCK_EX)
-            yield count
-        finally:
-            os.close(count)
+    def _locked_size(self) -> Iterator[BinaryIO]:
+        """The open size file, while no other thread or process has it."""
+        descriptor = os.open(self.folder / SIZE_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+        with open(descriptor, "r+b", buffering=0) as file:
+            portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE)
+            yield file  # closing it unlocks it
 
-    def _emptied_to(self, limit: int) -> int:
-        """Delete the files that were not used for longest until those left have at most so many bytes; their bytes."""
-        found = []
-        for top, _, names in os.walk(self.folder):
-            for name in names:
-                try:
-                    status = os.stat(os.path.join(top, name))
-                except FileNotFoundError:  # just finished, or deleted
-                    continue
-                found.append((status.st_mtime, status.st_size, os.path.join(top, name)))
-        held, parts = sum(size for _, size, _ in found), str(self.folder / PARTIAL_FOLDER)
-        for used, size, path in sorted(found):
-            if held <= limit:
+    def _evict(self, limit: int) -> int:
+        """Delete the least recently used files until at most `limit` bytes are left; returns the bytes left."""
+        files = list(self._files())
+        used = sum(size for _, size, _ in files)
+        partial_folder = self.folder / PARTIAL_FOLDER
+        for last_use, size, path in sorted(files):
+            if used <= limit:
                 break
-            if path == str(self.folder / SIZE_FILE) or (path.startswith(parts) and time.time() - used < ABANDONED_S):
-                continue
-            Path(path).unlink(missing_ok=True)
-            held -= size
-        return held
+            is_being_written = path.parent == partial_folder and time.time() - last_use < ABANDONED_S
+            if path != self.folder / SIZE_FILE and not is_being_written:
+                path.unlink(missing_ok=True)
+                used -= size
+        return used
+
+    def _files(self) -> Iterator[tuple[float, int, Path]]:
+        """Time of the last use, size and path of every file in the cache."""
+        for folder, _, names in os.walk(self.folder):
+            for name in names:
+                path = Path(folder, name)
+                try:
+                    status = path.stat()
+                except FileNotFoundError:  # finished or deleted meanwhile
+                    continue
+                yield status.st_mtime, status.st_size, path
 
 
 def size_limit(folder: Path) -> int:
-    """Bytes that the cache in that folder may take: OCMLFLOW_CACHE_GB, or what LIMIT_GB says."""
-    told = os.environ.get("OCMLFLOW_CACHE_GB")
-    if told is None:
+    """Bytes that the cache in `folder` may take: OCMLFLOW_CACHE_GB, else LIMIT_GB or half of the free disk space."""
+    setting = os.environ.get("OCMLFLOW_CACHE_GB")
+    if setting is None:
         folder.mkdir(parents=True, exist_ok=True)
-        room = os.statvfs(folder)
-        held = (folder / SIZE_FILE).read_text() if (folder / SIZE_FILE).exists() else ""
-        free = room.f_bavail * room.f_frsize + (int(held) if held.isdecimal() else 0)
+        size_file = folder / SIZE_FILE
+        text = size_file.read_text() if size_file.exists() else ""
+        free = shutil.disk_usage(folder).free + (int(text) if text.isdecimal() else 0)
         return round(min(LIMIT_GB * 1e9, free / 2))
     try:
-        gigabytes = float(told)
+        gigabytes = float(setting)
     except ValueError:
         gigabytes = -1.0
     if not 0 <= gigabytes < float("inf"):
-        raise InputError(f"OCMLFLOW_CACHE_GB={told}: a number of gigabytes is needed, as 20 or 0.5")
+        raise InputError(f"OCMLFLOW_CACHE_GB={setting}: a number of gigabytes is needed, such as 20 or 0.5")
     return round(gigabytes * 1e9)
 
 
 def open_ranges(address: str, sizes: Mapping[str, int], cache: RangeCache, key: str) -> Fetch:
-    """What stands for the folder at an s3 address whose files have these sizes; no more than what is asked for comes.
+    """A function that reads ranges of the files below an s3 address through the cache; fetches only what it reads.
 
-    `key` names the address in the cache.
+    `sizes` gives the bytes of each file by name, `key` stands for the address in the cache.
     """
 
-    def fetch(name: str, first: int, count: int | None) -> bytes:
+    def read(name: str, first: int, count: int | None) -> bytes:
         size = _size(address, sizes, name)
-        first, last = _span(size, first, count)
-        href, begin, end, entry = hrefs.join(address, name), first, last, f"{key}/{name}/{first}-{last}"
+        start, stop = _span(size, first, count)
+        href = hrefs.join(address, name)
         if size <= WHOLE_FILE_BYTES:
-            begin, end, entry = 0, size, f"{key}/{name}"
+            return cache.read(f"{key}/{name}", size, partial(_download, href, 0, size), start, stop - start)
+        entry = f"{key}/{name}/{start}-{stop}"
+        return cache.read(entry, stop - start, partial(_download, href, start, stop), 0, stop - start)
 
-        def make(part: Path) -> None:
-            part.write_bytes(_patiently(href, begin, end))
-
-        return cache.read(entry, end - begin, make, first - begin, last - first)
-
-    return fetch
+    return read
 
 
 def open_whole_files(
     address: str, sizes: Mapping[str, int], cache: RangeCache, key: str, download: Callable[[str, Path], None]
 ) -> Fetch:
-    """The same where `download` brings files by name, and only whole; InputError where they do not fit the cache."""
-    if sum(sizes.values()) > cache.limit * (1 - SLACK):
+    """Like `open_ranges`, for servers that send whole files only: `download` fetches a file by name to a path.
+
+    Raises InputError where the files do not fit the cache together.
+    """
+    total = sum(sizes.values())
+    if total > cache.limit * (1 - SLACK):
         raise InputError(
-            f"{address} has {sum(sizes.values()) / 1e9:.1f} GB, the cache in {cache.folder} "
-            f"{cache.limit / 1e9:.1f}: every chip would bring its file again. Set OCMLFLOW_CACHE_GB higher, or keep "
-            "artifacts in s3:// directly, of which parts can be read"
+            f"{address} has {total / 1e9:.1f} GB, the cache in {cache.folder} {cache.limit / 1e9:.1f} GB: every chip "
+            "would download its file again. Set OCMLFLOW_CACHE_GB higher, or keep artifacts in s3:// directly, of "
+            "which parts can be read"
         )
 
-    def fetch(name: str, first: int, count: int | None) -> bytes:
+    def read(name: str, first: int, count: int | None) -> bytes:
         size = _size(address, sizes, name)
-        first, last = _span(size, first, count)
-        return cache.read(f"{key}/{name}", size, lambda part: download(name, part), first, last - first)
+        start, stop = _span(size, first, count)
+        return cache.read(f"{key}/{name}", size, partial(download, name), start, stop - start)
 
-    return fetch
+    return read
+
+
+def _mark_as_used(path: Path) -> None:
+    try:
+        os.utime(path)
+    except FileNotFoundError:  # evicted meanwhile; whoever has it open can still read it
+        return
+
+
+def _write_size(file: BinaryIO, size: int) -> None:
+    file.seek(0)
+    file.write(b"%0*d" % (SIZE_DIGITS, size))
 
 
 def _size(address: str, sizes: Mapping[str, int], name: str) -> int:
     if name not in sizes:
-        raise FileNotFoundError(f"{hrefs.join(address, name)} is not there")
+        raise FileNotFoundError(f"{hrefs.join(address, name)} does not exist")
     return sizes[name]
 
 
 def _span(size: int, first: int, count: int | None) -> tuple[int, int]:
-    """First byte and the one after the last."""
-    first = max(size + first, 0) if first < 0 else first
-    return first, size if count is None else min(first + count, size)
+    """First byte and the one after the last, of a part of a file of `size` bytes."""
+    start = max(size + first, 0) if first < 0 else first
+    return start, size if count is None else min(start + count, size)
 
 
-def _patiently(href: str, begin: int, end: int) -> bytes:
-    """Bytes of an s3 address, from a server that may be away for a while."""
-    began, wait = time.monotonic(), 0.5
-    while begin < end:
+def _download(href: str, start: int, stop: int, path: Path) -> None:
+    path.write_bytes(_read_patiently(href, start, stop))
+
+
+def _read_patiently(href: str, start: int, stop: int) -> bytes:
+    """Bytes of an object in S3; an unavailable server is asked again for PATIENCE_S seconds."""
+    if start >= stop:
+        return b""
+    deadline = time.monotonic() + PATIENCE_S
+    wait = first_wait = 0.5
+    while True:
         try:
-            return s3.read_range(href, begin, end - 1)
+            return s3.read_range(href, start, stop - 1)
         except ServerUnavailableError as error:
-            if time.monotonic() + wait > began + PATIENCE_S:
+            if time.monotonic() + wait > deadline:
                 raise
-            if wait == 0.5:
-                log.warning("%s; it is asked again for up to %d s", redaction.redact(str(error)), PATIENCE_S)
-            time.sleep(wait)
-            wait = min(2 * wait, 30)
-    return b""
+            if wait == first_wait:
+                log.warning("%s; trying again for up to %d s", redaction.redact(str(error)), PATIENCE_S)
+        time.sleep(wait)
+        wait = min(2 * wait, 30)

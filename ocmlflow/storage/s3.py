@@ -233,11 +233,18 @@ def _errors_naming(href: str) -> Iterator[None]:
             raise ServerUnavailableError(message) from error
         raise (ObjectNotFoundError if code in ("404", "NoSuchKey") else FileNotFoundError)(message) from error
     except (*ERRORS, requests.RequestException, HTTPError) as error:
-        reason = error.args[0].reason if error.args and isinstance(error.args[0], MaxRetryError) else error
-        cause = re.sub(r"\?[^\s\"']*", "", str(reason))  # the signature would let others read
         # Waiting does not help against a missing region, broken credentials or an unknown certificate.
         is_transient = isinstance(error, CONNECTION_ERRORS) and not isinstance(error, requests.exceptions.SSLError)
-        raise (ServerUnavailableError if is_transient else FileNotFoundError)(f"{href}: {cause}") from None
+        raise (ServerUnavailableError if is_transient else FileNotFoundError)(f"{href}: {_cause(error)}") from None
+
+
+def _cause(error: Exception) -> str:
+    """What went wrong, and with which server, without the signature of an address, which would let others read."""
+    cause = str(error)
+    if isinstance(error, requests.RequestException) and error.request is not None and error.request.url:
+        reason = error.args[0].reason if error.args and isinstance(error.args[0], MaxRetryError) else error
+        cause = f"no answer from {urlparse(error.request.url).netloc}: {reason}"
+    return re.sub(r"\?[^\s\"']*", "", cause)
 
 
 def _bucket_and_key(href: str) -> tuple[str, str]:

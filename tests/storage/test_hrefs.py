@@ -334,7 +334,7 @@ def test_an_error_does_not_show_what_an_address_is_signed_with():
     with pytest.raises(ServerUnavailableError) as raised:
         s3_store.read_range("s3://data/a", 0, 9)
     shown = "".join(traceback.format_exception(raised.value))
-    assert "s3://data/a: HTTPConnection(host='127.0.0.1', port=9): Failed to establish a new connection" in shown
+    assert "s3://data/a: no answer from 127.0.0.1:9: " in shown
     assert "Signature" not in shown
 
 
