@@ -1,5 +1,5 @@
-"""What a user can mend: its message names the thing, what was found and what would do."""
+"""The error for wrong input: its message names the thing, what was found and what to do."""
 
 
 class InputError(ValueError):
-    """Input that cannot give a right result; entry points show its message without a traceback."""
+    """Input that cannot give a correct result; commands show its message without a traceback."""

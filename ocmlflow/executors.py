@@ -1,4 +1,4 @@
-"""How many processes, or which Dask cluster, to an executor; nothing else here knows of either."""
+"""Opens an executor of threads, local processes or a Dask cluster; no other module knows which one it is."""
 
 import os
 import signal
@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from itertools import islice
 from multiprocessing import get_context
 from queue import SimpleQueue
 from typing import TypeVar
@@ -14,8 +15,9 @@ from typing import TypeVar
 from ocmlflow.errors import InputError
 
 TIMEOUT_S = 30
+"""Seconds to wait for the Dask scheduler."""
 MAX_PENDING = 256
-"""Items that wait at the workers: enough that none of hundreds is ever idle."""
+"""Calls that are submitted at a time: enough to keep hundreds of workers busy."""
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -23,83 +25,82 @@ _Out = TypeVar("_Out")
 
 @contextmanager
 def executor(workers: int, scheduler: str | None) -> Iterator[Executor]:
-    """An executor of so many processes of this machine, or of the Dask cluster at `scheduler` (`tcp://host:8786`).
+    """An executor of `workers` local processes, or of the Dask cluster at `scheduler` (`tcp://host:8786`).
 
-    With one worker the work is done in a thread of this process. On an error what has not begun is dropped. Raises
-    InputError where there is no cluster, and where a process is ended from outside.
+    One worker is a thread of this process. On an error, calls that have not begun are cancelled. Raises InputError
+    where no scheduler answers, and where a worker process is killed.
     """
-    with _dask(scheduler) if scheduler else _processes(workers) as found:
-        yield found
+    with _dask(scheduler) if scheduler else _local(workers) as opened:
+        yield opened
 
 
 def map_unordered(
     executor: Executor, function: Callable[[_In], _Out], items: Iterable[_In]
 ) -> Generator[_Out, None, None]:
-    """The function's results as they come; at most MAX_PENDING items are handed out at a time."""
-    waiting: set[Future[_Out]] = set()
-    # Not `wait`, which never comes back for what another thread's failure has cancelled.
-    done: SimpleQueue[Future[_Out]] = SimpleQueue()
+    """Results of the function in the order in which they finish, with at most MAX_PENDING calls submitted at a time.
 
-    def first() -> _Out:
-        future = done.get()
-        waiting.remove(future)
-        return future.result()
-
+    A closed generator, or one that failed, cancels the calls that have not begun.
+    """
+    pending: set[Future[_Out]] = set()
+    # Not `concurrent.futures.wait`, which never returns for a future that another thread's failure has cancelled.
+    finished: SimpleQueue[Future[_Out]] = SimpleQueue()
+    remaining = iter(items)
     try:
-        for item in items:
-            future = executor.submit(function, item)
-            waiting.add(future)
-            future.add_done_callback(done.put)
-            if len(waiting) >= MAX_PENDING:
-                yield first()
-        while waiting:
-            yield first()
+        while True:
+            for item in islice(remaining, MAX_PENDING - len(pending)):
+                submitted = executor.submit(function, item)
+                pending.add(submitted)
+                submitted.add_done_callback(finished.put)
+            if not pending:
+                return
+            future = finished.get()
+            pending.remove(future)
+            yield future.result()
     finally:
-        for future in waiting:
+        for future in pending:
             future.cancel()
 
 
 def threads_per_task() -> int:
-    """How many threads a task may use here, so that all workers together use each core once."""
+    """Number of threads that a task may use here, so that all workers together use each core once."""
     if "distributed" in sys.modules:
         import distributed
 
         try:
             return int(distributed.get_worker().state.nthreads)
-        except ValueError:  # not in a worker of Dask's
+        except ValueError:  # not in a Dask worker
             pass
-    return int(os.environ.get(_THREADS) or _cores())
+    return int(os.environ.get(_THREADS_VARIABLE) or _core_count())
 
 
-_THREADS = "OCMLFLOW_THREADS"
+_THREADS_VARIABLE = "OCMLFLOW_THREADS"
 
 
-def _cores() -> int:
+def _core_count() -> int:
+    """Number of cores that this process may use; of all cores on systems that do not say (macOS, Windows)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _initialize_worker(threads: int) -> None:
-    """Have this worker process use so many threads, TensorFlow included, which it has not loaded yet.
+    """Limit the threads of a new worker process, also of TensorFlow, which it loads later; and ignore Ctrl-C.
 
-    Ctrl-C, which a terminal tells all processes, is its parent's to heed: what it is at is made whole, as on SIGTERM.
+    A terminal sends Ctrl-C to all processes. The parent ends the work; workers finish what they are writing.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for name in (_THREADS, "TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS"):
+    for name in (_THREADS_VARIABLE, "TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS"):
         os.environ[name] = str(threads)
 
 
 @contextmanager
-def _processes(workers: int) -> Iterator[Executor]:
+def _local(workers: int) -> Iterator[Executor]:
     pool: Executor = ThreadPoolExecutor(1)
-    if workers > 1:  # spawned, not forked: GDAL has threads, whose locks a fork would copy
-        each = max(1, _cores() // workers)
-        pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_initialize_worker, initargs=(each,))
+    if workers > 1:  # spawned, not forked: a fork would copy the locks of GDAL's threads
+        threads = max(1, _core_count() // workers)
+        pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_initialize_worker, initargs=(threads,))
     try:
         yield pool
     except BrokenProcessPool as error:
-        raise InputError(
-            "a worker process was ended from outside, most often because memory ran out: fewer workers would do"
-        ) from error
+        raise InputError("a worker process was killed, most often because memory ran out: use fewer workers") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -115,10 +116,10 @@ def _dask(scheduler: str) -> Iterator[Executor]:
     except (OSError, ValueError) as error:
         raise InputError(f"no Dask scheduler answers at {scheduler}: {error}") from error
     with client:
-        found = client.get_executor(pure=False)
+        pool = client.get_executor(pure=False)
         try:
-            yield found
+            yield pool
         except BaseException:
-            found.shutdown(wait=False)  # what has not begun is dropped
+            pool.shutdown(wait=False)  # calls that have not begun are dropped
             raise
-        found.shutdown()
+        pool.shutdown()

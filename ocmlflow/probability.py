@@ -1,7 +1,7 @@
-"""Probabilities of building: as percent, as 16-bit levels, calibrated.
+"""Converts probabilities of building to whole percent and to 16-bit levels, and calibrates them.
 
-Probabilities are compared in whole percent, rounded down. The same percent is written to the probability rasters, so
-`raster >= 42` is the mask of threshold 0.42 wherever it is computed.
+Thresholds are applied to whole percent, rounded down. Probability rasters hold the same percent, so `raster >= 42` is
+the mask of threshold 0.42 wherever it is computed.
 """
 
 from collections.abc import Callable
@@ -10,27 +10,27 @@ import numpy as np
 from scipy.special import expit, logit
 
 Predict = Callable[[np.ndarray], np.ndarray]
-"""(batch, height, width, 3) uint8 RGB to (batch, height, width, 1) probability, float 0..1."""
+"""Takes (batch, height, width, 3) uint8 RGB, returns (batch, height, width, 1) float probability, 0..1."""
 
 LEVELS = 2**16
-"""Steps of a probability kept as uint16: fine enough to fit a temperature, and half of a float32."""
+"""Number of values of a probability stored as uint16: fine enough to fit a temperature, half the size of float32."""
 
 
 def to_percent(probability: np.ndarray) -> np.ndarray:
-    """uint8 of the same shape: the probability (float, 0..1) in whole percent, rounded down."""
-    # A ten-thousandth of a percent takes up the error of float32, in which 0.29 is 28.9999992 percent.
+    """The probability (float, 0..1) in whole percent, rounded down: uint8 of the same shape."""
+    # The added ten-thousandth of a percent makes up for float32, in which 0.29 is 28.9999992 percent.
     return np.floor(probability * np.float32(100) + np.float32(1e-4)).astype(np.uint8)
 
 
 def to_levels(probability: np.ndarray) -> np.ndarray:
-    """uint16 of the same shape: the probability (float, 0..1) in 65,536 levels, rounded."""
+    """The probability (float, 0..1) rounded to 65,536 levels: uint16 of the same shape."""
     return np.round(np.asarray(probability, np.float32) * np.float32(LEVELS - 1)).astype(np.uint16)
 
 
 def calibrate(probability: np.ndarray, temperature: float) -> np.ndarray:
-    """The probability (float, 0..1) that a model of this temperature means: sigmoid(logit(probability) / temperature).
+    """The probability (float, 0..1) after temperature scaling: sigmoid(logit(probability) / temperature).
 
-    A model that is too sure has a temperature above 1 (arXiv:1706.04599). Order is kept; shape and dtype as well.
+    A temperature above 1 corrects an overconfident model (arXiv:1706.04599). Order, shape and dtype stay the same.
     """
     if temperature == 1:
         return probability

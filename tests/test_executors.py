@@ -124,7 +124,7 @@ def test_a_killed_worker_of_a_cluster_is_made_good(cluster, tmp_path):
 
 
 def test_a_killed_process_is_told(tmp_path):
-    with pytest.raises(InputError, match="fewer workers would do"), executors.executor(2, None) as executor:
+    with pytest.raises(InputError, match="use fewer workers"), executors.executor(2, None) as executor:
         list(executor.map(killed_once, [str(tmp_path / "killed")]))
 
 

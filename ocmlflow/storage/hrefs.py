@@ -1,4 +1,4 @@
-"""Hrefs: what lies at a path, an https or an s3 address, and putting files there."""
+"""Reads, lists, moves and deletes files by href: a local path, an https or an s3 address."""
 
 import functools
 import hashlib
@@ -20,20 +20,24 @@ from ocmlflow.storage.s3 import ObjectNotFoundError
 USER_AGENT = "ocmlflow"  # data.source.coop, a home of the challenge's data, answers 403 to Python's own
 TIMEOUT_S = 60
 RETRIES = 4
+"""Of requests over https."""
 
 
 def is_remote(href: str) -> bool:
-    """Whether `href` is an address, not a path of this machine."""
+    """Whether `href` is an http, https or s3 address; anything else is a local path."""
     return urlparse(href).scheme in ("http", "https", "s3")
 
 
 def local_path(href: str) -> Path:
-    """The local path of an href that is not remote; `file://` and `~` are understood."""
+    """The path of a local href, which may start with `file://` or `~`."""
     return Path(unquote(urlparse(href).path) if href.startswith("file://") else href).expanduser()
 
 
 def absolute(href: str) -> str:
-    """The same href, independent of the working directory. A link keeps its name, which scenes and places take."""
+    """The same href, independent of the working directory.
+
+    A symbolic link keeps its own name, because scenes and places are named after files and folders.
+    """
     return href if is_remote(href) else str(local_path(href).parent.resolve() / local_path(href).name)
 
 
@@ -43,7 +47,7 @@ def join(base: str, *names: str) -> str:
 
 
 def read(href: str) -> bytes:
-    """The bytes at `href`; FileNotFoundError or PermissionError, naming it, where there are none to be had."""
+    """The content of the file at `href`; FileNotFoundError or PermissionError, naming it, where it cannot be read."""
     if href.startswith("s3://"):
         return s3.read(href)
     if is_remote(href):
@@ -52,16 +56,16 @@ def read(href: str) -> bytes:
 
 
 def list_files(folder: str) -> list[str]:
-    """Hrefs of the files in a local folder or below an s3 address, sorted; those of folders in it are not listed."""
+    """Sorted hrefs of the files directly in a local folder or at an s3 address, without subfolders."""
     if not is_remote(folder):
         return sorted(str(file) for file in local_path(folder).iterdir() if file.is_file())
     if not folder.startswith("s3://"):
-        raise FileNotFoundError(f"{folder}: the files of a folder can be listed in s3 and locally, not over https")
+        raise FileNotFoundError(f"{folder}: folders can be listed locally and in s3, not over https")
     return sorted(s3.list_objects(folder, Delimiter="/"))
 
 
 def size(href: str) -> int:
-    """Bytes of the file at `href`; reads no content."""
+    """Size in bytes of the file at `href`, without reading its content."""
     if href.startswith("s3://"):
         return int(s3.head(href)["ContentLength"])
     if is_remote(href):
@@ -70,7 +74,10 @@ def size(href: str) -> int:
 
 
 def fingerprint(href: str) -> str:
-    """Text that changes when the file at `href` does: size and time, or the server's ETag. Reads no content."""
+    """Text that changes when the file at `href` does: its size and time, or the server's ETag.
+
+    The content is not read.
+    """
     if href.startswith("s3://"):
         return str(s3.head(href)["ETag"])
     if is_remote(href):
@@ -81,58 +88,57 @@ def fingerprint(href: str) -> str:
 
 
 def put(source: Path, href: str) -> None:
-    """Move the local file `source` to `href`; a reader of `href` sees the old file or the new one, never half."""
+    """Move the local file `source` to `href`, atomically: readers of `href` see the old file or the new one."""
     if href.startswith("s3://"):
         s3.upload(source, href)
         source.unlink()
         return
     target = local_path(href)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # On the file system of the target, so that the rename is atomic; another process may be putting the same.
+    # A rename is atomic within one file system. The name is random, for another process may put the same file.
     part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
     try:
         shutil.move(source, part)
     except BaseException:
-        part.unlink(missing_ok=True)  # on a full disk half a file would be in the way of everything else
+        part.unlink(missing_ok=True)  # on a full disk, half a file would take up room
         raise
     part.replace(target)
 
 
 def mirror(source: str, target: str) -> int:
-    """Make the files below `target` those below `source`, folders or s3 addresses; returns how many there are.
+    """Make the folder `target` a copy of the folder `source`; returns the number of files.
 
-    Objects that go while it works are passed over.
+    Either may be in s3. Files of `target` that `source` lacks are deleted, objects that vanish meanwhile are skipped.
     """
-    names = set(list_recursive(source))
-    for name in sorted(names):
+    copied = set()
+    for name in sorted(list_recursive(source)):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "file"
-            if source.startswith("s3://"):
-                try:
-                    s3.download(join(source, name), file)
-                except ObjectNotFoundError:
-                    names.remove(name)
-                    continue
-            else:
-                shutil.copyfile(join(source, name), file)
+            try:
+                _download(join(source, name), file)
+            except ObjectNotFoundError:
+                continue
             put(file, join(target, name))
-    for name in list_recursive(target).keys() - names:
+        copied.add(name)
+    for name in list_recursive(target).keys() - copied:
         delete(join(target, name))
-    return len(names)
+    return len(copied)
 
 
 def list_recursive(folder: str) -> dict[str, int]:
-    """Names, relative to it, of all files below a folder or an s3 address, and their bytes."""
+    """Relative names and sizes in bytes of all files below a local folder or an s3 address."""
     if not folder.startswith("s3://"):
         return {
-            str(file.relative_to(folder)): file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()
+            file.relative_to(folder).as_posix(): file.stat().st_size
+            for file in Path(folder).rglob("*")
+            if file.is_file()
         }
     prefix = f"{folder.rstrip('/')}/"
     return {address.removeprefix(prefix): size for address, size in s3.list_objects(folder).items()}
 
 
 def check_writable(folder: str) -> None:
-    """Raise OSError, naming `folder`, unless files can be written there; an empty folder is made."""
+    """Raise OSError, naming `folder`, unless files can be written there; a local folder is created."""
     if is_remote(folder) and not folder.startswith("s3://"):
         raise OSError(f"cannot write to {folder}: an output is a folder or an s3:// address")
     probe = join(folder, f".ocmlflow-probe-{secrets.token_hex(8)}")
@@ -147,7 +153,7 @@ def check_writable(folder: str) -> None:
 
 
 def delete(href: str) -> None:
-    """Remove the file at `href`."""
+    """Delete the file at `href`."""
     if href.startswith("s3://"):
         s3.delete(href)
     else:
@@ -155,8 +161,15 @@ def delete(href: str) -> None:
 
 
 def digest(*texts: str) -> str:
-    """32 hex digits that name the texts; MLflow takes at most 36 as a dataset's digest."""
+    """Hash of the texts, 32 hex digits of SHA-256; MLflow takes at most 36 as a dataset's digest."""
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:32]
+
+
+def _download(href: str, target: Path) -> None:
+    if href.startswith("s3://"):
+        s3.download(href, target)
+    else:
+        shutil.copyfile(href, target)
 
 
 def _https(method: str, href: str) -> requests.Response:
@@ -171,7 +184,7 @@ def _https(method: str, href: str) -> requests.Response:
 
 @functools.lru_cache(maxsize=1)
 def _session(process: int) -> requests.Session:
-    """A session of this process that tries again, a little later each time, what a busy server turns away."""
+    """A session of this process, which retries transient HTTP statuses with growing pauses."""
     session = requests.Session()
     session.headers["User-Agent"] = USER_AGENT
     retry = Retry(RETRIES, backoff_factor=0.3, status_forcelist=s3.TRANSIENT_STATUSES, raise_on_status=False)
