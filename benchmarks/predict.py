@@ -25,7 +25,7 @@ import rasterio
 from affine import Affine
 from rasterio.windows import Window
 
-from entrypoints import predict as verb
+from ocmlflow.pipeline.options import PredictOptions
 from ocmlflow.prediction import engine, inference, map_writer, polygonize, scene_map, vector_files
 from ocmlflow.prediction.engine import Ensemble
 from ocmlflow.prediction.polygonize import MaskBlock
@@ -40,7 +40,7 @@ from ocmlflow.tracking import registry
 from ocmlflow.tracking.model_facts import ModelFacts
 
 GSD = 0.1
-OWN = verb.parse(["--images", "x", "--output", "y"])
+OWN = PredictOptions(images="x", output="y")
 """The verb's defaults."""
 
 

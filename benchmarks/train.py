@@ -20,10 +20,12 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import held
-from entrypoints import train
 from ocmlflow.chips import chip_set, labels
 from ocmlflow.chips.chip_set import ChipSet
+from ocmlflow.cli import arguments
 from ocmlflow.evaluation import metrics
+from ocmlflow.pipeline import train
+from ocmlflow.pipeline.options import TrainOptions
 from ocmlflow.probability import to_percent
 from ocmlflow.tracking import registry
 from ocmlflow.training import dataset, fit, losses, networks, optimizer
@@ -44,7 +46,7 @@ def main() -> None:
     if args.what == "overhead":
         overhead(made)
     elif args.what == "accuracy":
-        accuracy(made, train.parse(words), " ".join(words))
+        accuracy(made, arguments.parse(TrainOptions, words, prog="accuracy"), " ".join(words))
     else:
         resolutions(made, args.model)
 
@@ -68,7 +70,7 @@ def overhead(made: ChipSet) -> None:
 
     Turn about, in one process each; epochs of STEPS steps, of which the first is not counted.
     """
-    recipe, crops = train.recipe_and_crops(made, train.parse([]), {})
+    recipe, crops = train.recipe_and_crops(made, TrainOptions(), {})
     side = crops.side
     (batch,) = crops[0]
     margin = (side - recipe.crop) // 2
@@ -94,10 +96,10 @@ def overhead(made: ChipSet) -> None:
     print("| loader, augmentation and logging | {:+.0%} | {:+.0%} |".format(*(middle[1] / middle[0] - 1)))
 
 
-def accuracy(made: ChipSet, told: argparse.Namespace, name: str) -> None:
+def accuracy(made: ChipSet, told: TrainOptions, name: str) -> None:
     """Pooled IoU of the validation chips by the last epoch's weights, by place and all: no epoch is chosen on them."""
     for unused in ("chips", "fold", "init", "resume", "devices", "patience"):
-        if getattr(told, unused) != getattr(train.parse([]), unused):
+        if getattr(told, unused) != getattr(TrainOptions(), unused):
             raise SystemExit(f"accuracy takes no --{unused}")
     weights = dataset.catalog_weights(made.select("train").catalog.unique(), told.catalog_weights)
     recipe, crops = train.recipe_and_crops(made, told, weights)
@@ -131,7 +133,7 @@ class Bare(TrainStep):
 
 
 def learner(kind: type[TrainStep], recipe: Recipe) -> TrainStep:
-    told = train.parse([])
+    told = TrainOptions()
     network = networks.build(architecture=told.architecture, encoder=told.encoder, pretrained=True)
     network = fit.training_copy(network, recipe.precision)
     made = kind(network, losses.named("bce+dice"), recipe)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from entrypoints import number, parser, start
+from ocmlflow.pipeline import options
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +51,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     words = [word for name, value in args.parameter for word in (f"--{name}", value)]
-    importlib.import_module(f"entrypoints.{args.step}").parse(
-        words
-    )  # wrong ones end it here, with the step's own words
+    options.from_text(options.STEPS[args.step], dict(args.parameter))  # wrong ones end it here
     run = {"kubernetes": _on_kubernetes, "databricks": _on_databricks}[args.backend]
     with _sigterm_is_ctrl_c(), tempfile.TemporaryDirectory(prefix="ocmlflow-") as staged:
         try:

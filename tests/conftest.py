@@ -38,6 +38,8 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from ocmlflow.chips import chip_set, cutting, scene_survey, splits
 from ocmlflow.chips.chip_set import ChipSet, Rules
+from ocmlflow.cli import arguments
+from ocmlflow.pipeline.options import STEPS, Options
 from ocmlflow.scenes import catalog, raster
 from ocmlflow.scenes.catalog import Scene
 from ocmlflow.scenes.geobox import GeoBox
@@ -260,6 +262,11 @@ def room_for(size: int):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def parsed(verb: str, words: list[str]) -> Options:
+    """The options of a command, as its command line says them."""
+    return arguments.parse(STEPS[verb], [str(word) for word in words], prog=verb)
 
 
 def items(sequence, total):

@@ -5,11 +5,11 @@ import signal
 import subprocess
 import sys
 import tomllib
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 import yaml
+from conftest import parsed
 from mlflow import MlflowClient
 
 ROOT = Path(__file__).parent.parent
@@ -38,11 +38,11 @@ def test_mlproject_declares_what_cannot_be_left_out(verb, capsys):
     declared = entry.get("parameters", {})
     assert entry["command"] == " ".join([f"python -m entrypoints.{verb}", *(f"--{n} {{{n}}}" for n in declared)])
     words = [word for name in declared for word in (f"--{name}", VALUES.get(name, "x"))]
-    import_module(f"entrypoints.{verb}").parse(words)  # complete
+    parsed(verb, words)  # complete
     for left_out in declared:
         words = [word for name in declared if name != left_out for word in (f"--{name}", VALUES.get(name, "x"))]
         with pytest.raises(SystemExit):
-            import_module(f"entrypoints.{verb}").parse(words)
+            parsed(verb, words)
         assert left_out in capsys.readouterr().err
 
 
@@ -51,14 +51,14 @@ def test_mlproject_declares_what_cannot_be_left_out(verb, capsys):
     [
         ("prepare", "--catalog x --gsd 0", "--gsd: must be 0.01 to 10, got 0"),
         ("prepare", "--catalog x --size 500", "--size: must be a multiple of 32, got 500"),
-        ("prepare", "--catalog x --stride 384", "--stride: must divide the size of 512, for held-out ground"),
+        ("prepare", "--catalog x --stride 384", "--stride: must divide the size of 512, because held-out ground"),
         ("prepare", "--catalog x --min_valid 2", "--min_valid: must be 0 to 1, got 2"),
-        ("prepare", "--catalog x --skip_unreadable yes", "--skip_unreadable: true or false is needed, got yes"),
+        ("prepare", "--catalog x --skip_unreadable yes", "--skip_unreadable: must be true or false, got yes"),
         ("prepare", "--catalog x --folds 3 --test kam", "--folds: each fold is held out in turn, leave out test"),
         ("prepare", "--catalog x --folds 3 --validation kam", "is held out in turn, leave out validation; got folds=3"),
-        ("prepare", "--catalog x --share 2/2", "--share: I/N with I from 0 to N - 1 is needed, as 0/4, got 2/2"),
+        ("prepare", "--catalog x --share 2/2", "--share: must be I/N with I from 0 to N - 1, such as 0/4, got 2/2"),
         ("train", "--epochs 0", "--epochs: must be at least 1, got 0"),
-        ("train", "--epochs many", "--epochs: a whole number is needed, got many"),
+        ("train", "--epochs many", "--epochs: must be a whole number, got many"),
         ("train", "--crop 100", "--crop: must be a multiple of 32, got 100"),
         ("train", "--learning_rate -1", "--learning_rate: must be 1e-08 to 1, got -1"),
         ("train", "--epoch 3", "unrecognized arguments: --epoch 3"),
@@ -66,30 +66,34 @@ def test_mlproject_declares_what_cannot_be_left_out(verb, capsys):
         ("main", "--seed 4294967296", "--seed: must be 0 to 4294967295"),
         ("prepare", "--catalog x --seed 4294967296", "--seed: must be 0 to 4294967295"),
         ("protocol", "--catalog x --name blocks --seed 4294967296", "--seed: must be 0 to 4294967295"),
-        ("evaluate", "--promote maybe", "--promote: true or false is needed, got maybe"),
+        ("evaluate", "--promote maybe", "--promote: must be true or false, got maybe"),
         ("predict", "--images x --output y --threshold 1", "--threshold: must be 0.01 to 0.99, got 1"),
         ("predict", "--images x --output y --margin 1009", "--margin: must be at most 576 at a size of 1184"),
-        ("evaluate", "--split train", "--split: invalid choice: 'train'"),
-        ("protocol", "--catalog x --name mine", "--name: invalid choice: 'mine' (choose from 'blocks'"),
+        ("evaluate", "--split train", "--split: must be validation or test, got train"),
+        (
+            "protocol",
+            "--catalog x --name mine",
+            "--name: must be blocks, leave-one-place-out or first-benchmark, got mine",
+        ),
         (
             "protocol",
             "--catalog x --name blocks --places a",
-            "--places: of leave-one-place-out alone, got it for blocks",
+            "--places: only for leave-one-place-out, got it for blocks",
         ),
         (
             "protocol",
             "--catalog x --name blocks --train fold=1",
-            "must be name=value of what the protocol does not give",
+            "must be NAME=VALUE of what the protocol does not set",
         ),
         ("protocol", "--catalog x --name blocks --train loss", "itself, got loss"),
-        ("protocol", "--catalog x --name blocks --train crop=100", "--crop: must be a multiple of 32, got 100"),
-        ("predict", "--images x --output y --share 2/2", "I/N with I from 0 to N - 1 is needed, as 0/4, got 2/2"),
-        ("main", "--catalog x", "--catalog: needs --validation and --images beside it"),
+        ("protocol", "--catalog x --name blocks --train crop=100", "--train: crop: must be a multiple of 32, got 100"),
+        ("predict", "--images x --output y --share 2/2", "must be I/N with I from 0 to N - 1, such as 0/4, got 2/2"),
+        ("main", "--catalog x", "--catalog: needs validation and images beside it"),
     ],
 )
 def test_parameters_out_of_range_are_refused_at_once(verb, words, message, capsys):
     with pytest.raises(SystemExit, match="2"):
-        import_module(f"entrypoints.{verb}").parse(words.split())
+        parsed(verb, words.split())
     assert message in capsys.readouterr().err
 
 
@@ -97,11 +101,11 @@ def test_paths_that_are_handed_on_mean_the_folder_where_they_were_given(tmp_path
     monkeypatch.chdir(tmp_path)
     here = str(tmp_path)
     words = "--catalog a,b/catalog.json --validation kam --images b/*.tif,s3://c/d.tif, --output o,p"
-    args = import_module("entrypoints.main").parse(words.split())
+    args = parsed("main", words.split())
     assert args.catalog == f"{here}/a,{here}/b/catalog.json"
     assert args.images == f"{here}/b/*.tif,s3://c/d.tif,"  # not the folder itself
     assert (args.output, args.work) == (f"{here}/o,p", f"{here}/.ocmlflow")
-    args = import_module("entrypoints.protocol").parse(["--name", "blocks", "--catalog", "a, s3://b"])
+    args = parsed("protocol", ["--name", "blocks", "--catalog", "a, s3://b"])
     assert (args.catalog, args.work) == (f"{here}/a,s3://b", f"{here}/.ocmlflow")
 
 
@@ -121,16 +125,16 @@ def test_a_users_mistake_ends_in_one_line_and_status_1(tmp_path):
 ENDED = """
 import os, sys, threading
 import mlflow
-from entrypoints import start
+from ocmlflow.cli import console
 from ocmlflow.tracking import runs
 
-def main(arguments):
+def main():
     with runs.run("train", {}) as run:
         print(run.info.run_id, flush=True)
         os.kill(os.getpid(), int(sys.argv[1]))
         threading.Event().wait(60)
 
-start(main, None)
+console.run(main)
 """
 
 
@@ -181,7 +185,7 @@ def test_compose_starts_the_three_on_loopback_with_secrets_from_outside():
         assert re.fullmatch(r"\$\{\w+:\?see docs/server\.md\}", value), name
     assert "${MLFLOW_ALLOWED_ORIGINS:-" in services["mlflow"]["environment"]["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"]
     # What is tested without containers is what the containers run.
-    script = (ROOT / "ocmlflow" / "services.py").read_text()
+    script = (ROOT / "ocmlflow" / "server" / "processes.py").read_text()
     for words in (services["s3"]["command"], services["mlflow"]["command"]):
         flags = {word.partition("=")[0] for word in words.split() if word.startswith("-")}
         assert all(flag in script for flag in flags - {"-bucket", "-dir"}), flags

@@ -59,6 +59,8 @@ class ChipSet:
     (lon, lat)."""
     rules: dict[str, Any]
     """Rules of the cut and the split, and `catalog`, the href it came from."""
+    run: str | None = None
+    """Run id of the `prepare` run that keeps the chips; None for a folder that no run keeps."""
 
     def select(self, split: str) -> gpd.GeoDataFrame:
         """The rows of one split, `train`, `validation` or `test`."""

@@ -52,7 +52,7 @@ class EvaluateOptions(Options):
         high=1,
         metavar="IOU",
     )
-    block_m: float = option(BLOCK_M, _BLOCK, group="quality", low=1, metavar="METRES")
+    bootstrap_block_m: float = option(BLOCK_M, _BLOCK, group="quality", low=1, metavar="METRES")
     min_area_m2: float = option(MIN_AREA_M2, _AREA, group="quality", low=0, metavar="M2")
 
 
@@ -83,7 +83,7 @@ class CompareOptions(Options):
         metavar="RUN",
         read=href,
     )
-    block_m: float = option(BLOCK_M, _BLOCK, group="quality", low=1, metavar="METRES")
+    bootstrap_block_m: float = option(BLOCK_M, _BLOCK, group="quality", low=1, metavar="METRES")
     min_area_m2: float = option(MIN_AREA_M2, _AREA, group="quality", low=0, metavar="M2")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ocmlflow.errors import InputError
 from ocmlflow.prediction import vector_files
-from ocmlflow.prediction.scene_map import SceneMap
+from ocmlflow.prediction.scene_map import MapFiles
 from ocmlflow.scenes import stac_writer
 from ocmlflow.scenes.catalog import Scene
 from ocmlflow.storage import hrefs
@@ -42,7 +42,7 @@ def check_output(output: str) -> None:
         )
 
 
-def move_files(scene: Scene, made: SceneMap, output: str) -> None:
+def move_files(scene: Scene, made: MapFiles, output: str) -> None:
     """Move a scene's files to the output."""
     files = {"probabilities": [made.probability], "masks": [made.mask]}
     if made.overview:
@@ -57,7 +57,7 @@ def move_files(scene: Scene, made: SceneMap, output: str) -> None:
             hrefs.put(path, hrefs.join(output, folder, f"{scene.id}{path.suffix}"))
 
 
-def stac_item(scene: Scene, made: SceneMap, *, model: str, threshold: int) -> dict[str, Any]:
+def stac_item(scene: Scene, made: MapFiles, *, model: str, threshold: int) -> dict[str, Any]:
     """What `move_files` leaves of a scene as a STAC item; `threshold` in percent."""
     cog = "image/tiff; application=geotiff; profile=cloud-optimized"
     assets = {name: (f"../{folder}/{scene.id}.tif", cog) for name, folder in RASTERS.items()}

@@ -27,7 +27,7 @@ OVERVIEW_PX = 1000
 
 
 @dataclass(frozen=True)
-class SceneMap:
+class MapFiles:
     """What was predicted for one scene."""
 
     probability: Path
@@ -65,7 +65,7 @@ def map_scene(
     settings: MapSettings,
     progress: Progress,
     executor: Executor | None = None,
-) -> SceneMap:
+) -> MapFiles:
     """Predict a scene of any size, in this process or on an executor's workers, and write its files under `folder`.
 
     The scene is brought to the network's resolution as it is read, in windows; the probabilities are brought back to
@@ -101,7 +101,7 @@ def map_scene(
         return made.result()
 
 
-def _draw(job: MapJob, tide: Watermark, folder: Path) -> SceneMap:
+def _draw(job: MapJob, tide: Watermark, folder: Path) -> MapFiles:
     """Write the rasters and footprints of a scene that is being predicted."""
     name, placed = job.plan.scene.id, job.plan.placed
     files = {kind: folder / f"{name}-{kind}.tif" for kind in ("probability", "mask")}
@@ -121,7 +121,7 @@ def _draw(job: MapJob, tide: Watermark, folder: Path) -> SceneMap:
         for path in files.values():
             geotiff.check_complete(path)
     holes = sorted(set(job.holes), key=lambda hole: hole.toranges())  # in whichever order they were met
-    return SceneMap(
+    return MapFiles(
         files["probability"],
         files["mask"],
         footprints,

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
 
 from ocmlflow.chips import chip_set
+from ocmlflow.chips.chip_set import ChipSet
 from ocmlflow.chips.zarr_store import Folder
 from ocmlflow.errors import InputError
 from ocmlflow.storage import hrefs, range_cache
@@ -94,6 +96,11 @@ def folder(run_id: str) -> Folder:
             return fetch(name, first, count)
 
     return read
+
+
+def open_chips(run_id: str, *, fold: int | None = None) -> ChipSet:
+    """The chips of a `prepare` run, with that fold held out if one is given; pixels are read when they are needed."""
+    return replace(chip_set.load(folder(run_id), fold=fold), run=run_id)
 
 
 def send(source: Path, run_id: str) -> tuple[int, int]:

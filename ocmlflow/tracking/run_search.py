@@ -79,3 +79,9 @@ def earlier(verb: str, *, key: str, place: str) -> Run | None:
 def finish_again(run: Run) -> None:
     """Make a finished run the one that finished last."""
     mlflow.MlflowClient().set_terminated(run.info.run_id, "FINISHED", runs.now())
+
+
+def minutes(run_id: str) -> float:
+    """How long a finished run took."""
+    info = mlflow.get_run(run_id).info
+    return float(info.end_time - info.start_time) / 60_000

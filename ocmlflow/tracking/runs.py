@@ -13,7 +13,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
-from mlflow.entities import Run
+from mlflow.entities import Run as Run  # pipeline has it from here
 from PIL import Image
 
 import ocmlflow
@@ -63,7 +63,11 @@ def _begun(verb: str, parameters: Mapping[str, Any], resume: Run | None) -> Iter
     try:
         if resume:
             _hand_over(resume)
-        active = mlflow.start_run(run_id=resume.info.run_id if resume else None, log_system_metrics=True)
+        active = mlflow.start_run(
+            run_id=resume.info.run_id if resume else None,
+            nested=mlflow.active_run() is not None,  # of a caller that has a run of its own
+            log_system_metrics=True,
+        )
         try:
             if _NAMELESS.fullmatch(active.info.run_name or ""):
                 mlflow.set_tag("mlflow.runName", verb)
@@ -170,6 +174,48 @@ def active() -> Run:
     if found is None:
         raise RuntimeError("no run is open: call this inside `tracking.run`")
     return found
+
+
+def identify(tags: Mapping[str, str]) -> None:
+    """Set tags of the active run that later runs find it by; the server has them when this returns."""
+    mlflow.set_tags(dict(tags))
+
+
+def log_params(values: Mapping[str, Any]) -> None:
+    """Log parameters of the active run."""
+    mlflow.log_params(dict(values))
+
+
+@contextmanager
+def child(verb: str, name: str, parameters: Mapping[str, Any]) -> Iterator[Run]:
+    """A child run of the active run, with that name."""
+    with mlflow.start_run(nested=True, run_name=name) as active_child:
+        mlflow.log_params(dict(parameters))
+        mlflow.set_tag(VERB, verb)
+        yield active_child
+
+
+def create_child(name: str) -> str:
+    """Run id of a new child run of the active run, for another process to fill."""
+    parent = active().info
+    tags = {"mlflow.parentRunId": parent.run_id}
+    return str(mlflow.MlflowClient().create_run(parent.experiment_id, tags=tags, run_name=name).info.run_id)
+
+
+def variables(run_id: str) -> dict[str, str]:
+    """Environment variables by which MLflow, in another process, fills a run of this server."""
+    return {
+        "MLFLOW_RUN_ID": run_id,
+        "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
+        "MLFLOW_EXPERIMENT_ID": active().info.experiment_id,
+    }
+
+
+def end_if_running(run_id: str, status: str) -> None:
+    """End a run that its process could not end."""
+    client = mlflow.MlflowClient()
+    if client.get_run(run_id).info.status == "RUNNING":
+        client.set_terminated(run_id, status)
 
 
 def describe(text: str) -> None:

@@ -10,7 +10,6 @@ import threading
 import tomllib
 import typing
 from enum import Enum
-from importlib import import_module
 from pathlib import Path
 from urllib.parse import parse_qs, urlparse
 
@@ -19,6 +18,7 @@ import kubernetes_validate
 import mlflow
 import pytest
 import yaml
+from conftest import parsed
 from databricks.sdk import WorkspaceClient
 from databricks.sdk.core import Config
 from databricks.sdk.service import compute, jobs
@@ -84,7 +84,7 @@ def test_indexed_jobs_share_by_as_many_as_there_are_pods(verb):
     command = job["template"]["spec"]["containers"][0]["command"]
     assert command[:3] == ["python", "-m", f"entrypoints.{verb}"]
     words = [expanded(word, {"JOB_COMPLETION_INDEX": "0"}) for word in command[3:]]
-    args = import_module(f"entrypoints.{verb}").parse(words)
+    args = parsed(verb, words)
     assert (args.share, args.work) == ((0, job["completions"]), "/work")
     assert job["parallelism"] == job["completions"]
     assert job["completionMode"] == "Indexed"
@@ -120,7 +120,7 @@ def test_the_bundle_has_a_job_for_each_step_whose_arguments_the_step_takes():
     assert set(bundle["resources"]["jobs"]) == {"prepare", "train", "evaluate", "predict"}
     for step, job in bundle["resources"]["jobs"].items():
         (parameter,) = job["parameters"]
-        import_module(f"entrypoints.{step}").parse(shlex.split(parameter["default"]))
+        parsed(step, shlex.split(parameter["default"]))
         (task,) = job["tasks"]
         folder, named, words = task["spark_python_task"]["parameters"]
         assert (folder, named, words) == ("${workspace.file_path}", step, "{{job.parameters.arguments}}")

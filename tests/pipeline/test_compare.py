@@ -14,13 +14,13 @@ import pytest
 import rasterio
 import shapely
 from affine import Affine
-from conftest import CRS, one_layer, own_store
+from conftest import CRS, one_layer, own_store, parsed
 from mlflow import MlflowClient
 
-from entrypoints import compare, evaluate
 from ocmlflow.chips import chip_set
 from ocmlflow.errors import InputError
 from ocmlflow.evaluation import external_masks, predictions
+from ocmlflow.pipeline import compare, evaluate, scoring
 from ocmlflow.tracking import chip_artifacts, registry, runs
 from ocmlflow.tracking.model_facts import ChipSplit, ModelFacts
 
@@ -58,7 +58,7 @@ def last(verb):
 def run(verb, module, **parameters):
     """The run of a verb, in this process."""
     words = [word for name, value in parameters.items() for word in (f"--{name}", str(value))]
-    module.main(module.parse([*words, "--min_area_m2", "1"]))  # the towns' roofs have 1.4 m2
+    module.run(parsed(verb, [*words, "--min_area_m2", "1"]))  # the towns' roofs have 1.4 m2
     return last(verb)
 
 
@@ -86,7 +86,7 @@ def test_promotion_follows_its_rule(line, caplog):
     assert champion() == "3"
     assert "more than 0.999" in strict.data.tags["ocmlflow.promotion.rule"]
     caplog.set_level("INFO")
-    better = run("evaluate", evaluate, model=f"models:/{NAME}/2", margin=0.1, block_m=5)
+    better = run("evaluate", evaluate, model=f"models:/{NAME}/2", margin=0.1, bootstrap_block_m=5)
     assert re.search(r"towns version 2: Pooled IoU 1\.000 at threshold 0\.\d+ \(kam .* becomes champion", caplog.text)
     assert champion() == "2"
     figures = better.data.metrics
@@ -96,7 +96,7 @@ def test_promotion_follows_its_rule(line, caplog):
 
 
 def test_the_report_is_one_page_and_the_same_as_json(line):
-    evaluated = run("evaluate", evaluate, model=f"models:/{NAME}/1", promote="false", block_m=5)
+    evaluated = run("evaluate", evaluate, model=f"models:/{NAME}/1", promote="false", bootstrap_block_m=5)
     page, found = report(evaluated)
     figures = evaluated.data.metrics
     assert found["scores"]["iou"] == figures["iou"] == figures["object/f1"] == figures["boundary_iou"] == 1
@@ -116,12 +116,12 @@ def test_the_report_is_one_page_and_the_same_as_json(line):
 
 def test_models_are_compared_on_the_same_ground(line):
     models = ",".join(f"models:/{NAME}/{version}" for version in (3, 2, 1))
-    compared = run("compare", compare, models=models, block_m=5)
+    compared = run("compare", compare, models=models, bootstrap_block_m=5)
     children = MlflowClient().search_runs(
         [compared.info.experiment_id], f"tags.mlflow.parentRunId = '{compared.info.run_id}'"
     )
     assert {child.data.params["model"] for child in children} == {f"{NAME} version {v}" for v in (1, 2, 3)}
-    alone = run("evaluate", evaluate, model=f"models:/{NAME}/2", promote="false", block_m=5).data.metrics
+    alone = run("evaluate", evaluate, model=f"models:/{NAME}/2", promote="false", bootstrap_block_m=5).data.metrics
     (same,) = [child for child in children if child.data.params["model"].endswith("2")]
     for name in ("iou", "f1", "object/f1", "boundary_iou", "place/kam", "iou_low"):
         assert same.data.metrics[name] == alone[name]
@@ -135,7 +135,7 @@ def test_models_are_compared_on_the_same_ground(line):
 
 
 def test_a_model_against_itself_differs_by_nothing(line):
-    compared = run("compare", compare, models=f"models:/{NAME}/1,models:/{NAME}/2", block_m=5)
+    compared = run("compare", compare, models=f"models:/{NAME}/1,models:/{NAME}/2", bootstrap_block_m=5)
     _, found = report(compared, "compare")
     assert {row["difference"] for rows in found["differences"].values() for row in rows} == {0}
     assert {row["low"] for rows in found["differences"].values() for row in rows} == {0}
@@ -268,8 +268,8 @@ def test_masks_of_floats_may_hold_nan_where_they_are_incomplete_and_broken_ones_
 def test_a_fold_is_that_of_the_chips_that_a_model_was_trained_on(line):
     known = registry.load_model(f"models:/{NAME}/1")
     model = replace(known, facts=replace(known.facts, fold=2, chips="theirs"))
-    assert evaluate.fold_of(model, "theirs") == 2
-    assert evaluate.fold_of(model, "others") is None
+    assert scoring.fold_of(model, "theirs") == 2
+    assert scoring.fold_of(model, "others") is None
 
 
 def test_a_disk_without_room_for_predictions_is_told(made, tmp_path, monkeypatch):
@@ -281,13 +281,13 @@ def test_a_disk_without_room_for_predictions_is_told(made, tmp_path, monkeypatch
 
 def test_ground_that_a_model_trained_on_is_refused_by_outline_and_by_content(line, made, monkeypatch):
     model = registry.load_model(f"models:/{NAME}/1")
-    evaluate.check_fair(model, made, "validation")
+    scoring.check_fair(model, made, "validation")
     rows = made.select("validation")
     moved = rows.assign(geometry=rows.geometry.translate(1.0))  # the same pixels under another georeference
     for trained, count in ((rows.assign(hash="other"), len(rows)), (moved, int((rows.building_share > 0).sum()))):
         monkeypatch.setattr(chip_artifacts, "trained_on", lambda _, trained=trained: trained)
         with pytest.raises(InputError, match=f"{count} of the {len(rows)} validation chips lie on ground"):
-            evaluate.check_fair(model, made, "validation")
+            scoring.check_fair(model, made, "validation")
 
 
 def test_chips_that_a_model_knows_and_that_are_gone_are_named(line):

@@ -11,11 +11,11 @@ import mlflow
 import pytest
 import rasterio
 import shapely
-from conftest import CRS, building, noise, one_layer, own_store, write_image, write_json
+from conftest import CRS, building, noise, one_layer, own_store, parsed, write_image, write_json
 from containers import process
 
-from entrypoints import predict
 from ocmlflow.errors import InputError
+from ocmlflow.pipeline import predict
 from ocmlflow.prediction import vector_files
 from ocmlflow.prediction.engine import Ensemble
 from ocmlflow.storage import hrefs
@@ -48,7 +48,7 @@ def run(files, images, **parameters):
     """The table of a run, in this process."""
     how = {"model": f"models:/{NAME}/1", "output": files.output, "work": files.work, "size": 64, "margin": 16}
     words = [w for key, value in {"images": images, **how, **parameters}.items() for w in (f"--{key}", str(value))]
-    return predict.main(predict.parse(words))
+    return predict.run(parsed("predict", words))
 
 
 def scene(path, height: int = 100, width: int = 120, **more) -> str:
@@ -119,7 +119,7 @@ def test_what_the_network_said_is_kept_till_its_files_lie_in_the_output(files, m
         with pytest.raises(OSError, match="No space left"):
             run(files, files.scenes)
     monkeypatch.setattr(Ensemble, "__call__", None)
-    assert run(files, files.scenes).status.tolist() == ["predicted"] * 2
+    assert [one.status for one in run(files, files.scenes)] == ["predicted"] * 2
     (newest,) = mlflow.search_runs(experiment_names=[NAME], max_results=1, output_format="list")
     found = mlflow.artifacts.list_artifacts(run_id=newest.info.run_id, artifact_path="pictures")
     assert {file.path for file in found} == {"pictures/a.jpg", "pictures/b.jpg"}

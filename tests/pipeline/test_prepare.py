@@ -13,12 +13,12 @@ import numpy as np
 import pystac
 import pytest
 from affine import Affine
-from conftest import GSD, TRANSFORM, building, noise, town, write_catalog, write_image, write_labels
+from conftest import GSD, TRANSFORM, building, noise, parsed, town, write_catalog, write_image, write_labels
 from mlflow import MlflowClient
 
-from entrypoints import prepare
 from ocmlflow.chips import chip_set, splits
 from ocmlflow.errors import InputError
+from ocmlflow.pipeline import prepare, work_folder
 from ocmlflow.storage import hrefs
 from ocmlflow.tracking import chip_artifacts
 from ocmlflow.tracking import runs as tracking_runs
@@ -45,7 +45,7 @@ def run(tracked, monkeypatch, tmp_path):
     mlflow.set_experiment("prepare")
 
     def call(**parameters):
-        prepare.main(prepare.parse(words(**{"work": tmp_path / "work", **parameters})))
+        prepare.run(parsed("prepare", words(**{"work": tmp_path / "work", **parameters})))
         experiment = mlflow.get_experiment_by_name("prepare").experiment_id
         (made,) = MlflowClient().search_runs([experiment], order_by=["attributes.end_time DESC"], max_results=1)
         return made, chip_set.load(hrefs.local_path(made.info.artifact_uri) / "chips")
@@ -103,7 +103,7 @@ def test_chips_that_are_there_are_neither_cut_nor_sent_again(tmp_path, run, runs
     first, _ = run(**one)
     last, _ = run(**other)
     before = runs()
-    prepare.main(prepare.parse(words(**one, work=tmp_path / "elsewhere")))
+    prepare.run(parsed("prepare", words(**one, work=tmp_path / "elsewhere")))
     assert f"run {first.info.run_id} made these chips, and they are all there" in caplog.text
     assert runs() == before
     assert not list((tmp_path / "elsewhere").rglob("*.zarr"))
@@ -111,7 +111,7 @@ def test_chips_that_are_there_are_neither_cut_nor_sent_again(tmp_path, run, runs
         assert chip_artifacts.resolve_run(None) == first.info.run_id
     (hrefs.local_path(first.info.artifact_uri) / "chips" / "a1.zarr" / "image" / "c.0.0.0.0").unlink()
     caplog.clear()
-    prepare.main(prepare.parse(words(**one, work=tmp_path / "elsewhere")))
+    prepare.run(parsed("prepare", words(**one, work=tmp_path / "elsewhere")))
     assert re.search(r"1 files of chips sent, 0\.\d MB", caplog.text)
     assert runs() == before
     assert MlflowClient().get_run(first.info.run_id).info.status == "FINISHED"
@@ -132,7 +132,7 @@ def test_a_run_that_broke_off_while_it_sent_goes_on(tmp_path, run, runs, caplog,
 
     monkeypatch.setattr(chip_artifacts, "_send_one", until_the_fourth)
     with pytest.raises(KeyboardInterrupt):
-        prepare.main(prepare.parse(words(**rules)))
+        prepare.run(parsed("prepare", words(**rules)))
     monkeypatch.setattr(chip_artifacts, "_send_one", send_one)
     (broken,) = runs().keys() - before
     there = runs()[broken] - {chip_artifacts.LIST}
@@ -239,7 +239,7 @@ def test_a_dry_run_says_what_would_be_done_and_touches_nothing(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(mlflow, "start_run", None)
     words = f"--catalog {catalog} --validation kam --test a2 --size 64 --workers 1 --dry_run true"
-    prepare.main(prepare.parse(words.split()))
+    prepare.run(parsed("prepare", words.split()))
     shown = capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
     # 200 x 300 pixels are 4 x 5 chips of 64, of which nine tenths of that in the corner lie beyond the edge.
@@ -350,7 +350,7 @@ def test_shares_and_the_run_after_them_make_the_chips_of_one_run(tmp_path, run, 
     for number in range(2):
         words = [word for name, value in rules.items() for word in (f"--{name}", str(value))]
         words += ["--share", f"{number}/2", "--workers", "1", "--work", str(tmp_path / "shared")]
-        prepare.main(prepare.parse(words))
+        prepare.run(parsed("prepare", words))
     after = len(MlflowClient().search_runs([mlflow.get_experiment_by_name("prepare").experiment_id]))
     assert after == before
     blocks = [int(n) for n in re.findall(r"share \d/2: (\d+) blocks cut", caplog.text)]
@@ -367,27 +367,27 @@ def test_shares_and_the_run_after_them_make_the_chips_of_one_run(tmp_path, run, 
 def test_a_share_that_is_still_cutting_keeps_the_run_after_it_waiting(tmp_path, run):
     work = tmp_path / "work"
     with (
-        prepare.in_the_making(work, shared=True),
-        prepare.in_the_making(work, shared=True),
-        pytest.raises(InputError, match="another process is making the same"),
-        prepare.in_the_making(work),
+        work_folder.hold(work, shared=True),
+        work_folder.hold(work, shared=True),
+        pytest.raises(InputError, match="another process is doing the same work"),
+        work_folder.hold(work),
     ):
         pytest.fail("both at once")
     assert (tmp_path / "work").is_dir()
 
 
 def test_a_disk_over_nfs_locks_and_one_that_cannot_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(fcntl, "flock", fcntl.lockf)  # which is what a client of NFS makes of it
+    monkeypatch.setattr("portalocker.portalocker.LOCKER", fcntl.lockf)  # which is what a client of NFS makes of it
     for shared in (True, False):
-        with prepare.in_the_making(tmp_path / "work", shared=shared):
+        with work_folder.hold(tmp_path / "work", shared=shared):
             pass
 
     def refused(*_):
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
-    monkeypatch.setattr(fcntl, "flock", refused)
-    with pytest.raises(InputError, match=r"work locks no files .*give work= on another"):  # noqa: SIM117
-        with prepare.in_the_making(tmp_path / "work"):
+    monkeypatch.setattr("portalocker.portalocker.LOCKER", refused)
+    with pytest.raises(InputError, match=r"work cannot lock files .*give a folder on another one with work="):  # noqa: SIM117
+        with work_folder.hold(tmp_path / "work"):
             pass
 
 

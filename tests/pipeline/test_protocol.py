@@ -10,12 +10,12 @@ import mlflow
 import pandas as pd
 import pytest
 from affine import Affine
-from conftest import TRANSFORM, own_store, town, write_catalog
+from conftest import TRANSFORM, own_store, parsed, town, write_catalog
 from mlflow import MlflowClient
 
-from entrypoints import protocol
 from ocmlflow.chips import chip_set
 from ocmlflow.errors import InputError
+from ocmlflow.pipeline import protocol
 from ocmlflow.scenes import catalog
 from ocmlflow.tracking import chip_artifacts, runs
 
@@ -48,7 +48,7 @@ def run(store, scenes, **parameters):
     """The run of a protocol, its steps by title, and its table by part; paths are those of another folder than ours."""
     with contextlib.chdir(store.folder):
         given = {"catalog": os.path.relpath(scenes), "work": "work", "epochs": 1, "train": "batch_size=1,crop=64"}
-        protocol.main(protocol.parse(words_of(**given, **parameters)))
+        protocol.run(parsed("protocol", words_of(**given, **parameters)))
     (found,) = MlflowClient().search_runs(
         [store.experiment],
         f"tags.`{runs.VERB}` = 'protocol'",
@@ -90,7 +90,7 @@ def test_blocks_scores_test_ground_and_goes_on_where_it_was(store, scenes):
 def test_leave_one_place_out_holds_out_each_place_in_turn(scenes):
     found = catalog.read_scenes(scenes)
     for places, parts in ((None, ["acc", "kam"]), ("kam", ["kam"])):
-        args = protocol.parse(words_of(catalog=scenes, name="leave-one-place-out", places=places))
+        args = parsed("protocol", words_of(catalog=scenes, name="leave-one-place-out", places=places))
         assert protocol.PROTOCOLS[args.name](found, args) == [protocol.Part(p, {"validation": p}) for p in parts]
 
 
@@ -110,7 +110,7 @@ def test_parts_are_averaged_and_pooled():
         report(3, (10, 0, 10, 80), (5, 5, 15, 75), (1, 1, 0)),
         report(1, (90, 10, 0, 0), (80, 0, 10, 10), (3, 0, 1)),
     ]
-    table = protocol.tabulated(parts, reports, [2.0, 4.0]).set_index("part")
+    table = protocol.tabulate(parts, reports, [2.0, 4.0]).set_index("part")
     assert table.index.tolist() == ["acc", "kam", "mean", "pooled"]  # znz is still to come
     assert table.iou.tolist() == pytest.approx([0.5, 0.9, 0.7, 100 / 120])
     assert table.iou_at_half.tolist() == pytest.approx([0.2, 80 / 90, (0.2 + 80 / 90) / 2, 85 / 115])

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import mlflow
 import pytest
-from conftest import one_layer, own_store, rules_with, two_towns
+from conftest import one_layer, own_store, parsed, rules_with, two_towns
 from mlflow import MlflowClient
 
-from entrypoints import evaluate, train
 from ocmlflow.chips import chip_set, splits
 from ocmlflow.errors import InputError
+from ocmlflow.pipeline import scoring, train
 from ocmlflow.tracking import chip_artifacts, registry, runs
 from ocmlflow.tracking.model_facts import ChipSplit, ModelFacts
 
@@ -81,32 +81,32 @@ def broken_off(line):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "log_metrics", break_off)
         with pytest.raises(KeyboardInterrupt):
-            train.main(train.parse(words(line, init=BASE)))
+            train.run(parsed("train", words(line, init=BASE)))
     return last()
 
 
 def test_with_a_version_to_go_on_from_no_other_network_is_named(line, broken_off, capsys):
     assert not {"architecture", "encoder", "weights"} & broken_off.data.params.keys()
     with pytest.raises(SystemExit):
-        train.parse(words(line, init=BASE, encoder="resnet50", weights="none"))
+        parsed("train", words(line, init=BASE, encoder="resnet50", weights="none"))
     assert "--init: the network of that version is trained, leave out encoder, weights" in capsys.readouterr().err
 
 
 def test_a_frozen_encoder_of_random_weights_is_refused(capsys):
     with pytest.raises(SystemExit):
-        train.parse(["--freeze", "1", "--weights", "none"])
+        parsed("train", ["--freeze", "1", "--weights", "none"])
     assert "argument --freeze: an encoder of random weights is to learn" in capsys.readouterr().err
 
 
 def test_a_training_is_not_resumed_on_another_backend(broken_off, monkeypatch):
     monkeypatch.setattr("keras.backend.backend", lambda: "jax")
     with pytest.raises(InputError, match="was begun on tensorflow, this is jax: set KERAS_BACKEND=tensorflow"):
-        train.main(train.parse(["--resume", broken_off.info.run_id]))
+        train.run(parsed("train", ["--resume", broken_off.info.run_id]))
 
 
 def test_a_training_is_resumed_from_the_version_that_it_took_though_the_alias_moved(broken_off):
     name_base(2)
-    train.main(train.parse(["--resume", broken_off.info.run_id]))
+    train.run(parsed("train", ["--resume", broken_off.info.run_id]))
     found = mlflow.get_run(broken_off.info.run_id)
     assert found.info.status == "FINISHED"
     assert found.data.params["init"] == BASE
@@ -116,18 +116,18 @@ def test_a_training_is_resumed_from_the_version_that_it_took_though_the_alias_mo
 
 def test_a_training_that_ended_before_it_had_chips_is_begun_anew(line):
     with pytest.raises(InputError, match="there is no encoder nobody"):
-        train.main(train.parse(words(line, encoder="nobody")))
+        train.run(parsed("train", words(line, encoder="nobody")))
     with pytest.raises(InputError, match=r"left no state: .*; start it anew"):
-        train.main(train.parse(["--resume", last().info.run_id]))
+        train.run(parsed("train", ["--resume", last().info.run_id]))
 
 
 def test_a_key_names_the_version_and_not_the_alias(line):
     keys = []
     for version in (1, 2, 1):
         name_base(version)
-        keys.append(train.key(train.parse(words(line, init=BASE)), "digest"))
+        keys.append(train.key(parsed("train", words(line, init=BASE)), "digest"))
     assert keys[0] == keys[2] != keys[1]
-    assert keys[0] == train.key(train.parse(words(line, init="models:/towns/1")), "digest")
+    assert keys[0] == train.key(parsed("train", words(line, init="models:/towns/1")), "digest")
 
 
 def test_what_evaluate_would_refuse_is_not_trained(line, made, tmp_path):
@@ -138,12 +138,12 @@ def test_what_evaluate_would_refuse_is_not_trained(line, made, tmp_path):
     index = rows.assign(hash=rows.hash.where(rows.index != held, roof))
     other = saved(made, index, tmp_path / "same")
     with pytest.raises(InputError, match="1 validation chips of kkk show the pixels of training chips"):
-        train.main(train.parse(words(line, chips=other)))
+        train.run(parsed("train", words(line, chips=other)))
     index = index.assign(split=index.split.where(index.hash != roof, "unused"))
     index.loc[held, "split"] = "validation"
     other = saved(made, index, tmp_path / "ancestors")
     with pytest.raises(InputError, match=r"1 of the \d+ validation chips lie on ground that towns version 1"):
-        train.main(train.parse(words(line, chips=other, init="models:/towns/1")))
+        train.run(parsed("train", words(line, chips=other, init="models:/towns/1")))
 
 
 def test_a_model_of_a_fold_was_not_trained_on_what_touched_it(line, made, tmp_path):
@@ -159,7 +159,7 @@ def test_a_model_of_a_fold_was_not_trained_on_what_touched_it(line, made, tmp_pa
         )
         runs.log_model(one_layer(4, -2), facts, name="towns")
     model = registry.load_model("models:/towns/3")
-    evaluate.check_fair(model, held, "validation")
+    scoring.check_fair(model, held, "validation")
     for rows, split in ((chip_artifacts.trained_on(model), "train"), (chip_artifacts.chosen_on(model), "validation")):
         assert set(rows.id) == set(held.select(split).id) > set()
 
@@ -167,7 +167,7 @@ def test_a_model_of_a_fold_was_not_trained_on_what_touched_it(line, made, tmp_pa
 def test_chips_that_leave_nothing_to_learn_are_refused(line, tmp_path):
     ringed = keep(two_towns(tmp_path, rules_with(buffer_m=10.0)))
     with pytest.raises(InputError, match="nothing to learn from: buffer_m=10 leaves out all of their buildings"):
-        train.main(train.parse(words(line, chips=ringed)))
+        train.run(parsed("train", words(line, chips=ringed)))
 
 
 def saved(made, index, folder) -> str:

@@ -42,7 +42,7 @@ from ocmlflow import executors
 from ocmlflow.errors import InputError
 from ocmlflow.prediction import inference, map_writer, preflight, scene_map, scene_tiles, tile_store
 from ocmlflow.prediction.preflight import SceneCheck
-from ocmlflow.prediction.scene_map import SceneMap
+from ocmlflow.prediction.scene_map import MapFiles
 from ocmlflow.prediction.scene_tiles import MapSettings
 from ocmlflow.probability import Predict
 from ocmlflow.scenes import geobox, partial_read, raster, resample, windows
@@ -72,13 +72,13 @@ def settings(**changed) -> MapSettings:
     return MapSettings(**{**vars(SETTINGS), **changed})
 
 
-def draw(href: str, folder, *, network=brightness, executor=None, **changed) -> SceneMap:
+def draw(href: str, folder, *, network=brightness, executor=None, **changed) -> MapFiles:
     folder.mkdir(exist_ok=True)
     how = {"settings": settings(**changed), "progress": items, "executor": executor}
     return scene_map.map_scene(Scene("one", "", href), network, folder, **how)
 
 
-def footprints(made: SceneMap) -> gpd.GeoDataFrame:
+def footprints(made: MapFiles) -> gpd.GeoDataFrame:
     return gpd.read_parquet(made.footprints)
 
 

@@ -34,17 +34,18 @@ import pytest
 import requests
 import sqlalchemy
 from affine import Affine
-from conftest import TRANSFORM, free_block, town, write_catalog
+from conftest import TRANSFORM, free_block, parsed, town, write_catalog
 from mlflow import MlflowClient
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.s3_artifact_repo import _cached_get_s3_client
 from mlflow.store.tracking.dbmodels import initial_models
 from rio_cogeo import cog_validate
 
-from entrypoints import doctor, evaluate, predict, prepare, send, server, train
+from entrypoints import doctor, send, server
 from ocmlflow.chips import chip_set, zarr_store
 from ocmlflow.errors import InputError
 from ocmlflow.launch import remote_runs
+from ocmlflow.pipeline import evaluate, predict, prepare, train
 from ocmlflow.server import postgresql, processes
 from ocmlflow.storage import hrefs, range_cache
 from ocmlflow.tracking import chip_artifacts, model_facts, outbox, outbox_sender, registry, run_search
@@ -204,7 +205,7 @@ def test_a_training_loses_nothing_when_the_server_is_away_in_the_middle_and_at_t
     after(epoch_2=known, epoch_4=back_and_away_again)
     name = f"away-{uuid.uuid4().hex[:8]}"
     with pytest.raises(UndeliveredError, match=r"`python -m entrypoints\.send` sends them"):
-        train.main(train.parse([*SMALL, "--chips", chips_run, "--epochs", "5", "--name", name]))
+        train.run(parsed("train", [*SMALL, "--chips", chips_run, "--epochs", "5", "--name", name]))
     assert run().info.status == "RUNNING"
     with pytest.raises(InputError, match="entries are not sent, they are kept in"):
         send.main(send.parse([]))
@@ -242,11 +243,11 @@ def test_the_line_runs_on_the_servers_with_all_data_in_s3(direct, team, team_ser
     hrefs.mirror(str(tmp_path / "towns"), f"{base}/towns")
     image = f"{base}/towns/kam/k1/k1.tif"
     words = ["--catalog", f"{base}/towns/catalog.json", "--validation", "kam", "--workers", "1", "--size", "64"]
-    prepare.main(prepare.parse([*words, "--work", str(tmp_path / "work")]))
-    train.main(train.parse([*SMALL, "--epochs", "1", "--name", name]))
-    evaluate.main(evaluate.parse(["--model", f"models:/{name}@candidate"]))
+    prepare.run(parsed("prepare", [*words, "--work", str(tmp_path / "work")]))
+    train.run(parsed("train", [*SMALL, "--epochs", "1", "--name", name]))
+    evaluate.run(parsed("evaluate", ["--model", f"models:/{name}@candidate"]))
     words = ["--model", f"models:/{name}@champion", "--images", image, "--output", f"{base}/out"]
-    predict.main(predict.parse([*words, "--size", "512", "--engine", "keras", "--work", str(tmp_path / "work")]))
+    predict.run(parsed("predict", [*words, "--size", "512", "--engine", "keras", "--work", str(tmp_path / "work")]))
 
     runs = {run.data.tags[tracking_runs.VERB]: run for run in client.search_runs([experiment])}
     assert {verb: run.info.status for verb, run in runs.items()} == dict.fromkeys(
@@ -465,7 +466,7 @@ def test_a_training_on_a_full_disk_goes_on_and_is_resumed(team, small_chips, aft
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails, as on a full disk
     try:
         with pytest.raises(InputError, match=r"the model cannot be kept: .*Make room, then go on with resume="):
-            train.main(train.parse([*SMALL, "--chips", chips_run, "--epochs", "2", "--name", name]))
+            train.run(parsed("train", [*SMALL, "--chips", chips_run, "--epochs", "2", "--name", name]))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
@@ -474,7 +475,7 @@ def test_a_training_on_a_full_disk_goes_on_and_is_resumed(team, small_chips, aft
     assert run.info.status == "FAILED"
     assert [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")] == [1, 2]
     logging.getLogger("ocmlflow.training.callbacks").handlers.clear()
-    train.main(train.parse(["--resume", run.info.run_id]))
+    train.run(parsed("train", ["--resume", run.info.run_id]))
     assert client.get_run(run.info.run_id).info.status == "FINISHED"
     assert client.get_model_version_by_alias(name, "candidate").run_id == run.info.run_id
 

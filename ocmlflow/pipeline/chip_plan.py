@@ -1,0 +1,164 @@
+"""Plans a cut before any pixel is written: which scenes, what is known of them, which chips, in which split."""
+
+import logging
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from geopandas import GeoDataFrame
+
+from ocmlflow.chips import chip_set, scene_survey, splits
+from ocmlflow.chips.chip_set import Rules
+from ocmlflow.chips.scene_survey import SceneSurvey
+from ocmlflow.errors import InputError
+from ocmlflow.pipeline.options import PrepareOptions
+from ocmlflow.progress import progress_bar
+from ocmlflow.redaction import redact
+from ocmlflow.scenes import catalog, stac_reader
+from ocmlflow.scenes.catalog import Scene
+from ocmlflow.storage import hrefs
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ChipPlan:
+    """What a cut would write."""
+
+    surveys: list[SceneSurvey]
+    """Of the scenes that are cut, in their order."""
+    table: dict[str, dict[str, Any]]
+    """A row of what is known of each scene, by its id; those that are left out have a row too."""
+    chips: GeoDataFrame
+    """Candidate chips, with `split` or `fold`, and `keep_empty`: whether a chip without buildings is written."""
+
+
+def labelled_scenes(options: PrepareOptions) -> list[Scene]:
+    """The scenes that are asked for; InputError where none of them has labels."""
+    scenes = catalog.select(catalog.read_scenes(options.catalog), scenes=options.scenes, places=options.places)
+    if not any(scene.labels for scene in scenes):
+        raise InputError(
+            f"none of the {len(scenes)} scenes of {options.catalog} has labels: a label item is found by its `source` "
+            f"link, by the id SCENE{stac_reader.LABEL_SUFFIX} or by its scene's geometry, a label file by its image's "
+            f"name ({' or '.join(f'NAME{suffix}' for suffix in stac_reader.LABEL_FILES)})"
+        )
+    return scenes
+
+
+def make(scenes: list[Scene], options: PrepareOptions, executor: Executor) -> ChipPlan:
+    """The plan for some scenes; InputError where nothing can be cut, or cannot be split as asked."""
+    surveys, table = _survey(scenes, options, executor)
+    rules = chip_rules(options)
+    candidates = [chip_set.candidates(survey, rules=rules) for survey in surveys]
+    if not sum(map(len, candidates)):
+        raise no_imagery(options)
+    chips = pd.concat([chips for chips in candidates if len(chips)], ignore_index=True)
+    chips = splits.assign(
+        chips,
+        validation=options.effective_validation,
+        test=options.test,
+        folds=options.folds,
+        block_m=options.block_m,
+        seed=options.seed,
+    )
+    if not options.folds:
+        splits.drop_touching(splits.without_overlap(chips, size=options.size))  # fails now, not after the cutting
+    sampled = splits.sample_ids(chips.id, options.empty_share, options.seed)
+    held_out = np.asarray(chips.split != splits.TRAIN) | bool(options.folds)
+    return ChipPlan(surveys, table, chips.assign(keep_empty=held_out | sampled))
+
+
+def no_imagery(options: PrepareOptions) -> InputError:
+    """The error to raise where no chip shows enough imagery."""
+    return InputError(f"no chip of {options.catalog} shows at least {options.min_valid:.0%} of imagery")
+
+
+def chip_rules(options: PrepareOptions) -> Rules:
+    """How chips are cut."""
+    return Rules(
+        gsd=options.gsd,
+        size=options.size,
+        stride=options.effective_stride,
+        min_valid=options.min_valid,
+        buffer_m=options.buffer_m,
+        parts=options.label == "boundary",
+    )
+
+
+def print_plan(plan: ChipPlan, size: int) -> None:
+    """Print what would be read, cut and written.
+
+    Chips are counted as the overviews of the images show them, files are counted whole.
+    """
+    likely = plan.chips[plan.chips.imagery > 0]
+    megabytes = {survey.scene.id: hrefs.size(survey.scene.image) / 1e6 for survey in plan.surveys}
+    heads = " ".join(f"{split:>10}" for split in splits.SPLITS)
+    print(f"{'scene':<12} {'place':<8} {'footprints':>10} {'MB to read':>10} {'chips':>8} {heads}")
+    for scene, row in plan.table.items():
+        start = f"{scene:<12} {row['place']:<8}"
+        if scene not in megabytes:
+            print(f"{start} {row['status']}")
+            continue
+        rows = likely[likely.scene == scene]
+        counts = " ".join(f"{(rows.split == split).sum():>10}" for split in splits.SPLITS)
+        print(f"{start} {row['footprints']:>10} {megabytes[scene]:>10.1f} {len(rows):>8} {counts}")
+    raw = len(likely) * size**2 * 4 / 1e6
+    print(
+        f"about {len(likely)} chips of {len(megabytes)} scenes; at most {sum(megabytes.values()):.0f} MB to read and "
+        f"{raw:.0f} MB to write; training chips that touch chips held out are left out"
+    )
+
+
+def _survey(
+    scenes: list[Scene], options: PrepareOptions, executor: Executor
+) -> tuple[list[SceneSurvey], dict[str, dict[str, Any]]]:
+    """The surveys of the scenes that can be cut, in their order, and the row of each scene with its status."""
+    table = {scene.id: _first_row(scene) for scene in scenes}
+    labelled = [scene for scene in scenes if scene.labels]
+    futures = [
+        executor.submit(scene_survey.survey, scene, gsd=options.gsd, black_m2=options.black_m2, bbox=options.bbox)
+        for scene in labelled
+    ]
+    surveys = []
+    for scene, future in progress_bar(zip(labelled, futures, strict=True), len(labelled), "surveying"):
+        try:
+            survey = future.result()
+        except InputError as error:
+            if not options.skip_unreadable:
+                raise
+            leave_out(table[scene.id], error)
+            continue
+        if survey:
+            surveys.append(survey)
+            table[scene.id] |= _survey_row(survey, options)
+        else:
+            table[scene.id]["status"] = "outside bbox"
+    if not surveys:
+        raise InputError(f"no scene of {options.catalog} with labels can be cut; bbox={options.bbox}")
+    return surveys, table
+
+
+def leave_out(row: dict[str, Any], error: InputError) -> None:
+    """Give a scene's row the status of one that cannot be read, and log it."""
+    row["status"] = redact(f"unreadable: {error}")
+    log.warning("scene %s left out: %s", row["scene"], row["status"])
+
+
+def _first_row(scene: Scene) -> dict[str, Any]:
+    return {"scene": scene.id, "place": scene.place, "image": redact(scene.image), "status": "no labels"}
+
+
+def _survey_row(survey: SceneSurvey, options: PrepareOptions) -> dict[str, Any]:
+    footprints = survey.footprints
+    return {
+        "status": "found",
+        "native_gsd": round(survey.native_gsd, 4),
+        "gsd": options.gsd,
+        "footprints": footprints.drawn,
+        "without_area": footprints.empty,
+        "repaired": footprints.repaired,
+        "duplicates": footprints.duplicates,
+        "outside": survey.outside,
+    }

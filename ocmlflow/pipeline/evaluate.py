@@ -1,0 +1,82 @@
+"""Scores a model on held-out chips, chooses its threshold and promotes it if it is the best."""
+
+import tempfile
+from pathlib import Path
+
+from ocmlflow.chips.chip_set import ChipSet
+from ocmlflow.evaluation.scorecard import Scorecard
+from ocmlflow.pipeline import promotion, score_log, scoring
+from ocmlflow.pipeline.options import EvaluateOptions, parameters
+from ocmlflow.pipeline.scoring import ScoreRules
+from ocmlflow.storage import hrefs
+from ocmlflow.tracking import chip_artifacts, provenance, registry, runs
+from ocmlflow.tracking.registry import Model
+
+TEST_VERDICT = "Test chips, at the version's own threshold and temperature: nothing was chosen or promoted on them."
+MASKS_VERDICT = "Masks of another tool: there is nothing to promote."
+
+
+def run(options: EvaluateOptions) -> Scorecard:
+    """The scorecard of a model, or of masks of another tool; score, report and decision are logged to a run.
+
+    On validation chips the version gets the threshold and temperature that were chosen, and becomes champion if it
+    beats the present one.
+    """
+    with runs.run("evaluate", parameters(options)), tempfile.TemporaryDirectory() as scratch:
+        runs.identify({runs.KEY: key(options)})
+        if options.predictions:
+            return _score_masks(options, options.predictions, Path(scratch))
+        return _score_model(options, Path(scratch))
+
+
+def key(options: EvaluateOptions) -> str:
+    """Digest of model, chips, options and code; name model and chips by version and run id, for aliases move on."""
+    return hrefs.digest(provenance.code_digest(), repr(sorted(parameters(options).items())))
+
+
+def _score_masks(options: EvaluateOptions, masks: str, work: Path) -> Scorecard:
+    chips_run = chip_artifacts.resolve_run(options.chips)
+    chips = chip_artifacts.open_chips(chips_run)
+    score_log.log_chips(chips_run, chips)
+    card = scoring.score_masks(masks, chips, score_rules(options), work)
+    score_log.log_card(card, score_rules(options), verdict=MASKS_VERDICT, origin="")
+    return card
+
+
+def _score_model(options: EvaluateOptions, work: Path) -> Scorecard:
+    model = registry.load_model(options.model)
+    chips_run = chip_artifacts.resolve_run(options.chips or model.facts.chips)
+    chips = chip_artifacts.open_chips(chips_run, fold=scoring.fold_of(model, chips_run))
+    scoring.check_fair(model, chips, options.split)
+    score_log.log_chips(chips_run, chips)
+    rules = score_rules(options)
+    card = scoring.score_model(model, chips, rules, work)
+    if options.split == "test":
+        score_log.log_card(card, rules, verdict=TEST_VERDICT, origin=score_log.origin(model))
+    else:
+        _decide(options, model, card, chips, chips_run)
+    return card
+
+
+def _decide(options: EvaluateOptions, model: Model, card: Scorecard, chips: ChipSet, chips_run: str) -> None:
+    """Log the card with the decision, and give the version its threshold, temperature, score and alias."""
+    rules = score_rules(options)
+    decision = promotion.decide(model, card, chips, rules, promote=options.promote, margin=options.margin)
+    score_log.log_card(card, rules, verdict=decision.verdict, origin=score_log.origin(model))
+    if model.name:
+        tags = {
+            "threshold": f"{card.threshold / 100:.2f}",
+            registry.TEMPERATURE: f"{card.pixels.temperature:.4f}",
+            "iou": f"{card.counts.iou:.4f}",
+            registry.EVALUATED_ON: chips_run,
+            "report": f"runs:/{runs.active().info.run_id}/report.html",
+        }
+        registry.describe_version(model, tags, f"{score_log.headline(card)} {decision.verdict}")
+    if decision.promoted:
+        runs.set_tags({"ocmlflow.promoted": "true"})
+        registry.promote(model)
+
+
+def score_rules(options: EvaluateOptions) -> ScoreRules:
+    """How the chips are scored."""
+    return ScoreRules(options.split, options.bootstrap_block_m, options.min_area_m2)
