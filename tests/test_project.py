@@ -165,6 +165,13 @@ def test_readme_and_ci_run_the_same_test_command():
     assert found.stdout.strip() == commands[1]
 
 
+def test_pre_commit_runs_the_linters_of_ci():
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repository["repo"] == "local"
+    hooks = [hook["entry"] for hook in repository["hooks"] if hook["language"] == "system"]
+    assert hooks == re.findall(r"^(?:ruff|mypy) .*$", (ROOT / ".ci/run").read_text(), re.MULTILINE)
+
+
 def _environment(folder):
     import os
 
