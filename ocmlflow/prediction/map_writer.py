@@ -126,7 +126,8 @@ def _valid(job: MapJob, dataset: DatasetReader, window: Window) -> np.ndarray:
     if not job.plan.settings.skip_unreadable:
         return raster.read_valid(dataset, window)
     blank = np.zeros((window.height, window.width), bool)
-    return partial_read.read_array(partial(raster.read_valid, dataset), window, blank, [])
+    valid, _ = partial_read.read_array(partial(raster.read_valid, dataset), window, blank)
+    return valid
 
 
 def _wanted(job: MapJob, window: Window, area: list[BaseGeometry] | None) -> np.ndarray | np.bool_:

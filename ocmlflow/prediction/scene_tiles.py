@@ -106,7 +106,8 @@ def predict(
             shape = (int(window.height), int(window.width))
             return Pixels(np.zeros((*shape, 3), np.uint8), np.zeros(shape, bool))
         if settings.skip_unreadable:
-            return partial_read.read_pixels(read, window, spoilt[window.toranges()])
+            pixels, spoilt[window.toranges()] = partial_read.read_pixels(read, window)
+            return pixels
         return read(window)
 
     part.kept.mkdir(parents=True, exist_ok=True)

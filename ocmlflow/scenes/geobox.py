@@ -1,4 +1,4 @@
-"""Where the pixels of a raster lie: grids on the ground, their resolution and outlines."""
+"""Geometry of a raster on the ground: its grid, ground sampling distance (GSD), UTM grid and outlines in degrees."""
 
 import math
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from shapely.geometry.base import BaseGeometry
 
 from ocmlflow.errors import InputError
 
-ACROSS, DOWN = np.array([0, 1, 1, 0]), np.array([0, 0, 1, 1])
-"""The corners of a window, clockwise from its first pixel's."""
+CORNER_COLS, CORNER_ROWS = np.array([0, 1, 1, 0]), np.array([0, 0, 1, 1])
+"""Corners of a window of one pixel, clockwise from the upper left."""
 TURNS = -360, 0, 360
-"""Degrees of longitude by which one place may be told otherwise."""
+"""Degrees that may be added to the longitude of a place, to name the same place."""
 NEAR_DEG = 0.1
-"""Beyond what the curved edges of the largest scene, or the margin of its grids, make up."""
+"""Degrees around a grid that count as near it: more than its edges curve, and more than the margins of its tiles."""
 SEGMENT_DEG = 1e-3
-"""Edges of this length, a hundred metres, bend by millimetres."""
+"""Longest edge of a projected area: over this length, a hundred metres, a straight edge bends by millimetres."""
 
 
 @dataclass(frozen=True)
@@ -30,28 +30,23 @@ class GeoBox:
     """Where the pixels of a raster lie."""
 
     crs: str
-    """As WKT, or an authority's code."""
+    """WKT or a code such as EPSG:32636."""
     transform: Affine
     """From pixel (col, row) to (x, y) of the CRS."""
     height: int
     width: int
 
     def corners(self, window: Window) -> list[tuple[float, float]]:
-        """(x, y) of the window's corners, clockwise from the first pixel's."""
-        left, upper, right, lower = (
-            window.col_off,
-            window.row_off,
-            window.col_off + window.width,
-            window.row_off + window.height,
-        )
-        return [self.transform @ corner for corner in ((left, upper), (right, upper), (right, lower), (left, lower))]
+        """(x, y) of the window's corners, clockwise from the upper left."""
+        cols = (window.col_off + window.width * CORNER_COLS).tolist()
+        rows = (window.row_off + window.height * CORNER_ROWS).tolist()
+        return [self.transform @ corner for corner in zip(cols, rows, strict=True)]
 
 
 def gsd(grid: GeoBox) -> float:
-    """Metres of ground per pixel in the middle of the grid, along the ellipsoid.
+    """Ground sampling distance: metres per pixel in the middle of the grid, along the ellipsoid.
 
-    From the ground and not from the transform: two scenes of the challenge are filed in a UTM zone far from their
-    own, where pixels are not as long as their transform says.
+    The transform may say otherwise: two scenes of the challenge are georeferenced in a UTM zone far from their own.
     """
     lons, lats = _lonlats(grid, *_middle(grid))
     _, _, metres = Geod(ellps="WGS84").inv([lons[0]] * 2, [lats[0]] * 2, lons[1:], lats[1:])
@@ -59,7 +54,7 @@ def gsd(grid: GeoBox) -> float:
 
 
 def scale_factors(own: GeoBox, target: GeoBox) -> tuple[float, float]:
-    """Pixels of the target per pixel of `own` along its rows and its columns, in its middle; 1 where that is more."""
+    """Pixels of the target per pixel of `own`, along rows and columns, in the middle of `own`; at most 1."""
     to_target = Transformer.from_crs(own.crs, target.crs, always_xy=True)
     cols, rows = ~target.transform @ to_target.transform(*(own.transform @ _middle(own)))
     across, down = np.hypot(cols[1:] - cols[0], rows[1:] - rows[0]).clip(max=1)
@@ -67,7 +62,7 @@ def scale_factors(own: GeoBox, target: GeoBox) -> tuple[float, float]:
 
 
 def check_on_earth(grid: GeoBox) -> None:
-    """Raise InputError unless the grid lies on earth, and in one piece: a CRS may have a seam, most at 180 degrees."""
+    """Raise InputError unless the grid lies on earth and in one piece: a CRS may have a seam, most at 180 degrees."""
     try:
         zone = _utm(grid)
         to_zone = Transformer.from_crs(grid.crs, zone, always_xy=True)
@@ -76,11 +71,11 @@ def check_on_earth(grid: GeoBox) -> None:
             f"its CRS, {_name(grid.crs)}, does not say where on earth it lies: export it in one that does, or, if only "
             "the name is wrong, give it the right one, say with gdal_edit.py -a_srs EPSG:CODE"
         ) from error
-    cols: Any = grid.width * ACROSS
-    rows: Any = grid.height * DOWN
-    there = to_zone.transform(*(grid.transform @ (cols, rows)))
-    back = ~grid.transform @ to_zone.transform(*there, direction="INVERSE")
-    if not np.hypot(back[0] - cols, back[1] - rows).max() <= max(grid.width, grid.height):  # infinity included
+    cols: Any = grid.width * CORNER_COLS
+    rows: Any = grid.height * CORNER_ROWS
+    in_zone = to_zone.transform(*(grid.transform @ (cols, rows)))
+    back_cols, back_rows = ~grid.transform @ to_zone.transform(*in_zone, direction="INVERSE")
+    if not np.hypot(back_cols - cols, back_rows - rows).max() <= max(grid.width, grid.height):  # true for infinity too
         raise InputError(
             f"it reaches beyond the edge of its CRS, {_name(grid.crs)}; bring it to another, say with "
             f"gdalwarp -t_srs {zone}"
@@ -88,9 +83,9 @@ def check_on_earth(grid: GeoBox) -> None:
 
 
 def utm_grid(own: GeoBox, *, gsd: float) -> GeoBox:
-    """Grid of square pixels of `gsd` metres over all of `own`, north up in the UTM zone of its middle.
+    """Grid of square pixels of `gsd` metres that covers `own`, north up, in the UTM zone of its middle.
 
-    Its corners are whole multiples of `gsd`, so that scenes of one zone share one grid.
+    Its corners are multiples of `gsd`, so that the pixels of all scenes of a zone are aligned.
     """
     crs = _utm(own)
     left, bottom, right, top = transform_bounds(own.crs, crs, *_bounds(own), densify_pts=21)
@@ -101,22 +96,22 @@ def utm_grid(own: GeoBox, *, gsd: float) -> GeoBox:
 
 
 def outline(grid: GeoBox, window: Window) -> BaseGeometry:
-    """The window's outline in degrees (lon, lat); two polygons where 180 degrees cut it, as RFC 7946 asks."""
-    cols, rows = window.col_off + window.width * ACROSS, window.row_off + window.height * DOWN
+    """Outline of a window in degrees (lon, lat); two polygons where 180 degrees cut it, as in RFC 7946."""
+    cols, rows = window.col_off + window.width * CORNER_COLS, window.row_off + window.height * CORNER_ROWS
     return _outlines(grid, cols[np.newaxis], rows[np.newaxis])[0]
 
 
 def outlines(grid: GeoBox, rows: np.ndarray, cols: np.ndarray, *, size: int) -> np.ndarray:
-    """(count,) outlines, as `outline` gives them, of square windows by their first row and column."""
-    return _outlines(grid, cols[:, np.newaxis] + size * ACROSS, rows[:, np.newaxis] + size * DOWN)
+    """Outlines, as `outline` gives them, of square windows by their first rows and columns: (count,) polygons."""
+    return _outlines(grid, cols[:, np.newaxis] + size * CORNER_COLS, rows[:, np.newaxis] + size * CORNER_ROWS)
 
 
 def project_area(area: BaseGeometry, grid: GeoBox) -> BaseGeometry:
-    """What of an area in degrees (lon, lat) lies on the grid or near it, in the grid's CRS.
+    """The part of an area in degrees (lon, lat) on the grid or near it, projected to the grid's CRS.
 
-    Edges that are straight in degrees, as GeoJSON's are, bend in it: by kilometres where they are long.
+    Its edges are cut into short ones first: long edges that are straight in degrees, as in GeoJSON, bend by kilometres.
     """
-    lons, lats = _lonlats(grid, grid.width * ACROSS, grid.height * DOWN)
+    lons, lats = _lonlats(grid, grid.width * CORNER_COLS, grid.height * CORNER_ROWS)
     near = shapely.box(lons.min() - NEAR_DEG, lats.min() - NEAR_DEG, lons.max() + NEAR_DEG, lats.max() + NEAR_DEG)
     parts = [shapely.affinity.translate(area, turn).intersection(near) for turn in TURNS]
     fine = shapely.segmentize(shapely.union_all(parts), SEGMENT_DEG)
@@ -125,23 +120,23 @@ def project_area(area: BaseGeometry, grid: GeoBox) -> BaseGeometry:
 
 
 def equal_area_crs(grid: GeoBox) -> str:
-    """A CRS around the grid in which areas are true square metres, whatever the grid's own."""
+    """An equal-area CRS around the grid, as a PROJ string: areas in it are square metres of ground."""
     lons, _ = _lonlats(grid, *_middle(grid))
     return f"+proj=cea +lat_ts=30 +lon_0={lons[0]:.0f} +datum=WGS84"
 
 
 def _outlines(grid: GeoBox, cols: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """(count,) outlines of polygons by the pixel coordinates of their corners, each (count, corners)."""
+    """Polygons in degrees, (count,), from the pixel coordinates of their corners, each (count, corners)."""
     lons, lats = _lonlats(grid, cols, rows)
-    found = np.asarray(shapely.polygons(np.stack([lons, lats], axis=-1)))
+    polygons = np.asarray(shapely.polygons(np.stack([lons, lats], axis=-1)))
     for number in np.flatnonzero(np.abs(lons).max(axis=-1) > 180):
-        turned = [shapely.affinity.translate(found[number], turn) for turn in TURNS]
-        found[number] = shapely.union_all(shapely.clip_by_rect(turned, -180, -90, 180, 90))
-    return found
+        turned = [shapely.affinity.translate(polygons[number], turn) for turn in TURNS]
+        polygons[number] = shapely.union_all(shapely.clip_by_rect(turned, -180, -90, 180, 90))
+    return polygons
 
 
 def _lonlats(grid: GeoBox, cols: Any, rows: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Degrees of some points of the grid; longitudes go on beyond 180 where the grid does."""
+    """Longitudes and latitudes of points of the grid; longitudes go beyond 180 where the grid does."""
     to_lonlat = Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True)
     lons, lats = to_lonlat.transform(*(grid.transform @ (cols, rows)))
     middle, _ = to_lonlat.transform(*(grid.transform @ (grid.width / 2, grid.height / 2)))
@@ -154,15 +149,15 @@ def _bounds(grid: GeoBox) -> tuple[float, float, float, float]:
 
 
 def _middle(grid: GeoBox) -> tuple[Any, Any]:
-    """(cols, rows) of the grid's middle, and of the points a pixel to the right of it and below it."""
+    """(cols, rows) of three points: the middle of the grid, one pixel to the right of it, and one below it."""
     return grid.width / 2 + np.array([0, 1, 0]), grid.height / 2 + np.array([0, 0, 1])
 
 
 def _utm(grid: GeoBox) -> str:
-    """The UTM zone of the grid's middle; the grid's own CRS where that is this zone already."""
+    """Code of the UTM zone of the grid's middle, such as EPSG:32636."""
     x, y = grid.transform @ (grid.width / 2, grid.height / 2)
     lon, lat = Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True).transform(x, y)
-    if not (abs(lon) <= 360 and abs(lat) <= 90):  # NaN and infinity included
+    if not (abs(lon) <= 360 and abs(lat) <= 90):  # true for NaN and infinity too
         raise InputError(f"the transform {grid.transform[:6]} lies outside its CRS, {_name(grid.crs)}")
     zone = math.floor((lon + 180) / 6) % 60 + 1
     return f"EPSG:{(32600 if lat >= 0 else 32700) + zone}"

@@ -1,4 +1,4 @@
-"""An open scene and a window, to pixels; and rasters back to files that a GIS opens."""
+"""Writes one-band GeoTIFFs, and copies them to cloud-optimized GeoTIFFs (COG)."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from ocmlflow.scenes.geobox import GeoBox
 
 TILE = 512
 """Side of the blocks of the files written here, in pixels."""
-WRITING = 64 << 20
-"""Bytes of decoded blocks that are kept while a raster is copied."""
+COPY_CACHE = 64 << 20
+"""Bytes of GDAL's block cache while a raster is copied."""
 
 
 def create(
@@ -21,11 +21,11 @@ def create(
 ) -> rasterio.io.DatasetWriter:
     """A new tiled one-band GeoTIFF, open for writing; without a georeference where `grid` is None.
 
-    Blocks of nothing but `nodata` take no room where there is a georeference; a plain TIFF, for readers of any kind,
-    has them all.
+    A georeferenced file is sparse: blocks of only `nodata` take no room. Plain TIFFs hold all blocks, since some
+    readers do not know sparse files.
     """
-    place = {"crs": grid.crs, "transform": grid.transform, "sparse_ok": nodata is not None} if grid else {}
-    with raster.ignore_missing_georeference():  # chips have none to give
+    georeference = {"crs": grid.crs, "transform": grid.transform, "sparse_ok": nodata is not None} if grid else {}
+    with raster.ignore_missing_georeference():
         return rasterio.open(
             path,
             "w",
@@ -41,39 +41,39 @@ def create(
             compress="deflate",
             zlevel=1,
             bigtiff="if_safer",
-            **place,
+            **georeference,
         )
 
 
 def open_written(path: Path) -> DatasetReader:
-    """A raster that was written here, open for reading."""
+    """Open a raster that this package wrote, with or without a georeference."""
     with raster.ignore_missing_georeference():
         return rasterio.open(path)
 
 
 def check_complete(path: Path) -> None:
-    """Raise OSError, naming it, unless all of a raster that was written here can be read.
+    """Raise OSError, naming the file, unless every block of a raster that this package wrote can be read.
 
-    GDAL does not tell of a disk that was full when a file was closed.
+    GDAL reports no error where the disk was full when a file was closed.
     """
     try:
         with open_written(path) as dataset:
             for _, window in dataset.block_windows(1):
                 dataset.read(1, window=window)
     except rasterio.errors.RasterioIOError as error:
-        raise OSError(f"{path} is not whole, as if the disk had been full: {error}") from error
+        raise OSError(f"{path} is incomplete, perhaps because the disk was full: {error}") from error
 
 
 def write_cog(source: Path, target: Path, *, overviews: Resampling) -> None:
-    """Copy a GeoTIFF to a cloud-optimized one with overviews; OSError, naming it, where it does not become whole."""
-    with rasterio.Env(GDAL_CACHEMAX=WRITING):  # else a twentieth of the machine's memory
+    """Copy a GeoTIFF to a cloud-optimized one with overviews; OSError, naming it, where the copy is incomplete."""
+    with rasterio.Env(GDAL_CACHEMAX=COPY_CACHE):  # the default is 5 % of the memory
         rasterio.shutil.copy(
             source,
             target,
             driver="COG",
             blocksize=TILE,
             compress="deflate",
-            level=3,  # 6 takes twice as long, for a thirtieth less
+            level=3,  # 6 takes twice as long, for files 3 % smaller
             predictor="no",
             overview_resampling=overviews.name,
             bigtiff="if_safer",

@@ -523,7 +523,7 @@ def test_a_full_disk_is_an_error_where_a_chip_s_map_ends(tmp_path):
     href = write_image(tmp_path / "a.tif", np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8), crs=None)
     size = draw(href, tmp_path / "out").probability.stat().st_size
     shutil.rmtree(tmp_path / "out")
-    with room_for(size - 1), pytest.raises(OSError, match=r"one-probability\.tif is not whole"):
+    with room_for(size - 1), pytest.raises(OSError, match=r"one-probability\.tif is incomplete"):
         draw(href, tmp_path / "out")
 
 

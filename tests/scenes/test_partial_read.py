@@ -21,16 +21,15 @@ def test_all_but_the_surroundings_of_what_is_broken_is_read(height, width, data)
             raise InputError("cannot read image")
         return Pixels(image[window.toslices()], valid[window.toslices()])
 
-    spoilt: list[Window] = []
-    found = partial_read.read_pixels(read, Window(0, 0, width, height), spoilt)
+    pixels, unreadable = partial_read.read_pixels(read, Window(0, 0, width, height))
     lost = np.zeros((height, width), bool)
-    for window in spoilt:
+    for window in unreadable:
         assert max(window.height, window.width) <= partial_read.SMALLEST_PX
         lost[window.toslices()] = True
     assert all(lost[at] for at in broken)
-    assert len(spoilt) <= 2
-    np.testing.assert_array_equal(found.valid, ~lost)
-    np.testing.assert_array_equal(found.image, np.where(lost[..., np.newaxis], 0, image))
+    assert len(unreadable) <= 2
+    np.testing.assert_array_equal(pixels.valid, ~lost)
+    np.testing.assert_array_equal(pixels.image, np.where(lost[..., np.newaxis], 0, image))
 
 
 def test_other_errors_are_not_caught():
@@ -38,4 +37,4 @@ def test_other_errors_are_not_caught():
         raise OSError("No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        partial_read.read_pixels(read, Window(0, 0, 5, 5), [])
+        partial_read.read_pixels(read, Window(0, 0, 5, 5))
