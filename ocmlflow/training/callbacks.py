@@ -1,4 +1,4 @@
-"""What is done between the steps of a training: figures told, the best weights and the whole state kept."""
+"""Keras callbacks of a training: averaged weights, epoch reports and early stopping, checkpoints of its state."""
 
 import logging
 import math
@@ -20,43 +20,46 @@ log = logging.getLogger(__name__)
 
 
 class SwapAveragedWeights(keras.callbacks.Callback):
-    """Has the averaged weights of the optimizer in place while the network is validated, and until the next epoch.
+    """Swaps the optimizer's averaged weights in for validation, and from the end of an epoch to the next one.
 
-    As `keras.callbacks.SwapEMAWeights`, which loses the weights on PyTorch, and their last digits on TensorFlow.
+    In place of `keras.callbacks.SwapEMAWeights`, which loses the weights on PyTorch and their last digits on
+    TensorFlow.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._in_place = False
+        self._averages_in_place = False
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self._put(False)
+        self._swap(to_averages=False)
 
     def on_test_begin(self, logs: Any = None) -> None:
-        self._put(True)
+        self._swap(to_averages=True)
 
     def on_test_end(self, logs: Any = None) -> None:
-        self._put(False)
+        self._swap(to_averages=False)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self._put(True)
+        self._swap(to_averages=True)
 
-    def _put(self, average: bool) -> None:
-        if average == self._in_place:
+    def _swap(self, *, to_averages: bool) -> None:
+        if to_averages == self._averages_in_place:
             return
-        self._in_place = average
+        self._averages_in_place = to_averages
+        # A LossScaleOptimizer keeps the averages in the optimizer inside it.
         optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
         pairs = zip(optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True)
-        for variable, other in pairs:
-            held = np.array(variable.numpy())  # of its own: on PyTorch it would change with the variable
-            variable.assign(other)
-            other.assign(held)
+        for variable, average in pairs:
+            values = np.array(variable.numpy())  # a copy: on PyTorch the array shares the variable's memory
+            variable.assign(average)
+            average.assign(values)
 
 
 class EpochReporter(keras.callbacks.Callback):
-    """Hands the figures of each epoch to `report(epoch, figures)` and keeps the weights of the best one.
+    """Reports the figures of each epoch by `report(epoch, figures)` and keeps the weights of the best one.
 
-    Ends the training after `patience` epochs without a better one.
+    The best epoch is the one with the highest validation IoU. Stops training after `patience` epochs without a better
+    one. Raises InputError where the loss is no longer a number.
     """
 
     def __init__(
@@ -67,89 +70,108 @@ class EpochReporter(keras.callbacks.Callback):
         patience: int | None,
     ) -> None:
         super().__init__()
-        self.network, self.batch_size, self.report, self.patience = network, batch_size, report, patience
-        self.best, self.best_epoch, self.weights = -math.inf, 0, self._weights()
-        self.started = self.trained = 0.0
-        self.steps = 0
-        self.enough = False
+        self.network = network
+        self.batch_size = batch_size
+        self.report = report
+        self.patience = patience
+        self.best = -math.inf
+        self.best_epoch = 0
+        self.weights = self._copy_weights()
+        self.stopped_early = False
+        self._steps = 0
+        self._epoch_began = 0.0
+        self._validation_began = 0.0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self.started, self.steps = time.perf_counter(), 0
+        self._steps = 0
+        self._epoch_began = time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self.steps += 1
+        self._steps += 1
 
     def on_test_begin(self, logs: Any = None) -> None:
-        self.trained = time.perf_counter()
+        self._validation_began = time.perf_counter()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         figures = {name: float(value) for name, value in (logs or {}).items()}
         figures["learning_rate"] = float(ops.convert_to_numpy(self.model.optimizer.learning_rate))
-        figures["chips_per_second"] = self.steps * self.batch_size / (self.trained - self.started)
-        figures["seconds"] = time.perf_counter() - self.started
+        figures["chips_per_second"] = self._steps * self.batch_size / (self._validation_began - self._epoch_began)
+        figures["seconds"] = time.perf_counter() - self._epoch_began
         if not math.isfinite(figures["loss"]):
-            raise InputError(f"the loss of epoch {epoch + 1} is {figures['loss']}: a lower learning_rate would do")
+            raise InputError(f"the loss of epoch {epoch + 1} is {figures['loss']}: a lower learning_rate may help")
         if figures["val_iou"] > self.best:
-            self.best, self.best_epoch, self.weights = figures["val_iou"], epoch + 1, self._weights()
+            self.best = figures["val_iou"]
+            self.best_epoch = epoch + 1
+            self.weights = self._copy_weights()
         shown = ("loss", "iou", "val_loss", "val_iou", "val_precision", "val_recall", "seconds")
         log.info("epoch %d: %s", epoch + 1, ", ".join(f"{name} {figures[name]:.3f}" for name in shown))
         self.report(epoch + 1, figures)
-        self.enough = self.patience is not None and epoch + 1 - self.best_epoch >= self.patience
-        if self.enough:
-            log.info("no better validation IoU in %d epochs: the training ends", self.patience)
-        self.model.stop_training = self.enough
+        self.stopped_early = self.patience is not None and epoch + 1 - self.best_epoch >= self.patience
+        if self.stopped_early:
+            log.info("no better validation IoU in %d epochs: training stops", self.patience)
+        self.model.stop_training = self.stopped_early
 
-    def _weights(self) -> list[np.ndarray]:
-        return [np.array(weights) for weights in self.network.get_weights()]  # PyTorch's would go on changing
+    def _copy_weights(self) -> list[np.ndarray]:
+        # On PyTorch, the arrays of get_weights share memory with the network and would go on changing.
+        return [np.array(weights) for weights in self.network.get_weights()]
 
 
 class StateCheckpoint(keras.callbacks.Callback):
     """Writes the whole state of a training to a file before each epoch but the first, and hands it to `save`.
 
-    When `asked` to end the training it does so after the step that is being made, and raises SystemExit; in a
-    validation at once, with the state before the last step, which is to be made again.
+    When `stop_asked()` turns true it stops training after the current step and raises SystemExit. During validation it
+    stops at once; the state is then the one before the last step, and resuming repeats that step.
     """
 
     def __init__(
-        self, reporter: EpochReporter, path: Path, save: Callable[[Path], None], asked: Callable[[], bool]
+        self, reporter: EpochReporter, path: Path, save: Callable[[Path], None], stop_asked: Callable[[], bool]
     ) -> None:
         super().__init__()
-        self.reporter, self.path, self.save, self.asked = reporter, path, save, asked
-        self.epochs, self.steps = 0, 0
-        """Made before: whole epochs, and steps of the next."""
-        self.sums: list[np.ndarray] = []
-        """Of the metrics, in the steps of an epoch in whose middle a training was ended."""
+        self.reporter = reporter
+        self.path = path
+        self.save = save
+        self.stop_asked = stop_asked
+        self.epochs = 0
+        """Whole epochs done."""
+        self.steps = 0
+        """Steps done of the epoch after those."""
+        self.metric_sums: list[np.ndarray] = []
+        """Sums of the metrics over those steps, to go on with after resuming in the middle of an epoch."""
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         if epoch > self.epochs:
-            self.epochs, self.steps = epoch, 0
+            self.epochs = epoch
+            self.steps = 0
             self._write()
             self._send()
-        for variable, total in zip(self.model.metrics_variables if self.sums else (), self.sums, strict=True):
-            variable.assign(total)
-        self.sums = []
-        if self.asked():
-            self._end()
+        if self.metric_sums:
+            for variable, total in zip(self.model.metrics_variables, self.metric_sums, strict=True):
+                variable.assign(total)
+            self.metric_sums = []
+        if self.stop_asked():
+            self._stop()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self.steps += 1
-        left, asked = self.params["steps"] - batch - 1, self.asked()
-        if left != 1 and not (left and asked):
+        steps_left = self.params["steps"] - batch - 1
+        stop_now = self.stop_asked() and steps_left > 0  # after the last step, the validation stops it
+        # Before the last step the state is written in any case, for a validation that is stopped.
+        if not stop_now and steps_left != 1:
             return
-        if hasattr(self.model, "jax_state_sync"):  # JAX has the weights elsewhere while it trains
+        if hasattr(self.model, "jax_state_sync"):  # JAX keeps the weights elsewhere while it trains
             self.model.jax_state_sync()
         self._write()
-        if asked:
+        if stop_now:
             self._send()
-            self._end()
+            self._stop()
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
-        if self.asked():
+        if self.stop_asked():
             self._send()
-            self._end()
+            self._stop()
 
-    def _end(self) -> None:
-        log.warning("asked to end: %d steps into epoch %d", self.steps, self.epochs + 1)
+    def _stop(self) -> None:
+        log.warning("stopped by SIGTERM, %d steps into epoch %d", self.steps, self.epochs + 1)
         raise SystemExit(128 + signal.SIGTERM)
 
     def _send(self) -> None:
@@ -166,24 +188,29 @@ class StateCheckpoint(keras.callbacks.Callback):
         try:
             np.savez(part, **state)
             part.replace(self.path)
-        except OSError as error:  # a full disk: the training goes on, and can be resumed from the state before
+        except OSError as error:  # such as a full disk: training goes on, and can be resumed from the state before
             part.unlink(missing_ok=True)
             log.warning("the state after epoch %d is not kept: %s", self.epochs, error)
 
     def load(self, path: Path) -> None:
-        """Bring the training to where the file was written; InputError where it is that of another one."""
+        """Restore the state from a file; InputError where it belongs to another network."""
         variables = self._variables()
         with np.load(path) as state:
             shapes = [state[f"now-{n}"].shape for n in range(len(variables)) if f"now-{n}" in state]
             if shapes != [tuple(variable.shape) for variable in variables]:
-                raise InputError(f"the state in {path.name} is that of another network: it cannot go on here")
+                raise InputError(
+                    f"the state in {path.name} is that of another network: resume with the architecture and encoder "
+                    "that it was written with"
+                )
             for n, variable in enumerate(variables):
                 variable.assign(state[f"now-{n}"])
             self.reporter.weights = [state[f"kept-{n}"] for n in range(len(self.reporter.weights))]
-            self.reporter.best, self.reporter.best_epoch = float(state["best"]), int(state["best_epoch"])
-            self.epochs, self.steps = int(state["epoch"]), int(state["steps"])
+            self.reporter.best = float(state["best"])
+            self.reporter.best_epoch = int(state["best_epoch"])
+            self.epochs = int(state["epoch"])
+            self.steps = int(state["steps"])
             if self.steps:
-                self.sums = [state[f"sum-{n}"] for n in range(len(self.model.metrics_variables))]
+                self.metric_sums = [state[f"sum-{n}"] for n in range(len(self.model.metrics_variables))]
 
     def _variables(self) -> list[keras.Variable]:
         return [*self.model.network.variables, *self.model.optimizer.variables, self.model.seed.state]
@@ -191,13 +218,16 @@ class StateCheckpoint(keras.callbacks.Callback):
 
 @contextmanager
 def sigterm_flag() -> Iterator[Callable[[], bool]]:
-    """A function that says whether SIGTERM came, which does nothing else meanwhile: a step is made whole first."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # others are told nothing
-        yield asked.is_set
+    """Within the block SIGTERM only sets a flag, so that the current step can finish; gives a function to read it.
+
+    Only the main thread may handle signals: in any other, the flag is never set.
+    """
+    received = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield received.is_set
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: asked.set())
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: received.set())
     try:
-        yield asked.is_set
+        yield received.is_set
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)

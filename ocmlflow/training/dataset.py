@@ -1,4 +1,4 @@
-"""Chip index, to batches of uint8 crops, in an order that the seed decides."""
+"""Makes batches of uint8 crops or whole chips from a chip set, in an order that the seed decides."""
 
 import math
 from abc import abstractmethod
@@ -17,11 +17,11 @@ from ocmlflow.chips.zarr_store import Chip, Folder
 from ocmlflow.errors import InputError
 
 Batch: TypeAlias = tuple[np.ndarray, np.ndarray]
-"""Images (batch, side, side, 3) uint8 RGB, and labels (batch, side, side, 1) uint8, coded as in `labels`."""
+"""Images (batch, side, side, 3) uint8 RGB, and labels (batch, side, side, 1) uint8, coded as in `chips.labels`."""
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches that `workers` threads make, and the first error that one of them met."""
+    """Batches made by `workers` threads; `error` is the first exception that one of them raised."""
 
     def __init__(self, workers: int) -> None:
         super().__init__(workers=workers, max_queue_size=4)
@@ -29,39 +29,40 @@ class Batches(keras.utils.PyDataset):
 
     def __getitem__(self, number: int) -> tuple[Batch]:
         try:
-            return (self.batch(number),)  # to Keras both are input
+            return (self.batch(number),)  # a tuple of one: for Keras both arrays are input, none is a target
         except Exception as error:
             self.error = self.error or error
             raise
 
     @abstractmethod
     def batch(self, number: int) -> Batch:
-        """The batch of that number, from 0 on."""
+        """The batch of this number, counted from 0."""
 
 
 @contextmanager
 def reraise_batch_error(*batches: Batches) -> Iterator[None]:
-    """Has what a thread met come out of the block as it was raised: TensorFlow tells it in an error of its own."""
+    """Raise the original exception of a loader thread, where TensorFlow raises one of its own instead."""
     try:
         yield
     except Exception:
-        for met in (some.error for some in batches if some.error):
-            raise met from None
+        errors = [each.error for each in batches if each.error]
+        if errors:
+            raise errors[0] from None
         raise
 
 
 class Crops(Batches):
-    """Random crops of the training chips, drawn so that no scene and no empty ground drowns the others.
+    """Random crops of the training chips, balanced over scenes and over built and empty ground.
 
-    A scene is drawn in proportion to the root of its number of chips, times the weight of its catalogue, 1 if there is
-    none in `weights`; that share of the crops, `building_crops`, is around a building. The `inner` pixels in the middle
-    of a crop are from the chip; of the `side` along it, those beyond the chip are not valid. The batch of an epoch and
-    number is the same whichever thread makes it.
+    A scene's chance grows with the square root of its number of chips, times the weight of its catalogue in `weights`
+    (1 without one). The share `building_crops` of the crops is around a building. A crop has `side` pixels along a
+    side; the `inner` ones in its middle come from the chip, and those beyond the chip are not valid. A batch depends on
+    seed, epoch and number alone, not on the thread that makes it.
     """
 
     def __init__(
         self,
-        made: ChipSet,
+        chips: ChipSet,
         *,
         side: int,
         inner: int,
@@ -72,45 +73,53 @@ class Crops(Batches):
         weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(workers)
-        self.rows = made.select("train")
-        self.folder, self.side, self.inner, self.batch_size, self.seed = made.folder, side, inner, batch_size, seed
+        self.rows = chips.select("train")
+        self.folder = chips.folder
+        self.side = side
+        self.inner = inner
+        self.batch_size = batch_size
+        self.seed = seed
         self.building_crops = building_crops
-        self.epoch = 0  # `fit` counts from 1: Keras ends an epoch before the first
-        scenes = self.rows.groupby("scene").id.transform("size").to_numpy()
-        weight = self.rows.catalog.map(lambda catalog: (weights or {}).get(catalog, 1.0)).to_numpy() / np.sqrt(scenes)
-        self.chances = _shares(weight)
+        self.epoch = 0  # `Model.fit` counts from 1: Keras calls on_epoch_end once before the first epoch
+        catalog_weight = self.rows.catalog.map(lambda catalog: (weights or {}).get(catalog, 1.0)).to_numpy()
+        chips_of_scene = self.rows.groupby("scene").id.transform("size").to_numpy()
+        weight = catalog_weight / np.sqrt(chips_of_scene)
+        self.chances = _normalized(weight)
         built = weight * (self.rows.building_share.to_numpy() > 0)
-        self.built_chances = _shares(built) if built.any() else None
+        self.built_chances = _normalized(built) if built.any() else None
 
     def __len__(self) -> int:
-        """Batches an epoch: as many crops as there are chips."""
+        """Batches in an epoch, which has as many crops as there are training chips."""
         return math.ceil(len(self.rows) / self.batch_size)
 
     def batch(self, number: int) -> Batch:
         draw = np.random.default_rng([self.seed, self.epoch, number])
-        chosen = [self._choose(draw) for _ in range(self.batch_size)]  # first: then chips can be fetched side by side
-        read = chip_set.read_all(self.folder, (self.rows.iloc[chip] for chip, _ in chosen))
-        cut = [
-            crop(chip, side=self.side, inner=self.inner, at_building=at_building, draw=draw)
-            for chip, (_, at_building) in zip(read, chosen, strict=True)
-        ]
-        return stack(cut)
+        # All chips are drawn before the first is read, so that remote ones can be fetched side by side.
+        drawn = [self._draw_chip(draw) for _ in range(self.batch_size)]
+        chips = chip_set.read_all(self.folder, (self.rows.iloc[row] for row, _ in drawn))
+        return stack(
+            [
+                crop(chip, side=self.side, inner=self.inner, at_building=at_building, draw=draw)
+                for chip, (_, at_building) in zip(chips, drawn, strict=True)
+            ]
+        )
 
     def on_epoch_end(self) -> None:
         self.epoch += 1
 
-    def _choose(self, draw: np.random.Generator) -> tuple[int, bool]:
-        """Number of a row, and whether some building of its chip is to be in the crop."""
+    def _draw_chip(self, draw: np.random.Generator) -> tuple[int, bool]:
+        """Number of a random row, and whether the crop is to be around a building."""
         at_building = self.built_chances is not None and draw.random() < self.building_crops
         return int(draw.choice(len(self.rows), p=self.built_chances if at_building else self.chances)), at_building
 
 
 class RemainingBatches(keras.utils.PyDataset):
-    """The batches of an epoch from the one of that number on."""
+    """The batches of an epoch from number `first` on, to resume in the middle of it."""
 
     def __init__(self, batches: Batches, first: int) -> None:
         super().__init__(workers=batches.workers, max_queue_size=batches.max_queue_size)
-        self.batches, self.first = batches, first
+        self.batches = batches
+        self.first = first
 
     def __len__(self) -> int:
         return len(self.batches) - self.first
@@ -120,94 +129,118 @@ class RemainingBatches(keras.utils.PyDataset):
 
 
 class WholeChips(Batches):
-    """The chips of some rows of an index, whole and in their order; the last batch may be smaller.
+    """Whole chips in the order of the given rows; the last batch may be smaller.
 
-    To as many as a multiple of `devices` chips of which nothing is valid fill it up.
+    Chips without a valid pixel pad a batch to a multiple of `devices`.
     """
 
     def __init__(
         self, folder: Folder, rows: gpd.GeoDataFrame, *, batch_size: int, devices: int = 1, workers: int = 1
     ) -> None:
         super().__init__(workers)
-        self.folder, self.rows, self.batch_size, self.devices = folder, rows, batch_size, devices
+        self.folder = folder
+        self.rows = rows
+        self.batch_size = batch_size
+        self.devices = devices
 
     def __len__(self) -> int:
         return math.ceil(len(self.rows) / self.batch_size)
 
     def batch(self, number: int) -> Batch:
         rows = self.rows.iloc[number * self.batch_size : (number + 1) * self.batch_size]
-        read = list(chip_set.read_all(self.folder, rows.itertuples()))
-        missing = -len(read) % self.devices
-        empty = Chip(read[0].image, np.full_like(read[0].label, INVALID))
-        return stack([*read, *[empty] * missing])
+        chips = list(chip_set.read_all(self.folder, rows.itertuples()))
+        padding = Chip(chips[0].image, np.full_like(chips[0].label, INVALID))
+        return stack([*chips, *[padding] * (-len(chips) % self.devices)])
 
 
-def stack(some: Sequence[Chip]) -> Batch:
-    """A batch of chips or crops of one size."""
-    return np.stack([one.image for one in some]), np.stack([one.label for one in some])[..., np.newaxis]
+def stack(chips: Sequence[Chip]) -> Batch:
+    """A batch of chips or crops of equal size."""
+    return np.stack([chip.image for chip in chips]), np.stack([chip.label for chip in chips])[..., np.newaxis]
 
 
-def catalog_weights(catalogs: Iterable[str], told: str | None) -> dict[str, float]:
-    """Weight of each catalogue that was given one, as in `tier_2=0.2,tier_1=1`, by a part of its address.
+def catalog_weights(catalogs: Iterable[str], text: str | None) -> dict[str, float]:
+    """Weight of each catalogue that `text` names by a part of its address, as in `tier_2=0.2,tier_1=1`.
 
-    InputError for what names no catalogue, or one twice, and where nothing is left.
+    Raises InputError for a part that names no catalogue, for a catalogue named twice, for a weight that is no number of
+    0 to 1e6, and where no catalogue with a weight above 0 is left.
     """
     known = list(catalogs)
-    found: dict[str, float] = {}
-    for part in told.split(",") if told else ():
-        text, _, value = part.rpartition("=")
-        named = [catalog for catalog in known if text and text in catalog]
-        if not named:
+    weights: dict[str, float] = {}
+    for item in text.split(",") if text else ():
+        part, _, value = item.rpartition("=")
+        matching = [catalog for catalog in known if part and part in catalog]
+        if not matching:
             raise InputError(
-                f"catalog_weights={told}: {text or 'nothing'} is in the address of no training catalogue; "
+                f"catalog_weights={text}: {part or 'nothing'} is in the address of no training catalogue; "
                 f"those are {', '.join(known)}"
             )
-        try:
-            weight = float(value)
-        except ValueError:
-            weight = math.nan
-        if not 0 <= weight <= 1e6:
-            raise InputError(f"catalog_weights={told}: {text}= takes a number of 0 to 1e6, got {value or 'nothing'}")
-        for catalog in named:
-            if catalog in found:
-                raise InputError(f"catalog_weights={told}: {catalog} is named twice; which weight is meant?")
-            found[catalog] = weight
-    if found and not any(found.get(catalog, 1) for catalog in known):
-        raise InputError(f"catalog_weights={told} leaves nothing to train on")
-    return found
+        weight = _weight(value)
+        if weight is None:
+            raise InputError(f"catalog_weights={text}: {part}= takes a number of 0 to 1e6, got {value or 'nothing'}")
+        for catalog in matching:
+            if catalog in weights:
+                raise InputError(f"catalog_weights={text}: {catalog} is named twice; which weight is meant?")
+            weights[catalog] = weight
+    if weights and not any(weights.get(catalog, 1) for catalog in known):
+        raise InputError(f"catalog_weights={text} leaves nothing to train on")
+    return weights
 
 
-def has_building_to_learn(made: ChipSet, weights: Mapping[str, float]) -> bool:
-    """Whether some building of the training chips that are drawn is learnt from, which near its outline it may not be.
+def _weight(text: str) -> float | None:
+    """The number in the text, or None where it is none of 0 to 1e6."""
+    try:
+        weight = float(text)
+    except ValueError:
+        return None
+    return weight if 0 <= weight <= 1e6 else None
 
-    Reads chips up to the first that shows one.
+
+def has_building_to_learn(chips: ChipSet, weights: Mapping[str, float]) -> bool:
+    """Whether any training chip with a weight above 0 has a building pixel that is not too near an outline.
+
+    Reads chips until the first that has one.
     """
-    rows = made.select("train")
+    rows = chips.select("train")
     drawn = rows[(rows.building_share > 0) & rows.catalog.map(lambda catalog: weights.get(catalog, 1) > 0)]
-    return any((chip.label == 1).any() for chip in chip_set.read_all(made.folder, drawn.itertuples()))
+    return any((chip.label == 1).any() for chip in chip_set.read_all(chips.folder, drawn.itertuples()))
 
 
 def crop(chip: Chip, *, side: int, inner: int, at_building: bool, draw: np.random.Generator) -> Chip:
-    """Square of `side` pixels of a chip, around some pixel of a building or of any that is valid.
+    """A random square of `side` pixels of a chip, around a building pixel or, failing that, any valid pixel.
 
-    The `inner` pixels in the middle are from the chip, if it is as large as that; what lies beyond it is not valid.
+    The `inner` pixels in its middle come from the chip, if the chip is that large. Pixels beyond the chip are black and
+    not valid.
     """
-    label = chip.label
-    around = np.flatnonzero(label == 1) if at_building else np.empty(0)
-    if not len(around):
-        around = np.flatnonzero(label != INVALID)
-    middle = np.unravel_index(draw.choice(around) if len(around) else draw.integers(label.size), label.shape)
-    jitter = draw.integers(-inner // 4, inner // 4 + 1, size=2)
-    made = Chip(np.zeros((side, side, 3), np.uint8), np.full((side, side), INVALID, np.uint8))
-    ends = []
-    for at, off, length in zip(middle, jitter, label.shape, strict=True):
-        space = length - inner
-        first = int(np.clip(at + off - inner // 2, 0, space)) if space > 0 else space // 2
-        ends.append((first - (side - inner) // 2, length))
-    there, here = zip(*((slice(max(f, 0), f + side), slice(max(-f, 0), n - f)) for f, n in ends), strict=True)
-    made.image[here], made.label[here] = chip.image[there], label[there]
-    return made
+    row, col = _random_pixel(chip.label, at_building=at_building, draw=draw)
+    row_jitter, col_jitter = draw.integers(-inner // 4, inner // 4 + 1, size=2)
+    height, width = chip.label.shape
+    top = _first_pixel(row + row_jitter, length=height, side=side, inner=inner)
+    left = _first_pixel(col + col_jitter, length=width, side=side, inner=inner)
+    # Slices of the chip and of the crop: they differ where the crop reaches beyond the chip.
+    chip_part = np.s_[max(top, 0) : top + side, max(left, 0) : left + side]
+    crop_part = np.s_[max(-top, 0) : height - top, max(-left, 0) : width - left]
+    image = np.zeros((side, side, 3), np.uint8)
+    label = np.full((side, side), INVALID, np.uint8)
+    image[crop_part] = chip.image[chip_part]
+    label[crop_part] = chip.label[chip_part]
+    return Chip(image, label)
 
 
-def _shares(weights: np.ndarray) -> np.ndarray:
+def _random_pixel(label: np.ndarray, *, at_building: bool, draw: np.random.Generator) -> tuple[int, int]:
+    """Row and column of a building pixel, if one is wanted and there is one; else of a valid pixel, else of any."""
+    choices = np.flatnonzero(label == 1) if at_building else np.empty(0)
+    if not len(choices):
+        choices = np.flatnonzero(label != INVALID)
+    row, col = np.unravel_index(draw.choice(choices) if len(choices) else draw.integers(label.size), label.shape)
+    return int(row), int(col)
+
+
+def _first_pixel(middle: int, *, length: int, side: int, inner: int) -> int:
+    """First pixel, along one axis, of a crop about `middle`; negative where the crop begins before the chip."""
+    room = length - inner
+    first_inner = int(np.clip(middle - inner // 2, 0, room)) if room > 0 else room // 2
+    return first_inner - (side - inner) // 2
+
+
+def _normalized(weights: np.ndarray) -> np.ndarray:
     return weights / weights.sum()

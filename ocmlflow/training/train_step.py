@@ -1,4 +1,4 @@
-"""Batches, to the loss and the scores of a network that learns from them, on any backend of Keras."""
+"""One training step as a Keras model: augmentation, network, loss and pooled scores, on any backend."""
 
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -15,43 +15,46 @@ Tensor: TypeAlias = Any  # of whichever backend
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a training is told, beside its data."""
+    """Settings of a training, apart from its data."""
 
     epochs: int
+    """Passes over the training chips."""
     crop: int
-    """Pixels along a side of what the network sees in training."""
+    """Pixels along a side of the crops that the network is trained on."""
     augment: float
-    """Strength of the augmentation, 1 as `augment` describes it."""
+    """Strength of the augmentation; `augment` describes strength 1."""
     zoom: float
-    """Largest, in and out."""
+    """Largest factor of the augmentation's zoom, both in and out."""
     learning_rate: float
-    """At its highest, after the warm-up; then down to a fiftieth along a cosine."""
+    """Peak learning rate, after the warm-up; a cosine then lowers it to a fiftieth."""
     weight_decay: float
+    """Weight decay of AdamW."""
     warmup: float
     """Share of the steps in which the learning rate rises."""
     ema: float
-    """Share of the steps over which the weights that are validated and kept are averaged; 0 for the last ones."""
+    """Share of the steps over which weights are averaged for validation and for the result; 0 for no average."""
     freeze: int
-    """Epochs in which the encoder's weights are left as they are; its averages of batch norm follow the data."""
+    """First epochs in which the encoder's weights stay as they are; its batch norm averages still follow the data."""
     precision: str
-    """Of the network's arithmetic, `float32`, `bfloat16` or `float16`; its weights are float32 always."""
+    """Precision of the network's arithmetic: `float32`, `bfloat16` or `float16`. Weights are always float32."""
     devices: int
-    """Over which each batch is shared out."""
+    """Devices that each batch is split over."""
     patience: int | None
-    """Epochs without a better validation IoU after which training ends; None for never."""
+    """Epochs without a better validation IoU after which training stops; None for never."""
     seed: int
+    """Seed of the augmentation."""
 
 
 def replicas(recipe: Recipe) -> int:
-    """Devices whose losses and gradients are added up: TensorFlow does that, JAX works as one."""
+    """Number of devices whose losses and gradients are summed: on TensorFlow all, on JAX one, which acts for all."""
     return recipe.devices if keras.backend.backend() == "tensorflow" else 1
 
 
 class TrainStep(keras.Model):
-    """A network that learns from batches as `dataset` makes them, on any backend of Keras.
+    """Trains a network on the batches of `dataset`.
 
-    Augmentation runs inside, on the device; the output is logits, label and valid, one channel each, so that loss and
-    metrics see the label that was moved with its image.
+    Augmentation runs inside, on the device. The output has logits, label and valid as its three channels, because loss
+    and metrics need the label as it was moved with its image.
     """
 
     def __init__(self, network: keras.Model, loss: Loss, recipe: Recipe) -> None:
@@ -61,20 +64,21 @@ class TrainStep(keras.Model):
         self.recipe = recipe
         self.seed = keras.random.SeedGenerator(recipe.seed)
         self.scores = PooledScores()
-        # Moving pixels on TensorFlow is no operation of XLA, which Keras would compile steps with on a GPU.
+        # On a GPU, Keras would compile steps with XLA, which lacks TensorFlow's operation for moving pixels.
         self.supports_jit = keras.backend.backend() != "tensorflow"
-        self.built = True  # or Keras would try it, without augmentation, on sides that only augmentation makes fit
+        # Else Keras calls it once without augmentation, on sides that need not be a multiple of 32.
+        self.built = True
 
     def call(self, batch: tuple[Tensor, Tensor], training: bool = False) -> Tensor:
         image, label = self.augmented(*batch, training)
         logits = self.network(ops.cast(ops.round(image), "uint8"), training=training)
-        # Near outlines labels are a little off: nothing is learnt there, but scores count it.
+        # Labels are a little off near outlines: training ignores those pixels, scores count them.
         valid = ops.cast(label < (NEAR_OUTLINE if training else INVALID), "float32")
         building = ops.cast(ops.logical_or(label == 1.0, label == 1.0 + NEAR_OUTLINE), "float32")
         return ops.concatenate([ops.cast(logits, "float32"), building * valid, valid], axis=-1)
 
     def augmented(self, image: Tensor, label: Tensor, training: bool) -> tuple[Tensor, Tensor]:
-        """Image (batch, height, width, 3) and coded label (batch, height, width, 1), float32, of those of a batch."""
+        """Image (batch, height, width, 3) and coded label (batch, height, width, 1), float32, augmented in training."""
         if training:
             recipe = self.recipe
             return augment(image, label, self.seed, crop=recipe.crop, strength=recipe.augment, zoom=recipe.zoom)
@@ -84,9 +88,9 @@ class TrainStep(keras.Model):
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Tensor:
         logits, label, valid = ops.split(y_pred, 3, axis=-1)
-        some = ops.cast(ops.any(valid > 0, axis=(1, 2, 3)), "float32")
-        mean = ops.sum(self.chip_loss(logits, label, valid) * some) / ops.maximum(ops.sum(some), 1.0)
-        return mean / replicas(self.recipe)  # Keras allows for that where it tells the loss
+        has_valid = ops.cast(ops.any(valid > 0, axis=(1, 2, 3)), "float32")
+        mean = ops.sum(self.chip_loss(logits, label, valid) * has_valid) / ops.maximum(ops.sum(has_valid), 1.0)
+        return mean / replicas(self.recipe)  # the loss that Keras reports is corrected for this
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
         self.scores.update_state(*ops.split(y_pred, 3, axis=-1))
@@ -94,7 +98,7 @@ class TrainStep(keras.Model):
 
 
 class PooledScores(keras.metrics.Metric):
-    """IoU, precision and recall of the building class at probability 0.5, pooled over all valid pixels seen."""
+    """IoU, precision and recall of the building class at probability 0.5, over the valid pixels of all batches."""
 
     def __init__(self) -> None:
         super().__init__(name="scores")
@@ -102,11 +106,11 @@ class PooledScores(keras.metrics.Metric):
 
     def update_state(self, logits: Tensor, label: Tensor, valid: Tensor) -> None:
         predicted = ops.cast(logits >= 0.0, "float32") * valid
-        found = (predicted * label, predicted * (1.0 - label), (valid - predicted) * label)
-        for total, pixels in zip(self.totals, found, strict=True):
+        confusion = (predicted * label, predicted * (1.0 - label), (valid - predicted) * label)
+        for total, pixels in zip(self.totals, confusion, strict=True):
             total.assign(total + ops.sum(pixels))
 
     def result(self) -> dict[str, Tensor]:
         tp, fp, fn = (ops.convert_to_tensor(total) for total in self.totals)
-        tiny = 1e-12  # no building and none predicted: 0, where NaN would spoil the curve
+        tiny = 1e-12  # gives 0 where there is no building and none is predicted: NaN would spoil the curve
         return {"iou": tp / (tp + fp + fn + tiny), "precision": tp / (tp + fp + tiny), "recall": tp / (tp + fn + tiny)}
