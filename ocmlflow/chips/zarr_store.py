@@ -1,14 +1,19 @@
-"""Chips of one scene, to a Zarr store in a few files, and back.
+"""Writes and reads the chips of one scene as a Zarr v3 store of few files.
 
-A store is a Zarr v3 group with the arrays `image` (chip, row, col, band) uint8, `label` (chip, row, col) uint8, coded
-as in `labels`, and `parts` (chip, row, col) uint8 where chips have them. One chunk is one chip, one shard a block of
-8 x 8 chips.
+The store is a group with the arrays `image` (chip, row, col, band) uint8, `label` (chip, row, col) uint8, coded as in
+`labels`, and, where chips have them, `parts` (chip, row, col) uint8. A chunk is one chip. A shard is a block of 8 x 8
+chips and one file.
+
+zarr-python creates the arrays. Shards are encoded and decoded here, because zarr-python takes three times as long to
+write them and five times to read a chip. That relies on the layout which `_check_layout` compares with the declared
+one.
 """
 
+import functools
 import json
 import os
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import google_crc32c
 import numpy as np
@@ -17,24 +22,25 @@ from numcodecs import zstd
 from zarr.codecs import ZstdCodec
 
 from ocmlflow.chips import labels
+from ocmlflow.errors import InputError
 from ocmlflow.storage.range_cache import Fetch
 
 Folder: TypeAlias = Path | Fetch
-"""A folder, or what stands for one that is far away (see `remote`)."""
+"""A local folder, or a function that fetches parts of the files of a remote one (see `storage.range_cache`)."""
 
 BLOCK = 8
-"""Chips along each side of a block, the unit of storage."""
+"""Chips along each side of a block, which is the ground of one shard."""
 CHIPS_PER_SHARD = BLOCK * BLOCK
 INDEX_BYTES = 16 * CHIPS_PER_SHARD + 4
-"""Bytes of the table at the end of a shard: where each chip begins and how long it is, and a checksum."""
+"""Size of the index at the end of a shard: offset and length of each chip, and a checksum."""
 MISSING = np.iinfo(np.uint64).max
-"""In that table: there is no such chip."""
+"""Offset and length, in that index, of a chip that is not stored."""
 ZSTD_LEVEL = -3
-"""Of Zstandard: drone imagery shrinks by a fifth at best (level 1), by an eighth here in half of the time."""
+"""Drone imagery shrinks by a fifth at best (level 1); this level saves an eighth in half of the time."""
 
 
 class Chip(NamedTuple):
-    """What a network is shown of a piece of ground."""
+    """A square of ground: what a network sees, and what it should find there."""
 
     image: np.ndarray
     """(height, width, 3) uint8 RGB."""
@@ -43,56 +49,48 @@ class Chip(NamedTuple):
 
 
 def create(store: Path, *, blocks: int, size: int, with_parts: bool) -> None:
-    """Make an empty store for so many blocks of chips."""
+    """Create an empty store for a number of blocks of chips of size x size pixels."""
     group = zarr.open_group(store, mode="w")
-    for name, shape, fill in (
-        ("image", (size, size, 3), 0),
-        ("label", (size, size), labels.INVALID),
-        *([("parts", (size, size), 0)] if with_parts else []),
-    ):
-        group.create_array(
-            name,
-            shape=(blocks * CHIPS_PER_SHARD, *shape),
-            chunks=(1, *shape),
-            shards=(CHIPS_PER_SHARD, *shape),
-            dtype="uint8",
-            fill_value=fill,
-            compressors=ZstdCodec(level=ZSTD_LEVEL),
-            chunk_key_encoding={"name": "default", "separator": "."},  # one folder an array, not four
-        )
+    _create_array(group, "image", blocks, (size, size, 3), fill_value=0)
+    _create_array(group, "label", blocks, (size, size), fill_value=labels.INVALID)
+    if with_parts:
+        _create_array(group, "parts", blocks, (size, size), fill_value=0)
 
 
 def encode(chip: np.ndarray) -> bytes:
-    """One chip as it is stored."""
+    """One chip of an array, uint8, compressed as it is stored."""
     return bytes(zstd.compress(np.ascontiguousarray(chip), ZSTD_LEVEL))
 
 
 def write(store: Path, name: str, block: int, chips: dict[int, bytes]) -> None:
-    """Write the shard of one block of an array of three or four dimensions: encoded chips by their number in it.
+    """Write the shard of one block of the array `name`, from encoded chips by their number in the block (0 to 63).
 
-    As the sharding codec of the Zarr v3 specification has it, in a quarter of the time that zarr-python takes.
+    Follows the sharding codec of Zarr v3 (https://zarr-specs.readthedocs.io, version 1.0). A reader finds the whole
+    shard or none. Raises InputError where the array declares another layout.
     """
+    chip_shape = _check_layout((store / name / "zarr.json").read_bytes(), f"{store.name}/{name}")
     index = np.full((CHIPS_PER_SHARD, 2), MISSING, "<u8")
-    first = 0
+    offset = 0
     for number in sorted(chips):
-        index[number] = first, len(chips[number])
-        first += len(chips[number])
-    table = index.tobytes()
-    key = _key(block, 3 if name == "image" else 2)
-    part = store / name / f"{key}.part"
+        index[number] = offset, len(chips[number])
+        offset += len(chips[number])
+    index_bytes = index.tobytes()
+    shard = store / name / _shard_name(block, chip_shape)
+    part = shard.with_name(f"{shard.name}.part")
     with part.open("wb") as file:
         file.writelines(chips[number] for number in sorted(chips))
-        file.write(table + google_crc32c.value(table).to_bytes(4, "little"))
-    part.replace(store / name / key)
+        file.write(index_bytes + google_crc32c.value(index_bytes).to_bytes(4, "little"))
+    part.replace(shard)
 
 
 def read(folder: Folder, name: str, position: int) -> Chip:
-    """The chip at that position of the store of that name, read only."""
-    return Chip(*(_chunk(folder, f"{name}/{array}", position) for array in ("image", "label")))
+    """The chip at a position of the store `name`, as read-only arrays; InputError where the store is damaged."""
+    image = _read_chunk(folder, f"{name}/image", position)
+    return Chip(image, _read_chunk(folder, f"{name}/label", position))
 
 
 def read_bytes(folder: Folder, name: str, first: int = 0, count: int | None = None) -> bytes:
-    """Bytes of a file: from the first on, counted from the end if it is negative, so many, or all that there are."""
+    """Bytes of a file of the folder, from `first` (from the end if negative): `count` of them, or all the rest."""
     if not isinstance(folder, Path):
         return folder(name, first, count)
     with (folder / name).open("rb") as file:
@@ -100,20 +98,86 @@ def read_bytes(folder: Folder, name: str, first: int = 0, count: int | None = No
         return file.read(-1 if count is None else count)
 
 
-def _chunk(folder: Folder, array: str, position: int) -> np.ndarray:
-    """One chip of an array, in two fifths of the time that zarr-python takes, and one or two parts of the shard."""
-    shape = json.loads(read_bytes(folder, f"{array}/zarr.json"))["shape"][1:]
+def _create_array(group: zarr.Group, name: str, blocks: int, chip_shape: tuple[int, ...], *, fill_value: int) -> None:
+    group.create_array(
+        name,
+        shape=(blocks * CHIPS_PER_SHARD, *chip_shape),
+        chunks=(1, *chip_shape),
+        shards=(CHIPS_PER_SHARD, *chip_shape),
+        dtype="uint8",
+        fill_value=fill_value,
+        compressors=ZstdCodec(level=ZSTD_LEVEL),
+        chunk_key_encoding={"name": "default", "separator": "."},  # one folder per array, not four
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _check_layout(metadata: bytes, array: str) -> tuple[int, ...]:
+    """Shape of a chip of an array, from its zarr.json; InputError where its layout is not what this module relies on.
+
+    The declared zstd level and checksum may differ, for they do not change how a chunk is read.
+    """
+    declared = json.loads(metadata)
+    chip_shape = tuple(declared["shape"][1:])
+    layout = _declared_layout(declared)
+    for fact, expected in _expected_layout(chip_shape).items():
+        if layout[fact] != expected:
+            raise InputError(
+                f"array {array} declares {fact} {json.dumps(layout[fact])}, but chips are read and written with "
+                f"{json.dumps(expected)} alone: prepare the chips again"
+            )
+    return chip_shape
+
+
+def _expected_layout(chip_shape: tuple[int, ...]) -> dict[str, Any]:
+    """The layout that this module reads and writes; keys are words for a message."""
+    return {
+        "Zarr format": 3,
+        "data type": "uint8",
+        "chunk grid": {"name": "regular", "configuration": {"chunk_shape": [CHIPS_PER_SHARD, *chip_shape]}},
+        "chunk key encoding": {"name": "default", "configuration": {"separator": "."}},
+        "storage transformers": [],
+        "codecs": ["sharding_indexed"],
+        "chunk shape in a shard": [1, *chip_shape],
+        "codecs of a chunk": ["bytes", "zstd"],
+        "codecs of the shard index": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+        "location of the shard index": "end",
+    }
+
+
+def _declared_layout(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The same facts as `_expected_layout`, as a zarr.json declares them."""
+    codecs = metadata["codecs"]
+    sharding = codecs[0].get("configuration", {})
+    return {
+        "Zarr format": metadata["zarr_format"],
+        "data type": metadata["data_type"],
+        "chunk grid": metadata["chunk_grid"],
+        "chunk key encoding": metadata["chunk_key_encoding"],
+        "storage transformers": metadata.get("storage_transformers", []),
+        "codecs": [codec["name"] for codec in codecs],
+        "chunk shape in a shard": sharding.get("chunk_shape"),
+        "codecs of a chunk": [codec["name"] for codec in sharding.get("codecs", [])],
+        "codecs of the shard index": sharding.get("index_codecs"),
+        "location of the shard index": sharding.get("index_location", "end"),
+    }
+
+
+def _read_chunk(folder: Folder, array: str, position: int) -> np.ndarray:
+    """One chip of an array, from its zarr.json and two parts of its shard."""
+    chip_shape = _check_layout(read_bytes(folder, f"{array}/zarr.json"), array)
     block, number = divmod(position, CHIPS_PER_SHARD)
-    shard = f"{array}/{_key(block, len(shape))}"
-    table = read_bytes(folder, shard, -INDEX_BYTES, INDEX_BYTES)
-    if google_crc32c.value(table[:-4]) != int.from_bytes(table[-4:], "little"):
-        raise ValueError(f"{shard} is broken: the checksum of its table of chips is another")
-    first, length = (int(part) for part in np.frombuffer(table, "<u8", 2, 16 * number))
+    shard = f"{array}/{_shard_name(block, chip_shape)}"
+    index = read_bytes(folder, shard, -INDEX_BYTES, INDEX_BYTES)
+    if google_crc32c.value(index[:-4]) != int.from_bytes(index[-4:], "little"):
+        raise InputError(f"{shard} is damaged: its index does not match its checksum; prepare or fetch the chips again")
+    offset, length = (int(value) for value in np.frombuffer(index, "<u8", 2, 16 * number))
     if length == MISSING:
-        raise ValueError(f"{shard} holds no chip {number}")
-    return np.frombuffer(zstd.decompress(read_bytes(folder, shard, first, length)), np.uint8).reshape(shape)
+        raise InputError(f"{shard} holds no chip {number}: the chip index belongs to other stores")
+    chunk = zstd.decompress(read_bytes(folder, shard, offset, length))
+    return np.frombuffer(chunk, np.uint8).reshape(chip_shape)
 
 
-def _key(block: int, dimensions: int) -> str:
-    """Name of the shard of a block, in an array of chips of so many dimensions."""
-    return ".".join(["c", str(block), *("0" for _ in range(dimensions))])
+def _shard_name(block: int, chip_shape: tuple[int, ...]) -> str:
+    """File name of the shard of a block, such as `c.7.0.0.0`: the chunk key of the block along all dimensions."""
+    return ".".join(["c", str(block), *("0" for _ in chip_shape)])

@@ -3,8 +3,10 @@ import pytest
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
+from zarr.codecs import BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec, ZstdCodec
 
 from ocmlflow.chips import labels, zarr_store
+from ocmlflow.errors import InputError
 
 
 def chip(seed: int, size: int = 32) -> tuple[np.ndarray, np.ndarray]:
@@ -66,3 +68,66 @@ def test_a_broken_shard_is_an_error(tmp_path):
     shard.write_bytes(content)
     with pytest.raises(ValueError, match="checksum"):
         zarr.open_group(tmp_path / "a.zarr", mode="r")["image"][0]
+    with pytest.raises(InputError, match=r"a\.zarr/image/c\.0\.0\.0\.0 is damaged"):
+        zarr_store.read(tmp_path, "a.zarr", 0)
+
+
+ARRAY = {
+    "shape": (128, 32, 32, 3),
+    "chunks": (1, 32, 32, 3),
+    "shards": (64, 32, 32, 3),
+    "dtype": "uint8",
+    "compressors": ZstdCodec(level=-3),
+    "chunk_key_encoding": {"name": "default", "separator": "."},
+}
+"""How zarr is told to make an array of images like those of a store."""
+
+
+def sharding(**codecs) -> dict:
+    """An array whose shards are the codec itself, by which zarr lets all of it be chosen."""
+    codec = ShardingCodec(chunk_shape=(1, 32, 32, 3), codecs=[BytesCodec(), ZstdCodec()], **codecs)
+    return {"chunks": (64, 32, 32, 3), "shards": None, "serializer": codec, "compressors": None}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": "uint16"}, r'image declares data type "uint16", but .* with "uint8" alone'),
+        ({"shards": (32, 32, 32, 3)}, r"chunk grid .*\[32, 32, 32, 3\].*\[64, 32, 32, 3\]"),
+        ({"shards": None}, "chunk grid"),
+        ({"shards": None, "chunks": (64, 32, 32, 3)}, r'codecs \["bytes", "zstd"\], .* \["sharding_indexed"\]'),
+        ({"chunks": (1, 16, 16, 3)}, "chunk shape in a shard"),
+        ({"chunk_key_encoding": {"name": "default", "separator": "/"}}, "chunk key encoding"),
+        ({"compressors": None}, r'codecs of a chunk \["bytes"\]'),
+        ({"compressors": GzipCodec()}, "codecs of a chunk"),
+        (sharding(index_location="start"), 'location of the shard index "start"'),
+        (sharding(index_codecs=[BytesCodec(endian="big"), Crc32cCodec()]), "codecs of the shard index .*big"),
+        (sharding(index_codecs=[BytesCodec()]), "codecs of the shard index"),
+    ],
+)
+def test_arrays_of_another_layout_are_neither_written_nor_read(tmp_path, change, message):
+    store = tmp_path / "a.zarr"
+    zarr.create_array(store / "image", **{**ARRAY, **change}, fill_value=0)
+    with pytest.raises(InputError, match=message):
+        zarr_store.write(store, "image", 0, {})
+    with pytest.raises(InputError, match=message):
+        zarr_store.read(tmp_path, "a.zarr", 0)
+
+
+@pytest.mark.parametrize("change", [{}, sharding(), {"compressors": ZstdCodec(level=19, checksum=True)}])
+def test_layouts_that_zarr_says_in_other_words_are_read(tmp_path, change):
+    image, label = chip(0)
+    zarr_store.create(tmp_path / "a.zarr", blocks=2, size=32, with_parts=False)
+    array = zarr.create_array(tmp_path / "a.zarr" / "image", **{**ARRAY, **change}, fill_value=0, overwrite=True)
+    array[70] = image
+    zarr_store.write(tmp_path / "a.zarr", "label", 1, {6: zarr_store.encode(label)})
+    found = zarr_store.read(tmp_path, "a.zarr", 70)
+    np.testing.assert_array_equal(found.image, image)
+    np.testing.assert_array_equal(found.label, label)
+
+
+def test_a_chip_that_is_not_stored_is_an_error(tmp_path):
+    zarr_store.create(tmp_path / "a.zarr", blocks=1, size=32, with_parts=False)
+    write(tmp_path / "a.zarr", 0, [3])
+    with pytest.raises(InputError, match=r"a\.zarr/image/c\.0\.0\.0\.0 holds no chip 2"):
+        zarr_store.read(tmp_path, "a.zarr", 2)
