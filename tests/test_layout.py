@@ -28,6 +28,7 @@ ORDER = {
         "zarr_store",
         "splits",
         "chip_set",
+        "block_cutting",
         "cutting",
         "label_shift",
         "summary",

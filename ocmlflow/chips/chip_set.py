@@ -1,7 +1,7 @@
-"""Scenes, to chip stores and their index.
+"""A chip set on disk: its index, the rules it was cut by, and the windows of a scene that may become chips.
 
-A set of chips is a folder: `index.parquet` (GeoParquet, a row a chip), `chips.json` (the rules they were cut by),
-`scenes.json` (what was found of each scene) and for every scene a Zarr store `<scene>.zarr` (see `store`).
+A chip set is a folder with `index.parquet` (GeoParquet, a row per chip), `chips.json` (the rules), `scenes.json` (facts
+about each scene), `item.json` (the set as a STAC item) and a Zarr store `<scene>.zarr` per scene (see `zarr_store`).
 """
 
 import functools
@@ -10,7 +10,7 @@ import json
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,88 +23,96 @@ from ocmlflow.chips.scene_survey import Overview, SceneSurvey
 from ocmlflow.chips.zarr_store import Chip, Folder
 from ocmlflow.errors import InputError
 from ocmlflow.scenes import geobox, windows
+from ocmlflow.scenes.geobox import GeoBox
 from ocmlflow.storage import hrefs
 
-FETCH_THREADS, PREFETCH = 8, 16
-"""Chips that are fetched at the same time, of a process; and those fetched before they are asked for."""
+FETCH_THREADS = 8
+"""Remote chips that a process fetches at the same time."""
+PREFETCH = 16
+"""Remote chips that are fetched ahead of the one that is asked for."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """How chips are cut."""
+    """How scenes are cut into chips."""
 
     gsd: float
     """Metres per pixel."""
     size: int
     """Pixels along a side."""
     stride: int
-    """Pixels from one chip to the next; divides `size`."""
+    """Pixels from one chip to the next; a divisor of `size`."""
     min_valid: float
-    """Chips with a smaller share of imagery are left out."""
+    """Least share of a chip, 0 to 1, that must show imagery."""
     buffer_m: float
-    """Training leaves out what is nearer to an outline; 0 for nothing."""
+    """Training ignores pixels that are nearer to an outline, in metres; 0 ignores none."""
     parts: bool
-    """Whether the classes interior, boundary and touching are stored beside the label."""
+    """Whether to store the classes interior, boundary and touching as the array `parts`."""
 
 
 @dataclass(frozen=True)
 class ChipSet:
-    """A set of chips, open for reading."""
+    """A chip set, open for reading."""
 
     folder: Folder
+    """Where it is."""
     index: gpd.GeoDataFrame
-    """Columns id, scene, place, catalog, split, fold (where there are folds), position (in the store), row, col (of
-    the first pixel, on the scene's grid of `gsd`), gsd, native_gsd, utm (its CRS), x, y (of the middle, in metres),
-    valid_share, building_share, red, green, blue (means, 0 to 255, of every sixteenth valid pixel), hash, geometry
-    (lon, lat)."""
+    """A row per chip: id, scene, place, catalog (href), split, fold (with folds only), position (in its scene's store),
+    row and col (of its first pixel on the scene's grid), gsd and native_gsd (of chip and image, metres per pixel), utm
+    (CRS of the grid), x and y (of its middle, in that CRS), valid_share, building_share (of the valid pixels), red,
+    green and blue (means, 0 to 255, of every 16th valid pixel), hash (of its arrays), geometry (outline, lon, lat)."""
     rules: dict[str, Any]
-    """Rules of the cut and the split, and `catalog`, the href it came from."""
+    """The rules of cut and split, and `catalog`, the href of the scenes."""
     run: str | None = None
     """Run id of the `prepare` run that keeps the chips; None for a folder that no run keeps."""
 
     def select(self, split: str) -> gpd.GeoDataFrame:
-        """The rows of one split, `train`, `validation` or `test`."""
+        """Rows of the split `train`, `validation` or `test`, numbered from 0."""
         return self.index[self.index.split == split].reset_index(drop=True)
 
 
-def candidates(found: SceneSurvey, *, rules: Rules) -> gpd.GeoDataFrame:
-    """Rows (id to y and geometry, as in an index) of the windows of a scene that may show imagery.
+def candidates(survey: SceneSurvey, *, rules: Rules) -> gpd.GeoDataFrame:
+    """Windows of a scene that may become chips: rows of an index, id to y and geometry, with a column `imagery`.
 
-    Which of them do, and how much, is known when they are cut; `imagery` is the share that the overview shows, 0 where
-    so little of a window lies on the scene's grid that it is left out for sure. Those stay in the table, for pixels of
-    the others are rounded by the ground that they are read with.
+    `imagery` is the share of the window, 0 to 1, that shows imagery by the scene's overview: an estimate, for only
+    cutting tells. It is 0 for a window of which too little lies on the scene's grid. Such a window stays in the table,
+    because the chips of other windows must not change with it: all windows of a block are read together.
     """
-    rows = windows.start_offsets(found.grid.height, size=rules.size, stride=rules.stride)
-    cols = windows.start_offsets(found.grid.width, size=rules.size, stride=rules.stride)
-    row, col = (axis.ravel() for axis in np.meshgrid(rows, cols, indexing="ij"))
-    share, near = _imagery(found.overview, row, col, rules.size)
-    some = near if rules.min_valid > 0 else np.ones_like(near)  # a pixel is too small for an overview
-    height, width = (found.grid.height - row).clip(max=rules.size), (found.grid.width - col).clip(max=rules.size)
-    share[height * width < rules.min_valid * rules.size**2] = 0
-    row, col, share = row[some], col[some], share[some]
-    x, y = found.grid.transform @ (col + rules.size / 2, row + rules.size / 2)
+    grid = survey.grid
+    row, col = _window_corners(grid, rules)
+    imagery, near_imagery = _imagery(survey.overview, row, col, rules.size)
+    height = (grid.height - row).clip(max=rules.size)
+    width = (grid.width - col).clip(max=rules.size)
+    imagery[height * width < rules.min_valid * rules.size**2] = 0
+    if rules.min_valid > 0:  # else a chip may show one pixel of imagery, too small for an overview
+        row, col, imagery = row[near_imagery], col[near_imagery], imagery[near_imagery]
+    middle: tuple[Any, Any] = col + rules.size / 2, row + rules.size / 2  # arrays, which Affine takes but does not type
+    x, y = grid.transform @ middle
     frame = {
-        "id": [f"{found.scene.id}-{r:06d}-{c:06d}" for r, c in zip(row, col, strict=True)],
-        "scene": found.scene.id,
-        "place": found.scene.place,
-        "catalog": redaction.redact(found.scene.catalog),
+        "id": [f"{survey.scene.id}-{r:06d}-{c:06d}" for r, c in zip(row, col, strict=True)],
+        "scene": survey.scene.id,
+        "place": survey.scene.place,
+        "catalog": redaction.redact(survey.scene.catalog),
         "row": row,
         "col": col,
         "gsd": rules.gsd,
-        "native_gsd": found.native_gsd,
-        "utm": found.grid.crs,
+        "native_gsd": survey.native_gsd,
+        "utm": grid.crs,
         "x": x,
         "y": y,
-        "imagery": share,
+        "imagery": imagery,
     }
-    outlines = geobox.outlines(found.grid, row, col, size=rules.size)
+    outlines = geobox.outlines(grid, row, col, size=rules.size)
     return gpd.GeoDataFrame(frame, geometry=outlines, crs="EPSG:4326")
 
 
 def save(
     folder: Path, index: gpd.GeoDataFrame, rules: dict[str, Any], scenes: list[dict[str, Any]], item: dict[str, Any]
 ) -> None:
-    """Write index, table of scenes, STAC item and rules of the chips in `folder`; the set is whole from then on."""
+    """Write index, facts of the scenes, STAC item and rules beside the stores in `folder`, the rules last.
+
+    A folder with rules is a complete chip set.
+    """
     index.to_parquet(folder / "index.parquet")
     (folder / "scenes.json").write_text(json.dumps(scenes, indent=2))
     (folder / "item.json").write_text(json.dumps(item, indent=2))
@@ -112,72 +120,87 @@ def save(
 
 
 def load(folder: Folder, *, fold: int | None = None) -> ChipSet:
-    """The set of chips in `folder`, with another fold held out if one is given; InputError where there is none."""
+    """The chip set in `folder`, with fold number `fold` held out for validation if it is given.
+
+    Raises InputError where there is no complete chip set, or no such fold.
+    """
     try:
         rules = json.loads(zarr_store.read_bytes(folder, "chips.json"))
     except FileNotFoundError as error:
         raise InputError(f"no chips: chips.json, which is written last, is not there ({error})") from error
-    found = ChipSet(folder, gpd.read_parquet(io.BytesIO(zarr_store.read_bytes(folder, "index.parquet"))), rules)
+    index = gpd.read_parquet(io.BytesIO(zarr_store.read_bytes(folder, "index.parquet")))
     if fold is None:
-        return found
-    if "fold" not in found.index:
+        return ChipSet(folder, index, rules)
+    if "fold" not in index:
         raise InputError(f"fold={fold}: these chips have no folds; `prepare` makes them with folds=5")
     if rules["size"] % rules["stride"]:
         raise InputError(
-            f"fold={fold}: of these chips, of an earlier version, most of a fold overlap: prepare them anew"
+            f"fold={fold}: these chips come from an earlier version, in which most chips of a fold overlap; "
+            "prepare them again"
         )
-    how = {name: rules[name] for name in ("size", "empty_share", "seed")}
-    return replace(found, index=splits.hold_out_fold(found.index, fold, **how))
+    settings = {name: rules[name] for name in ("size", "empty_share", "seed")}
+    return ChipSet(folder, splits.hold_out_fold(index, fold, **settings), rules)
 
 
 def read(folder: Folder, row: Any) -> Chip:
-    """The chip of one row of the index."""
+    """The chip of a row of the index."""
     return zarr_store.read(folder, f"{row.scene}.zarr", row.position)
 
 
 def read_all(folder: Folder, rows: Iterable[Any]) -> Iterator[Chip]:
-    """The chips of some rows in their order; what is far away is fetched some chips ahead, side by side."""
+    """The chips of some rows, in their order; remote chips are fetched ahead by several threads."""
     if isinstance(folder, Path):
         yield from (read(folder, row) for row in rows)
         return
-    coming: deque[Future[Chip]] = deque()
+    pending: deque[Future[Chip]] = deque()
     try:
         for row in rows:
-            coming.append(_fetchers().submit(read, folder, row))
-            if len(coming) > PREFETCH:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
+            pending.append(_fetch_threads().submit(read, folder, row))
+            if len(pending) > PREFETCH:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
-        for future in coming:
+        for future in pending:
             future.cancel()
 
 
 @functools.cache
-def _fetchers() -> ThreadPoolExecutor:
+def _fetch_threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(FETCH_THREADS, "chips")
 
 
 def digest(index: gpd.GeoDataFrame) -> str:
-    """32 hex digits that name what the chips hold and how they are split."""
+    """Hash, 32 hex digits, of what the chips hold and how they are split."""
     return hrefs.digest(index[["id", "split", "hash"]].sort_values("id").to_csv(index=False))
 
 
 def rules_record(rules: Rules, **more: Any) -> dict[str, Any]:
-    """The rules as they are saved beside the index."""
+    """The rules of the cut and `more` of the split, as `save` takes them."""
     return {**asdict(rules), **more}
 
 
+def _window_corners(grid: GeoBox, rules: Rules) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column of the first pixel of every window of a grid, (windows,) int each, row by row."""
+    rows = windows.start_offsets(grid.height, size=rules.size, stride=rules.stride)
+    cols = windows.start_offsets(grid.width, size=rules.size, stride=rules.stride)
+    row, col = np.meshgrid(rows, cols, indexing="ij")
+    return row.ravel(), col.ravel()
+
+
 def _imagery(overview: Overview, row: np.ndarray, col: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Share of imagery of each window, and whether there is any in it or a coarse pixel or two around."""
+    """Share of imagery of each window, 0 to 1, and whether there is any in it or within two coarse pixels of it."""
+    share = _imagery_pixels(overview, row, col, size, margin=0) / (size / overview.factor) ** 2
+    return np.minimum(share, 1.0), _imagery_pixels(overview, row, col, size, margin=2) > 0
+
+
+def _imagery_pixels(overview: Overview, row: np.ndarray, col: np.ndarray, size: int, *, margin: int) -> np.ndarray:
+    """(windows,) int: coarse pixels of imagery in each window, widened by `margin` coarse pixels on each side."""
+    # Sums over all pixels above and to the left, from which the sum of any rectangle follows.
     sums = np.pad(overview.imagery.cumsum(0, dtype=np.int64).cumsum(1), ((1, 0), (1, 0)))
     height, width = overview.imagery.shape
-
-    def inside(around: int) -> np.ndarray:
-        top, left = row // overview.factor - around, col // overview.factor - around
-        bottom, right = -(-(row + size) // overview.factor) + around, -(-(col + size) // overview.factor) + around
-        top, bottom = top.clip(0, height), bottom.clip(0, height)
-        left, right = left.clip(0, width), right.clip(0, width)
-        return np.asarray(sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left])
-
-    return np.minimum(inside(0) / (size / overview.factor) ** 2, 1.0), inside(2) > 0
+    top = (row // overview.factor - margin).clip(0, height)
+    left = (col // overview.factor - margin).clip(0, width)
+    bottom = (-(-(row + size) // overview.factor) + margin).clip(0, height)
+    right = (-(-(col + size) // overview.factor) + margin).clip(0, width)
+    return np.asarray(sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left])

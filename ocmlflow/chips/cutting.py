@@ -1,13 +1,15 @@
-"""Surveyed scenes, to the stores of their chips, block by block, on as many workers as there are."""
+"""Cuts surveyed scenes into chip stores, block by block, on all workers; goes on where an earlier call stopped.
 
-import hashlib
+The store of a scene is `<scene>.zarr.part` while it is being cut, and `<scene>.zarr` once it is finished.
+"""
+
 import json
 import logging
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,54 +17,26 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 import shapely
-from affine import Affine
-from rasterio.windows import Window, union
+from rasterio.windows import Window
 
 from ocmlflow import executors
-from ocmlflow.chips import labels, scene_survey, zarr_store
+from ocmlflow.chips import block_cutting, labels, zarr_store
+from ocmlflow.chips.block_cutting import DONE_FOLDER, BlockJob, ChipWindow, ShardBlock
 from ocmlflow.chips.chip_set import Rules
-from ocmlflow.chips.scene_survey import Overview, SceneSurvey
+from ocmlflow.chips.scene_survey import SceneSurvey
 from ocmlflow.chips.zarr_store import BLOCK
 from ocmlflow.errors import InputError
-from ocmlflow.scenes import raster, resample, windows
-from ocmlflow.scenes.geobox import GeoBox
-from ocmlflow.scenes.resample import ReadWindow
+from ocmlflow.scenes import windows
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
+"""Shows progress over so many items while they are iterated."""
 
-RUN = 8
-"""Blocks side by side that one worker cuts at a time: what two of them share of the image is decoded once."""
-ROWS, MARKS = "rows.parquet", "blocks"
-"""In a scene's store: its rows of the index; and, while it is made, a file of records for each block that is whole."""
-
-
-@dataclass(frozen=True)
-class _ChipPlace:
-    """One chip to be cut."""
-
-    number: int  # in its block
-    window: Window
-    keep_empty: bool  # whether it is kept without a building
-
-
-@dataclass(frozen=True)
-class _ShardBlock:
-    number: int
-    places: list[_ChipPlace]
-    footprints: np.ndarray
-
-
-@dataclass(frozen=True)
-class _BlockRun:
-    scene: str
-    image: str
-    grid: GeoBox
-    overview: Overview | None  # where some of the scene's black is no imagery
-    blocks: list[_ShardBlock]
-    part: Path
-    rules: Rules
+BLOCKS_PER_JOB = 8
+"""Blocks side by side that a worker cuts in one job: parts of the image that two of them need are decoded once."""
+ROWS_FILE = "rows.parquet"
+"""File in a scene's store with its rows of the chip index."""
 
 
 def cut(
@@ -74,36 +48,38 @@ def cut(
     executor: Executor,
     progress: Progress,
 ) -> Iterator[tuple[SceneSurvey, gpd.GeoDataFrame | InputError]]:
-    """Each scene, as it becomes whole, with the rows of its chips, or with what kept it from being read.
+    """Cut scenes into stores in `folder`; gives each scene, when it is finished, with its rows of the chip index.
 
-    `chosen` are candidates (see `chips`) with a column `keep_empty`: whether a window is kept that shows no building.
-    Writes `<scene>.zarr`, with the rows inside. What is whole already, scene or block, from a call that was
-    interrupted, is not made again.
+    A scene that cannot be read comes with the InputError in place of its rows. `chosen` has rows of
+    `chip_set.candidates` and a column `keep_empty`: whether to keep the chip if it shows no building. Scenes and blocks
+    that an interrupted call finished are not cut again.
     """
-    for left in folder.glob("*.new"):  # of a process that was killed
-        shutil.rmtree(left)
-    runs: list[_BlockRun] = []
-    waiting: dict[str, tuple[SceneSurvey, gpd.GeoDataFrame]] = {}
-    for found in surveys:
-        name = found.scene.id
-        candidates = chosen[chosen.scene == name]
-        if (folder / f"{name}.zarr").exists():
-            log.info("scene %s: chips are there already", name)
-            yield found, gpd.read_parquet(folder / f"{name}.zarr" / ROWS)
-        elif made := _runs(found, candidates, _part(found, folder, rules), rules):
-            runs += made
-            waiting[name] = found, candidates
+    for abandoned in folder.glob("*.new"):  # left by a process that was killed
+        shutil.rmtree(abandoned)
+    jobs: list[BlockJob] = []
+    unfinished: dict[str, tuple[SceneSurvey, gpd.GeoDataFrame]] = {}
+    for survey in surveys:
+        scene = survey.scene.id
+        if (folder / f"{scene}.zarr").exists():
+            log.info("scene %s: its chips were cut before", scene)
+            yield survey, gpd.read_parquet(folder / f"{scene}.zarr" / ROWS_FILE)
+            continue
+        candidates = chosen[chosen.scene == scene]
+        scene_jobs = _jobs(survey, candidates, _unfinished_store(survey, folder, rules), rules)
+        if scene_jobs:
+            jobs += scene_jobs
+            unfinished[scene] = survey, candidates
         else:
-            yield found, _finish(folder / f"{name}.zarr.part", candidates)
-    left = pd.Series([run.scene for run in runs], dtype=object).value_counts().to_dict()
-    failed: dict[str, InputError] = {}
-    for scene, error in progress(executors.map_unordered(executor, _cut_run, runs), len(runs)):
-        left[scene] -= 1
+            yield survey, _finish(folder, scene, candidates)
+    jobs_left = Counter(job.scene for job in jobs)
+    errors: dict[str, InputError] = {}
+    for scene, error in progress(executors.map_unordered(executor, block_cutting.cut_job, jobs), len(jobs)):
+        jobs_left[scene] -= 1
         if error:
-            failed.setdefault(scene, error)
-        if not left[scene]:
-            found, candidates = waiting[scene]
-            yield found, failed.get(scene) or _finish(folder / f"{scene}.zarr.part", candidates)
+            errors.setdefault(scene, error)
+        if not jobs_left[scene]:
+            survey, candidates = unfinished[scene]
+            yield survey, errors[scene] if scene in errors else _finish(folder, scene, candidates)
 
 
 def cut_share(
@@ -116,195 +92,144 @@ def cut_share(
     executor: Executor,
     progress: Progress,
 ) -> tuple[int, dict[str, InputError]]:
-    """Cut the blocks of share I of N, (I, N), and no more; how many those were, and the scenes that cannot be read.
+    """Cut only the blocks of share I of N, given as (I, N); returns their number, and the error of each bad scene.
 
-    Shares can be cut at the same time, by processes that see one folder; `cut` with the same arguments then finds
-    their blocks done, and cuts what is missing.
+    Processes that see one folder can cut different shares at the same time. `cut` with the same arguments then cuts
+    what is missing and finishes the scenes.
     """
-    runs: list[_BlockRun] = []
-    strips = 0
-    for found in surveys:
-        name = found.scene.id
-        down, across = _blocks(found, rules)
-        per_row, before = -(-across // RUN), strips
-        strips += down * per_row
-
-        def mine(number: int, across: int = across, per_row: int = per_row, before: int = before) -> bool:
-            row, col = divmod(number, across)
-            return (before + row * per_row + col // RUN) % share[1] == share[0]
-
-        if not (folder / f"{name}.zarr").exists():
-            runs += _runs(found, chosen[chosen.scene == name], _part(found, folder, rules), rules, mine)
-    failed: dict[str, InputError] = {}
-    for scene, error in progress(executors.map_unordered(executor, _cut_run, runs), len(runs)):
+    jobs: list[BlockJob] = []
+    first_strip = 0
+    for survey in surveys:
+        scene = survey.scene.id
+        if not (folder / f"{scene}.zarr").exists():
+            store = _unfinished_store(survey, folder, rules)
+            blocks = _blocks_of_share(survey, rules, first_strip, share)
+            jobs += _jobs(survey, chosen[chosen.scene == scene], store, rules, only=blocks)
+        first_strip += _strip_count(survey, rules)
+    errors: dict[str, InputError] = {}
+    for scene, error in progress(executors.map_unordered(executor, block_cutting.cut_job, jobs), len(jobs)):
         if error:
-            failed.setdefault(scene, error)
-    return sum(len(run.blocks) for run in runs), failed
+            errors.setdefault(scene, error)
+    return sum(len(job.blocks) for job in jobs), errors
 
 
-def _part(found: SceneSurvey, folder: Path, rules: Rules) -> Path:
-    """The store in the making of a scene: that of a call that was interrupted, or a new one."""
-    part = folder / f"{found.scene.id}.zarr.part"
-    if not part.exists():
-        new = folder / f"{found.scene.id}.{uuid.uuid4().hex}.new"
-        down, across = _blocks(found, rules)
+def _unfinished_store(survey: SceneSurvey, folder: Path, rules: Rules) -> Path:
+    """The unfinished store of a scene: the one that an interrupted call left, or a new one."""
+    store = folder / f"{survey.scene.id}.zarr.part"
+    if not store.exists():
+        new = folder / f"{survey.scene.id}.{uuid.uuid4().hex}.new"
+        down, across = _block_grid(survey, rules)
         zarr_store.create(new, blocks=down * across, size=rules.size, with_parts=rules.parts)
-        (new / MARKS).mkdir()
+        (new / DONE_FOLDER).mkdir()
         try:
-            new.rename(part)
+            new.rename(store)
         except OSError:
-            if not part.exists():  # else another share was faster
+            if not store.exists():  # if it does, another share was faster
                 raise
             shutil.rmtree(new)
-    return part
+    return store
 
 
-def _blocks(found: SceneSurvey, rules: Rules) -> tuple[int, int]:
-    """How many blocks lie below and beside one another in a scene."""
-    down, across = (
-        -(-len(windows.start_offsets(side, size=rules.size, stride=rules.stride)) // BLOCK)
-        for side in (found.grid.height, found.grid.width)
-    )
-    return down, across
+def _block_grid(survey: SceneSurvey, rules: Rules) -> tuple[int, int]:
+    """Rows and columns of blocks in a scene."""
+    down = len(windows.start_offsets(survey.grid.height, size=rules.size, stride=rules.stride))
+    across = len(windows.start_offsets(survey.grid.width, size=rules.size, stride=rules.stride))
+    return -(-down // BLOCK), -(-across // BLOCK)
 
 
-def _runs(
-    found: SceneSurvey,
-    candidates: gpd.GeoDataFrame,
-    part: Path,
-    rules: Rules,
-    mine: Callable[[int], bool] = lambda _: True,
-) -> list[_BlockRun]:
-    """The work that is left on one scene, on the blocks whose numbers are `mine`."""
-    if (part / ROWS).exists():
-        return []
-    done = {int(mark.stem) for mark in (part / MARKS).glob("*.json")}
-    side = BLOCK * rules.stride
-    _, across = _blocks(found, rules)
-    tree = shapely.STRtree(found.footprints.polygons)
-    # What is drawn around a footprint reaches into blocks beside it; the pixel more is for what rounding takes.
-    reach = max(rules.buffer_m, labels.TOUCHING_M if rules.parts else 0) + rules.gsd
-    overview = found.overview if found.overview.black.any() else None
-    blocks: dict[int, list[_ShardBlock]] = {}
-    for (down, right), rows in candidates.groupby([candidates.row // side, candidates.col // side]):
-        number = int(down * across + right)
-        if number not in done and mine(number):
-            near = tree.query(shapely.box(*_bounds(found.grid, rows, rules.size)), "dwithin", reach)
-            drawn = found.footprints.polygons[np.sort(near)]
-            blocks.setdefault(down, []).append(_ShardBlock(number, _chip_places(rows, rules), drawn))
-    return [
-        _BlockRun(found.scene.id, found.scene.image, found.grid, overview, row[first : first + RUN], part, rules)
-        for row in blocks.values()
-        for first in range(0, len(row), RUN)
-    ]
+def _strip_count(survey: SceneSurvey, rules: Rules) -> int:
+    """Strips of a scene: each is up to BLOCKS_PER_JOB blocks of one row."""
+    down, across = _block_grid(survey, rules)
+    return down * -(-across // BLOCKS_PER_JOB)
 
 
-def _chip_places(rows: gpd.GeoDataFrame, rules: Rules) -> list[_ChipPlace]:
-    side = BLOCK * rules.stride
-    return [
-        _ChipPlace(
-            int(row % side // rules.stride * BLOCK + col % side // rules.stride),
-            Window(int(col), int(row), rules.size, rules.size),
-            bool(keep),
-        )
-        for row, col, keep in zip(rows.row, rows.col, rows.keep_empty, strict=True)
-    ]
+def _blocks_of_share(survey: SceneSurvey, rules: Rules, first_strip: int, share: tuple[int, int]) -> set[int]:
+    """Numbers of a scene's blocks in share (I, N): of all strips, numbered on from scene to scene, every N-th from I.
 
-
-def _bounds(target: GeoBox, rows: gpd.GeoDataFrame, size: int) -> tuple[float, float, float, float]:
-    left, top = target.transform @ (int(rows.col.min()), int(rows.row.min()))
-    right, bottom = target.transform @ (int(rows.col.max()) + size, int(rows.row.max()) + size)
-    return left, bottom, right, top
-
-
-def _cut_run(run: _BlockRun) -> tuple[str, InputError | None]:
-    """Cut some blocks of a scene; returns its id, and what kept it from being read."""
-    try:
-        with raster.open_scene(run.image) as (dataset, own), resample.window_reader(dataset, own, run.grid) as read:
-            for block in run.blocks:
-                records = _cut_block(read, block, run)
-                mark = run.part / MARKS / f"{block.number}.json"
-                new = mark.with_suffix(".new")
-                new.write_text(json.dumps(records))
-                new.replace(mark)
-    except InputError as error:
-        return run.scene, error
-    return run.scene, None
-
-
-def _cut_block(read: ReadWindow, block: _ShardBlock, run: _BlockRun) -> list[dict[str, Any]]:
-    """Cut the chips of one block, write its shards, and return a record for every chip kept."""
-    whole = union(*(place.window for place in block.places))
-    arrays = _arrays(read, whole, block, run)
-    size = run.rules.size
-    encoded: dict[str, dict[int, bytes]] = {name: {} for name in arrays}
-    records = []
-    for place in block.places:
-        top, left = int(place.window.row_off - whole.row_off), int(place.window.col_off - whole.col_off)
-        at = np.s_[top : top + size, left : left + size]
-        chip = {name: np.ascontiguousarray(values[at]) for name, values in arrays.items()}
-        valid, building = labels.count_pixels(chip["label"])
-        if not valid or valid < run.rules.min_valid * size**2 or not (building or place.keep_empty):
-            continue
-        for name, values in chip.items():
-            encoded[name][place.number] = zarr_store.encode(values)
-        position = block.number * zarr_store.CHIPS_PER_SHARD + place.number
-        records.append(_record(chip, place.window, position, valid, building))
-    if records:
-        for name, chips in encoded.items():
-            zarr_store.write(run.part, name, block.number, chips)
-    return records
-
-
-def _arrays(read: ReadWindow, whole: Window, block: _ShardBlock, run: _BlockRun) -> dict[str, np.ndarray]:
-    """Image, coded label and, where they are wanted, parts of all that a block covers."""
-    pixels = read(whole)
-    image, valid = pixels.image, pixels.valid
-    black = scene_survey.black_fill(run.overview, image, whole) if run.overview else None
-    if black is not None:
-        valid = valid & ~black
-        image[black] = 0
-    place: dict[str, Any] = {"height": int(whole.height), "width": int(whole.width)}
-    place["transform"] = run.grid.transform @ Affine.translation(whole.col_off, whole.row_off)
-    ring = labels.near_outline(block.footprints, buffer_m=run.rules.buffer_m, **place) if run.rules.buffer_m else None
-    arrays = {"image": image, "label": labels.encode(labels.rasterize(block.footprints, **place), valid, ring)}
-    if run.rules.parts:
-        arrays["parts"] = labels.boundary_classes(block.footprints, **place)
-    return arrays
-
-
-def _record(chip: dict[str, np.ndarray], window: Window, position: int, valid: int, building: int) -> dict[str, Any]:
-    seen = np.count_nonzero(chip["label"][::4, ::4] != labels.INVALID)
-    means = np.einsum("rcb->b", chip["image"][::4, ::4], dtype=np.float64) / max(seen, 1)
-    content = hashlib.sha256()
-    for values in chip.values():
-        content.update(values.data)
+    `first_strip` is the number of the scene's first strip.
+    """
+    down, across = _block_grid(survey, rules)
+    strips_per_row = -(-across // BLOCKS_PER_JOB)
+    number, count = share
     return {
-        "row": int(window.row_off),
-        "col": int(window.col_off),
-        "position": position,
-        "valid_share": valid / chip["label"].size,
-        "building_share": building / valid,
-        **dict(zip(("red", "green", "blue"), (round(float(mean), 2) for mean in means), strict=True)),
-        "hash": content.hexdigest()[:16],
+        row * across + col
+        for row in range(down)
+        for col in range(across)
+        if (first_strip + row * strips_per_row + col // BLOCKS_PER_JOB) % count == number
     }
 
 
-def _finish(part: Path, candidates: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
-    """The rows of a scene whose blocks are all cut; its store has its final name from then on."""
-    rows = part / ROWS
-    if not rows.exists():
-        marks = sorted((part / MARKS).glob("*.json"), key=lambda mark: int(mark.stem))
-        records = [record for mark in marks for record in json.loads(mark.read_text())]
-        columns = {"position": "int64", "valid_share": float, "building_share": float}
-        columns |= {"red": float, "green": float, "blue": float, "hash": "str"}
-        cut = pd.DataFrame(records, columns=["row", "col", *columns]).astype(
-            {"row": "int64", "col": "int64", **columns}
+def _jobs(
+    survey: SceneSurvey, candidates: gpd.GeoDataFrame, store: Path, rules: Rules, *, only: set[int] | None = None
+) -> list[BlockJob]:
+    """Jobs for the blocks of a scene that are not cut yet, or only those of certain block numbers."""
+    if (store / ROWS_FILE).exists():
+        return []
+    done = {int(file.stem) for file in (store / DONE_FOLDER).glob("*.json")}
+    side = BLOCK * rules.stride
+    _, across = _block_grid(survey, rules)
+    tree = shapely.STRtree(survey.footprints.polygons)
+    # What is drawn around a footprint reaches into neighbouring blocks; one pixel more allows for rounding.
+    reach = max(rules.buffer_m, labels.TOUCHING_M if rules.parts else 0) + rules.gsd
+    overview = survey.overview if survey.overview.black.any() else None
+    block_rows: dict[int, list[ShardBlock]] = {}
+    for (row, col), rows in candidates.groupby([candidates.row // side, candidates.col // side]):
+        number = int(row * across + col)
+        if number not in done and (only is None or number in only):
+            near = tree.query(_area(survey, rows, rules.size), "dwithin", reach)
+            footprints = survey.footprints.polygons[np.sort(near)]
+            block_rows.setdefault(row, []).append(ShardBlock(number, _chip_windows(rows, rules), footprints))
+    return [
+        BlockJob(
+            survey.scene.id,
+            survey.scene.image,
+            survey.grid,
+            overview,
+            row[first : first + BLOCKS_PER_JOB],
+            store,
+            rules,
         )
-        index = candidates.drop(columns=["imagery", "keep_empty"]).merge(cut, on=["row", "col"])
-        new = rows.with_suffix(".new")
+        for row in block_rows.values()
+        for first in range(0, len(row), BLOCKS_PER_JOB)
+    ]
+
+
+def _chip_windows(rows: gpd.GeoDataFrame, rules: Rules) -> list[ChipWindow]:
+    """The windows of one block, with their numbers in it: row by row, also where some are left out."""
+    row_in_block = rows.row // rules.stride % BLOCK
+    col_in_block = rows.col // rules.stride % BLOCK
+    return [
+        ChipWindow(int(number), Window(int(col), int(row), rules.size, rules.size), bool(keep_empty))
+        for number, row, col, keep_empty in zip(
+            row_in_block * BLOCK + col_in_block, rows.row, rows.col, rows.keep_empty, strict=True
+        )
+    ]
+
+
+def _area(survey: SceneSurvey, rows: gpd.GeoDataFrame, size: int) -> shapely.Polygon:
+    """Rectangle around some windows, in the CRS of the scene's grid."""
+    left, top = survey.grid.transform @ (int(rows.col.min()), int(rows.row.min()))
+    right, bottom = survey.grid.transform @ (int(rows.col.max()) + size, int(rows.row.max()) + size)
+    return shapely.box(left, bottom, right, top)
+
+
+def _finish(folder: Path, scene: str, candidates: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """Rows of the chip index of a scene whose blocks are all cut; gives its store its final name."""
+    store = folder / f"{scene}.zarr.part"
+    if not (store / ROWS_FILE).exists():
+        index = candidates.drop(columns=["imagery", "keep_empty"]).merge(_cut_chips(store), on=["row", "col"])
+        new = (store / ROWS_FILE).with_suffix(".new")
         index.to_parquet(new)
-        new.replace(rows)
-    shutil.rmtree(part / MARKS, ignore_errors=True)
-    part.rename(part.with_suffix(""))
-    return gpd.read_parquet(part.with_suffix("") / ROWS)
+        new.replace(store / ROWS_FILE)
+    shutil.rmtree(store / DONE_FOLDER, ignore_errors=True)
+    finished = store.rename(folder / f"{scene}.zarr")
+    return gpd.read_parquet(finished / ROWS_FILE)
+
+
+def _cut_chips(store: Path) -> pd.DataFrame:
+    """The records of all blocks of a store, in their order."""
+    files = sorted((store / DONE_FOLDER).glob("*.json"), key=lambda file: int(file.stem))
+    records = [record for file in files for record in json.loads(file.read_text())]
+    types = {"row": "int64", "col": "int64", "position": "int64", "valid_share": float, "building_share": float}
+    types |= {"red": float, "green": float, "blue": float, "hash": "str"}
+    return pd.DataFrame(records, columns=list(types)).astype(types)

@@ -1,6 +1,6 @@
-"""Arrays, to pictures that show at a glance whether labels and predictions sit on their roofs."""
+"""Pictures of a chip set: previews of chips with their labels, and maps of splits and of scores by block."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import geopandas as gpd
 import numpy as np
@@ -18,100 +18,125 @@ from ocmlflow.chips import chip_set, labels
 from ocmlflow.chips.zarr_store import Chip, Folder
 
 SPLIT_COLOURS = {"train": "#3b7dd8", "validation": "#e0762f", "test": "#3f9b57", "unused": "#b5b5b5"}
-PANELS = 24
-TOGETHER_M = 2000.0
+MAX_PANELS = 24
+SAME_PANEL_M = 2000.0
 """Scenes of a place that are no further apart share a panel of a map."""
-SMALLEST = 0.02
-"""A chip's side as a share of its panel's, below which a white edge would hide it."""
+LARGE_SHARE = 0.02
+"""Chips whose side is a larger share of their panel's get a white edge, which would hide smaller ones."""
 
 
 def preview(folder: Folder, rows: gpd.GeoDataFrame, *, count: int) -> np.ndarray:
-    """Chips of one scene, from the emptiest to the most built: image, label's outlines, label and valid."""
+    """RGB picture of `count` chips of a scene, from the emptiest to the most built: image, outlines, label."""
     ordered = rows.sort_values(["building_share", "id"])
     chosen = ordered.iloc[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))]
-    return pictures.contact_sheet([_triple(chip_set.read(folder, row)) for row in chosen.itertuples()])
+    return pictures.contact_sheet([_chip_pictures(chip_set.read(folder, row)) for row in chosen.itertuples()])
 
 
 def split_map(index: gpd.GeoDataFrame) -> Figure:
-    """Where the chips lie, coloured by split: a panel for each group of scenes that lie together."""
+    """Map of the chips, coloured by split, with a panel for each group of neighbouring scenes."""
     figure, panels = _panels(index, side=3.6)
-    for at, name, here in panels:
-        rows = index[here]
-        found = [split for split in SPLIT_COLOURS if (rows.split == split).any()]
-        _draw(at, rows, rows.split.map(SPLIT_COLOURS).tolist())
-        counts = ", ".join(f"{(rows.split == split).sum()} {split}" for split in found)
-        at.set_title(f"{name}\n{counts}", fontsize=9)
+    for panel in panels:
+        rows = index[panel.inside]
+        _draw_chips(panel.axes, rows, rows.split.map(SPLIT_COLOURS).tolist())
+        sizes = {split: int((rows.split == split).sum()) for split in SPLIT_COLOURS}
+        counts = ", ".join(f"{size} {split}" for split, size in sizes.items() if size)
+        panel.axes.set_title(f"{panel.name}\n{counts}", fontsize=9)
     return figure
 
 
 def block_map(rows: gpd.GeoDataFrame, values: np.ndarray, *, low: float, high: float, colours: str) -> Figure:
-    """The chips, coloured by the value (chips,) of their ground: a panel for each group of scenes that lie together."""
+    """Map of the chips, coloured by `values` (chips,), with a panel for each group of neighbouring scenes.
+
+    `low` and `high` are the ends of the colour map `colours` of matplotlib; chips whose value is NaN are grey.
+    """
     figure, panels = _panels(rows, side=3.2)
     scale = ScalarMappable(Normalize(low, high), colours)
-    for at, name, here in panels:
-        shown = scale.to_rgba(values[here])
-        shown[np.isnan(values[here])] = (0.85, 0.85, 0.85, 1)
-        _draw(at, rows[here], shown)
-        at.set_title(name, fontsize=9)
+    for panel in panels:
+        chip_values = values[panel.inside]
+        chip_colours = scale.to_rgba(chip_values)
+        chip_colours[np.isnan(chip_values)] = (0.85, 0.85, 0.85, 1)
+        _draw_chips(panel.axes, rows[panel.inside], chip_colours)
+        panel.axes.set_title(panel.name, fontsize=9)
     figure.colorbar(scale, ax=figure.axes, shrink=0.7)
     return figure
 
 
-def _panels(rows: gpd.GeoDataFrame, *, side: float) -> tuple[Figure, list[tuple[Axes, str, np.ndarray]]]:
-    """A figure of panels of `side` inches, and each with the name of its chips and which they are, (chips,) bool.
+class _Panel(NamedTuple):
+    """One panel of a map."""
 
-    Those of PANELS groups with the most chips; the figure says how many others there are.
+    axes: Axes
+    name: str
+    """Place, and scenes where the place has several panels."""
+    inside: np.ndarray
+    """(chips,) bool: which chips it shows."""
+
+
+def _panels(rows: gpd.GeoDataFrame, *, side: float) -> tuple[Figure, list[_Panel]]:
+    """A figure with panels of `side` inches for the MAX_PANELS groups of scenes that have the most chips.
+
+    The figure's title says how many chips and groups are left out.
     """
-    groups = _groups(rows)
-    some = groups.value_counts().index[:PANELS]
-    across = min(4, len(some))
-    down = -(-len(some) // across)
+    group = _neighbour_groups(rows)
+    largest = group.value_counts().index[:MAX_PANELS]
+    across = min(4, len(largest))
+    down = -(-len(largest) // across)
     figure = Figure(figsize=(side * across + 0.4, (side + 0.2) * down), layout="constrained")
-    axes = figure.subplots(down, across, squeeze=False).ravel()
-    for at in axes:
-        at.set_axis_off()
-    if left := int((~groups.isin(some)).sum()):
-        figure.suptitle(f"without {left} chips of {groups.nunique() - len(some)} smaller groups of scenes", fontsize=9)
-    named = [(group, (groups == group).to_numpy()) for group in some]
-    alone = rows.place.groupby(groups).first().value_counts() == 1
+    all_axes = figure.subplots(down, across, squeeze=False).ravel()
+    for axes in all_axes:
+        axes.set_axis_off()
+    if left_out := int((~group.isin(largest)).sum()):
+        others = group.nunique() - len(largest)
+        figure.suptitle(f"without {left_out} chips of {others} smaller groups of scenes", fontsize=9)
+    groups_of_place = rows.place.groupby(group).first().value_counts()
     panels = []
-    for at, (_, here) in zip(axes, named, strict=False):
-        place, scenes = rows.place[here].iloc[0], sorted(set(rows.scene[here]))
-        name = place or "(no place)"
-        if not alone[place]:
-            name += f": {scenes[0]}" + (f" and {len(scenes) - 1} more" if len(scenes) > 1 else "")
-        panels.append((at, name, here))
+    for axes, number in zip(all_axes, largest, strict=False):
+        inside = (group == number).to_numpy()
+        name = _panel_name(rows[inside], is_whole_place=groups_of_place[rows.place[inside].iloc[0]] == 1)
+        panels.append(_Panel(axes, name, inside))
     return figure, panels
 
 
-def _groups(rows: gpd.GeoDataFrame) -> pd.Series:
-    """The number of each chip's group: scenes of one place and UTM zone, no further than TOGETHER_M from the next.
+def _panel_name(rows: gpd.GeoDataFrame, *, is_whole_place: bool) -> str:
+    """The place of some chips; with its scenes where other panels show the rest of the place."""
+    place = rows.place.iloc[0] or "(no place)"
+    if is_whole_place:
+        return str(place)
+    first, *others = sorted(set(rows.scene))
+    return f"{place}: {first}" + (f" and {len(others)} more" if others else "")
 
-    A folder is one place, wherever its scenes lie: in one panel, those of two towns would be two dots.
+
+def _neighbour_groups(rows: gpd.GeoDataFrame) -> pd.Series:
+    """Number of each chip's group: scenes of one place and UTM zone, each within SAME_PANEL_M of another one.
+
+    A place can be a folder of scenes from anywhere: in one panel, those of two towns would be two dots.
     """
-    by = rows.groupby(["place", "utm", "scene"])
-    boxes = shapely.box(by.x.min(), by.y.min(), by.x.max(), by.y.max())
-    first, second = shapely.STRtree(boxes).query(boxes, "dwithin", TOGETHER_M)
-    keys = by.x.min().index
-    alike = [keys.get_level_values(name).to_numpy() for name in ("place", "utm")]
-    linked = np.logical_and.reduce([names[first] == names[second] for names in alike])
-    pairs = coo_array((np.ones(linked.sum()), (first[linked], second[linked])), shape=(len(boxes), len(boxes)))
-    _, group = connected_components(pairs, directed=False)
-    return pd.Series(group[by.ngroup().to_numpy()], index=rows.index)
+    scene_of_chip = rows.groupby(["place", "utm", "scene"])
+    scenes = scene_of_chip.agg(left=("x", "min"), bottom=("y", "min"), right=("x", "max"), top=("y", "max"))
+    scenes = scenes.reset_index()
+    boxes = shapely.box(scenes.left, scenes.bottom, scenes.right, scenes.top)
+    one, other = shapely.STRtree(boxes).query(boxes, "dwithin", SAME_PANEL_M)
+    place = scenes.place.to_numpy()
+    utm = scenes.utm.to_numpy()
+    near = (place[one] == place[other]) & (utm[one] == utm[other])
+    links = coo_array((np.ones(near.sum()), (one[near], other[near])), shape=(len(scenes), len(scenes)))
+    _, group_of_scene = connected_components(links, directed=False)
+    return pd.Series(group_of_scene[scene_of_chip.ngroup().to_numpy()], index=rows.index)
 
 
-def _draw(at: Axes, rows: gpd.GeoDataFrame, colours: Any) -> None:
-    """Draw chips of one UTM zone; an edge tells large ones apart, and makes small ones large enough to be seen."""
+def _draw_chips(axes: Axes, rows: gpd.GeoDataFrame, colours: Any) -> None:
+    """Draw the outlines of chips of one UTM zone, filled with a colour each."""
     outlines = rows.geometry.to_crs(rows.utm.iloc[0])
     left, bottom, right, top = outlines.total_bounds
-    large = np.sqrt(outlines.area.median()) > SMALLEST * max(right - left, top - bottom)
-    # Snapped to whole pixels, what is smaller than one may be nothing.
-    small = {"edgecolor": colours, "linewidth": 1.0, "snap": False}
-    edge = {"edgecolor": "white", "linewidth": 0.3} if large else small
-    outlines.plot(ax=at, facecolor=colours, clip_on=False, **edge)  # a row of chips may be lower than its edge
+    if np.sqrt(outlines.area.median()) > LARGE_SHARE * max(right - left, top - bottom):
+        edge = {"edgecolor": "white", "linewidth": 0.3}
+    else:
+        # An edge of their own colour keeps tiny chips visible. Snapped to whole pixels they could vanish.
+        edge = {"edgecolor": colours, "linewidth": 1.0, "snap": False}
+    outlines.plot(ax=axes, facecolor=colours, clip_on=False, **edge)  # a row of chips may be lower than its edge
 
 
-def _triple(chip: Chip) -> list[np.ndarray]:
+def _chip_pictures(chip: Chip) -> list[np.ndarray]:
+    """Three RGB pictures of a chip: image, image with outlines, and the label with its invalid pixels."""
     label, valid = labels.decode(chip.label)
     flat = np.where(label[..., np.newaxis] > 0, pictures.HIT_COLOUR, (255, 255, 255)).astype(np.uint8)
     flat[~valid] = pictures.INVALID_COLOUR

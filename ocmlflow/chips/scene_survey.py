@@ -1,4 +1,4 @@
-"""A scene, before any chip of it is cut, to its grid, its footprints and where it has imagery at all."""
+"""Surveys a scene before it is cut: its grid, its footprints, and where it shows imagery."""
 
 from dataclasses import dataclass
 
@@ -18,21 +18,22 @@ from ocmlflow.scenes.catalog import Scene
 from ocmlflow.scenes.geobox import GeoBox
 
 COARSE_M = 1.0
-"""Metres per pixel of the overview that is looked at, or coarser where that is more than MAX_SIDE pixels."""
+"""Resolution of the overview, in metres per pixel; coarser where its side would have more than MAX_SIDE pixels."""
 MAX_SIDE = 2048
 MAX_BLACK = 10
-"""No channel of what is black is above this."""
+"""Largest value of any channel of a black pixel."""
 
 
 @dataclass(frozen=True)
 class Overview:
-    """A scene at a glance: one coarse pixel stands for `factor` x `factor` pixels of its grid."""
+    """A coarse view of a scene."""
 
     factor: int
+    """Pixels of the scene's grid along a side of a coarse pixel."""
     imagery: np.ndarray
-    """(rows, cols) bool: whether there is imagery."""
+    """(rows, cols) bool: where there is imagery."""
     black: np.ndarray
-    """(rows, cols) bool: opaque black that is no imagery, and what lies next to it; looked at pixel by pixel later."""
+    """(rows, cols) bool: large areas of opaque black, which are no imagery, and the coarse pixels next to them."""
 
 
 @dataclass(frozen=True)
@@ -41,56 +42,63 @@ class SceneSurvey:
 
     scene: Scene
     grid: GeoBox
-    """That its chips are cut on."""
+    """Target grid of the chips, in the scene's UTM zone."""
     native_gsd: float
-    """Metres per pixel of the image as it is."""
+    """Metres per pixel of the image itself."""
     footprints: LabelFootprints
     """In the CRS of the grid."""
     outside: int
-    """Footprints whose middle lies on no imagery."""
+    """Number of footprints whose middle lies on no imagery."""
     overview: Overview
+    """Where the scene shows imagery."""
 
 
 def survey(
     scene: Scene, *, gsd: float, black_m2: float, bbox: tuple[float, float, float, float] | None
 ) -> SceneSurvey | None:
-    """What is known of a labelled scene; None where it lies outside `bbox` (west, south, east, north in degrees).
+    """Survey of a labelled scene; None where it lies outside `bbox` (west, south, east, north in degrees).
 
-    Opaque black in one piece of at least `black_m2` square metres is taken for no imagery. Reads the header of the
-    image, its smallest overview that is fine enough, and the labels. Raises InputError where it cannot be cut.
+    A connected area of opaque black of at least `black_m2` square metres counts as no imagery; 0 trusts all black.
+    Reads the image's header, its smallest overview that is fine enough, and the labels. Raises InputError for an image
+    or labels that cannot be read or do not fit each other.
     """
     with raster.open_scene(scene.image) as (dataset, own):
         grid = geobox.utm_grid(own, gsd=gsd)
-        whole = Window(0, 0, grid.width, grid.height)
-        if bbox and not geobox.outline(grid, whole).intersects(shapely.box(*bbox)):
+        full_window = Window(0, 0, grid.width, grid.height)
+        if bbox and not geobox.outline(grid, full_window).intersects(shapely.box(*bbox)):
             return None
-        found = footprints.read(scene, grid.crs)
-        _check_on_image(scene, grid, found)
+        drawn = footprints.read(scene, grid.crs)
+        _check_on_image(scene, grid, drawn)
         raster.warn_of_doubtful_alpha(dataset)
         overview = _overview(dataset, own, grid, black_m2)
-    return SceneSurvey(scene, grid, geobox.gsd(own), found, _outside(found, grid, overview), overview)
+    return SceneSurvey(scene, grid, geobox.gsd(own), drawn, _count_outside(drawn, grid, overview), overview)
 
 
 def black_fill(overview: Overview, image: np.ndarray, window: Window) -> np.ndarray | None:
-    """(height, width) bool: pixels of a window of the grid that are part of a large black area; None for none."""
+    """(height, width) bool: pixels of a window of the grid that belong to a large black area; None where none does.
+
+    `image` (height, width, 3) uint8 is the window's. The overview tells where such areas are, the image their edges.
+    """
+    height, width = overview.black.shape
     rows = np.arange(int(window.row_off), int(window.row_off + window.height)) // overview.factor
     cols = np.arange(int(window.col_off), int(window.col_off + window.width)) // overview.factor
-    inside = np.outer((rows >= 0) & (rows < overview.black.shape[0]), (cols >= 0) & (cols < overview.black.shape[1]))
-    near = overview.black[np.ix_(rows.clip(0, len(overview.black) - 1), cols.clip(0, overview.black.shape[1] - 1))]
-    near = near & inside
+    inside = np.outer((rows >= 0) & (rows < height), (cols >= 0) & (cols < width))
+    near = inside & overview.black[np.ix_(rows.clip(0, height - 1), cols.clip(0, width - 1))]
     return near & (image.max(axis=-1) <= MAX_BLACK) if near.any() else None
 
 
-def _check_on_image(scene: Scene, grid: GeoBox, found: LabelFootprints) -> None:
+def _check_on_image(scene: Scene, grid: GeoBox, drawn: LabelFootprints) -> None:
+    """Raise InputError where a scene has footprints, but none on its image."""
     extent = shapely.Polygon(grid.corners(Window(0, 0, grid.width, grid.height)))
-    if len(found.polygons) and not shapely.intersects(found.polygons, extent).any():
+    if len(drawn.polygons) and not shapely.intersects(drawn.polygons, extent).any():
         raise InputError(
-            f"none of the {len(found.polygons)} footprints of scene {scene.id} lies on its image: "
+            f"none of the {len(drawn.polygons)} footprints of scene {scene.id} lies on its image: "
             f"check that {scene.labels[0]} belongs to {scene.image} and that its CRS is the one it names"
         )
 
 
 def _overview(dataset: DatasetReader, own: GeoBox, grid: GeoBox, black_m2: float) -> Overview:
+    """Overview of a scene whose image has the geobox `own` and whose chips are cut on `grid`."""
     gsd = grid.transform.a
     factor = max(1, round(COARSE_M / gsd), -(-max(grid.height, grid.width) // MAX_SIDE))
     height, width = -(-grid.height // factor), -(-grid.width // factor)
@@ -103,14 +111,15 @@ def _overview(dataset: DatasetReader, own: GeoBox, grid: GeoBox, black_m2: float
         large = np.bincount(pieces.ravel()) * (factor * gsd) ** 2 >= black_m2
         large[0] = False
         black = large[pieces]
-    next_to = ndimage.binary_dilation(black, np.ones((3, 3))) if black.any() else black
-    return Overview(factor, pixels.valid & ~black, next_to)
+    black_or_next = ndimage.binary_dilation(black, np.ones((3, 3))) if black.any() else black
+    return Overview(factor, pixels.valid & ~black, black_or_next)
 
 
-def _outside(found: LabelFootprints, grid: GeoBox, overview: Overview) -> int:
-    if not len(found.polygons):
+def _count_outside(drawn: LabelFootprints, grid: GeoBox, overview: Overview) -> int:
+    """Number of footprints whose middle lies on no imagery of the overview."""
+    if not len(drawn.polygons):
         return 0
-    middles = shapely.point_on_surface(found.polygons)
+    middles = shapely.point_on_surface(drawn.polygons)
     cols, rows = ~grid.transform @ (shapely.get_x(middles), shapely.get_y(middles))
     row, col = (np.floor(values / overview.factor).astype(int) for values in (rows, cols))
     height, width = overview.imagery.shape

@@ -1,6 +1,7 @@
-"""The index of chips, to one split by ground: training, validation and test share none of it."""
+"""Splits chips into training, validation and test by ground, so that no two splits share any; and into folds."""
 
 import hashlib
+from dataclasses import dataclass
 
 import geopandas as gpd
 import numpy as np
@@ -10,9 +11,20 @@ import shapely
 from ocmlflow.errors import InputError
 
 TOUCH_TOLERANCE_DEG = 1e-7
-"""Outlines nearer than this touch: a centimetre, more than reprojecting them loses."""
+"""Outlines nearer than this touch: about a centimetre, more than they move when they are reprojected."""
 TRAIN, VALIDATION, TEST, UNUSED = "train", "validation", "test", "unused"
 SPLITS = (TRAIN, VALIDATION, TEST)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What a user wants held out for one split."""
+
+    split: str
+    text: str
+    """As the user gave it."""
+    share: float | None
+    """Share of all chips, 0 to 1; None where the text names places or scenes."""
 
 
 def assign(
@@ -20,77 +32,79 @@ def assign(
 ) -> gpd.GeoDataFrame:
     """The index with column `split` (train, validation, test) and, with `folds`, column `fold` (0 to folds - 1).
 
-    `validation` names places or scenes, separated by commas, or is the share (0 to 1) of all chips to hold out in
-    blocks of ground of `block_m` metres, drawn by `seed`; `test` does the same. Blocks are drawn from what names left,
-    those of test first. With `folds` every block belongs to one of so many equal parts, and the first is held out;
-    `validation` and `test` are None then. A split depends on where chips lie, never on what they show.
+    `validation` and `test` each name places or scenes, separated by commas, or are the share (0 to 1) of all chips to
+    hold out. Shares are drawn by `seed` from square blocks of ground of `block_m` metres, the share of test first,
+    among blocks whose chips no name holds out. With `folds`, every block belongs to one of that many equal parts, the
+    first of which is for validation; `validation` and `test` are None then. A split depends on where chips lie, never
+    on what they show. Raises InputError for unknown names and for splits that would be empty.
     """
     if folds:
-        index = index.assign(fold=_folds(index, folds, block_m, seed))
+        index = index.assign(fold=_deal_folds(index, folds, block_m, seed))
         return index.assign(split=np.where(index.fold == 0, VALIDATION, TRAIN))
-    split, known = np.full(len(index), TRAIN, dtype=object), set(index.place) | set(index.scene)
-    wanted = [(name, told) for name, told in ((TEST, test), (VALIDATION, validation)) if told is not None]
-    shares = {name: _share(name, told, known) for name, told in wanted}
-    for name, told in sorted(wanted, key=lambda one: shares[one[0]] is not None):  # names before shares
-        share, free = shares[name], split == TRAIN
-        held_out = _named(index, told) if share is None else free & _blocks(index, free, share, block_m, seed)
+    known = set(index.place) | set(index.scene)
+    texts = {TEST: test, VALIDATION: validation}
+    requests = [_read_request(name, text, known) for name, text in texts.items() if text is not None]
+    split = np.full(len(index), TRAIN, dtype=object)
+    for request in sorted(requests, key=lambda request: request.share is not None):  # names before shares
+        free = split == TRAIN
+        if request.share is None:
+            held_out = _in_places(index, request.text)
+        else:
+            held_out = free & _draw_blocks(index, free, request.share, block_m, seed)
         if (held_out & ~free).any():
-            raise InputError(f"{(held_out & ~free).sum()} chips of validation={told} are in test={test} as well")
+            raise InputError(f"{(held_out & ~free).sum()} chips of validation={validation} are in test={test} as well")
         if not held_out.any() or not (free & ~held_out).any():
-            would_do = f"Places: {', '.join(sorted(set(index.place)))}"
-            if share is not None:
-                would_do = (
-                    f"They lie on {_counted(index[free], block_m)}; smaller blocks (block_m) would do, and where chips "
-                    "are few smaller ones (size) as well"
-                )
-            if sum(filter(None, shares.values())) >= 1:
-                would_do = "Shares of less than 1 in all would do"
             raise InputError(
-                f"{name}={told} puts {held_out.sum()} of {free.sum()} chips into {name}; every split needs some. "
-                f"{would_do}"
+                f"{request.split}={request.text} puts {held_out.sum()} of {free.sum()} chips into {request.split}; "
+                f"every split needs some. {_advice(index, free, request, requests, block_m)}"
             )
-        split[held_out] = name
+        split[held_out] = request.split
     return index.assign(split=split.astype(str))
 
 
 def drop_touching(index: gpd.GeoDataFrame) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]:
-    """The rows of which no chip touches one of another split, and those that did.
+    """The index without chips that touch another split, and the rows that were dropped.
 
-    Training gives way to validation and test, validation to test. Chips of other scenes on the same ground count.
+    A validation chip that touches test ground is dropped, and a training chip that touches either. Chips of different
+    scenes on the same ground touch too. Raises InputError as `check_disjoint` does.
     """
-    touching = (index.split == VALIDATION).to_numpy() & touches(index, index[index.split == TEST])
-    held_out = index[index.split.isin([VALIDATION, TEST]) & ~touching]
-    touching |= (index.split == TRAIN).to_numpy() & touches(index, held_out)
-    kept, dropped = index[~touching].reset_index(drop=True), index[touching].reset_index(drop=True)
+    dropped = (index.split == VALIDATION).to_numpy() & touches(index, index[index.split == TEST])
+    held_out = index[index.split.isin([VALIDATION, TEST]) & ~dropped]
+    dropped |= (index.split == TRAIN).to_numpy() & touches(index, held_out)
+    kept = index[~dropped].reset_index(drop=True)
     check_disjoint(kept)
-    return kept, dropped
+    return kept, index[dropped].reset_index(drop=True)
 
 
 def hold_out_fold(index: gpd.GeoDataFrame, fold: int, *, size: int, empty_share: float, seed: int) -> gpd.GeoDataFrame:
-    """The same rows with that fold held out; training chips that touch it, or are too many empty ones, are `unused`.
+    """The index with another fold as validation; all other chips are for training or `unused`.
 
-    So are validation chips that overlap others, as in `thin`.
+    Unused are chips of other folds that touch the fold, empty ones beyond `empty_share`, and validation chips that
+    overlap others (see `without_overlap`). Raises InputError for a fold that the chips do not have.
     """
     folds = int(index.fold.max()) + 1
     if not 0 <= fold < folds:
         raise InputError(f"fold={fold}: these chips have folds 0 to {folds - 1}")
     held_out = np.asarray(index.fold == fold)
     scored = held_out & _side_by_side(index, size)
-    left_out = touches(index, index[scored])
-    left_out |= np.asarray(index.building_share == 0) & ~sample_ids(index.id, empty_share, seed)
-    split = np.select([scored, held_out | left_out], [VALIDATION, UNUSED], TRAIN)
+    unused = held_out | touches(index, index[scored])
+    unused |= np.asarray(index.building_share == 0) & ~sample_ids(index.id, empty_share, seed)
+    split = np.select([scored, unused], [VALIDATION, UNUSED], TRAIN)
     index = index.assign(split=split)
     check_disjoint(index)
     return index
 
 
 def without_overlap(index: gpd.GeoDataFrame, *, size: int) -> gpd.GeoDataFrame:
-    """The index with held-out chips that lie side by side: a pixel counts once in a score. Training keeps all."""
+    """The index with only those held-out chips that lie side by side, so that a score counts each pixel once.
+
+    Training chips may overlap and stay.
+    """
     return index[(index.split == TRAIN) | _side_by_side(index, size)].reset_index(drop=True)
 
 
 def sample_ids(ids: pd.Series, share: float, seed: int) -> np.ndarray:
-    """(rows,) bool: about this share of the ids, each drawn by itself, so that another id more changes no other."""
+    """(rows,) bool: about this share of the ids, each drawn by its own hash, so that more ids change no other draw."""
     if share >= 1:
         return np.ones(len(ids), bool)
     digests = (hashlib.sha256(f"{seed} {name}".encode()).digest() for name in ids)
@@ -105,10 +119,10 @@ def touches(index: gpd.GeoDataFrame, other: gpd.GeoDataFrame) -> np.ndarray:
 
 
 def shares_ground(index: gpd.GeoDataFrame, other: gpd.GeoDataFrame) -> np.ndarray:
-    """(rows,) bool: which chips of `index` show what `other` does: the same ground, or buildings in the same pixels."""
-    # The same pixels under another georeference; but one blank field may well be as another.
-    same = index.hash.isin(other.hash) & (index.building_share > 0)
-    return touches(index, other) | same.to_numpy()
+    """(rows,) bool: which chips of `index` touch a chip of `other`, or show buildings in the very same pixels."""
+    # Equal pixels are the same ground under another georeference; empty chips can be equal by chance.
+    equal = index.hash.isin(other.hash) & (index.building_share > 0)
+    return touches(index, other) | equal.to_numpy()
 
 
 def check_disjoint(index: gpd.GeoDataFrame) -> None:
@@ -116,46 +130,58 @@ def check_disjoint(index: gpd.GeoDataFrame) -> None:
     train, validation, test = (index[index.split == split] for split in (TRAIN, VALIDATION, TEST))
     if not len(train) or not len(validation):
         raise InputError(
-            f"{len(train)} chips for training and {len(validation)} for validation that do not touch: both are needed. "
+            f"{len(train)} training chips and {len(validation)} validation chips that do not touch: both are needed. "
             "Hold out less ground, or use smaller blocks (block_m) or chips (size)"
         )
-    for some, kind, others in (
+    for chips, kind, held_out in (
         (train, "training", validation),
         (train, "training", test),
         (validation, "validation", test),
     ):
-        if met := int(touches(some, others).sum()):
+        if count := int(touches(chips, held_out).sum()):
             raise InputError(
-                f"{met} {kind} chips lie on the ground of {others.split.iloc[0]} chips: scores would be flattered"
+                f"{count} {kind} chips lie on the ground of {held_out.split.iloc[0]} chips: scores would be too good"
             )
 
 
 def spatial_blocks(index: gpd.GeoDataFrame, block_m: float) -> np.ndarray:
-    """(rows,) int: the number, from 0, of the block of ground of `block_m` metres that each chip's middle lies in."""
+    """(rows,) int: number, from 0, of the square of ground of `block_m` metres that the middle of each chip lies in."""
     cells = [index.utm, index.x // block_m, index.y // block_m]
     return np.asarray(pd.MultiIndex.from_arrays(cells).factorize(sort=True)[0])
 
 
-def _share(name: str, told: str, known: set[str]) -> float | None:
-    """The share of 0 to 1 that was told of a split, or None where it was names of known places and scenes.
-
-    Names may be of digits alone. InputError for anything else.
-    """
-    if _names(told) <= known:
-        return None
+def _read_request(split: str, text: str, known: set[str]) -> _Request:
+    """What `text` wants held out: names, which may be digits alone, or a share; InputError where it is neither."""
+    if _names(text) <= known:
+        return _Request(split, text, None)
     try:
-        share = float(told)
+        share = float(text)
     except ValueError:
         share = 0.0
     if not 0 < share < 1:
         raise InputError(
-            f"{name}={told} is neither a share between 0 and 1 nor names of places or scenes with labels; "
+            f"{split}={text} is neither a share between 0 and 1 nor names of places or scenes with labels; "
             f"there are: {', '.join(sorted(known))}"
         )
-    return share
+    return _Request(split, text, share)
 
 
-def _named(index: gpd.GeoDataFrame, names: str) -> np.ndarray:
+def _advice(
+    index: gpd.GeoDataFrame, free: np.ndarray, request: _Request, requests: list[_Request], block_m: float
+) -> str:
+    """What would help where a request leaves a split empty."""
+    if sum(each.share or 0 for each in requests) >= 1:
+        return "Use shares of less than 1 in all"
+    if request.share is None:
+        return f"Places: {', '.join(sorted(set(index.place)))}"
+    return (
+        f"They lie on {_block_count(index[free], block_m)}: use smaller blocks (block_m) and, where chips are few, "
+        "smaller chips (size)"
+    )
+
+
+def _in_places(index: gpd.GeoDataFrame, names: str) -> np.ndarray:
+    """(rows,) bool: chips of places or scenes of these names."""
     return np.asarray(index.place.isin(_names(names)) | index.scene.isin(_names(names)))
 
 
@@ -167,39 +193,53 @@ def _side_by_side(index: gpd.GeoDataFrame, size: int) -> np.ndarray:
     return np.asarray((index.row % size == 0) & (index.col % size == 0))
 
 
-def _blocks(index: gpd.GeoDataFrame, free: np.ndarray, share: float, block_m: float, seed: int) -> np.ndarray:
-    """(rows,) bool: chips in blocks of ground drawn until their free chips are about `share` of all, at least one."""
-    cells, _, order = _shuffled(index, block_m, seed)
-    sizes = np.bincount(cells[free], minlength=len(order))
-    order = order[sizes[order] > 0]
-    taken = np.cumsum(sizes[order]) - sizes[order] / 2 <= share * len(index)
+def _draw_blocks(index: gpd.GeoDataFrame, free: np.ndarray, share: float, block_m: float, seed: int) -> np.ndarray:
+    """(rows,) bool: chips of random blocks, at least one, whose free chips are about this share of all chips."""
+    blocks = _shuffled_blocks(index, block_m, seed)
+    free_sizes = np.bincount(blocks.of_chip[free], minlength=len(blocks.order))
+    order = blocks.order[free_sizes[blocks.order] > 0]
+    # A block is taken while its middle lies within the share: on average neither too many chips nor too few.
+    taken = np.cumsum(free_sizes[order]) - free_sizes[order] / 2 <= share * len(index)
     taken[0] = True
-    return np.isin(cells, order[taken])
+    return np.isin(blocks.of_chip, order[taken])
 
 
-def _counted(index: gpd.GeoDataFrame, block_m: float) -> str:
-    """On how many blocks of ground the chips lie, in words."""
+def _block_count(index: gpd.GeoDataFrame, block_m: float) -> str:
+    """Number of blocks that the chips lie on, in words."""
     count = int(spatial_blocks(index, block_m).max()) + 1
     return f"{count} block{'s' * (count > 1)} of {block_m:g} m"
 
 
-def _folds(index: gpd.GeoDataFrame, folds: int, block_m: float, seed: int) -> np.ndarray:
-    """(rows,) int: the part, 0 to folds - 1, of each chip's block; the largest blocks are dealt first, for balance."""
-    cells, sizes, order = _shuffled(index, block_m, seed)
-    if len(sizes) < folds:
+def _deal_folds(index: gpd.GeoDataFrame, folds: int, block_m: float, seed: int) -> np.ndarray:
+    """(rows,) int: fold of each chip's block; the largest blocks are dealt first, each to the smallest fold so far."""
+    blocks = _shuffled_blocks(index, block_m, seed)
+    if len(blocks.sizes) < folds:
         raise InputError(
-            f"folds={folds}: the scenes lie on {_counted(index, block_m)}; smaller blocks (block_m) or fewer folds "
-            "would do"
+            f"folds={folds}: the scenes lie on {_block_count(index, block_m)}: use smaller blocks (block_m) or fewer "
+            "folds"
         )
-    loads, part_of = np.zeros(folds), np.zeros(len(sizes), int)
-    for block in sorted(order, key=lambda block: -sizes[block]):
-        part_of[block] = loads.argmin()
-        loads[part_of[block]] += sizes[block]
-    return part_of[cells]
+    fold_sizes = np.zeros(folds)
+    fold_of_block = np.zeros(len(blocks.sizes), int)
+    for block in sorted(blocks.order, key=lambda block: -blocks.sizes[block]):
+        smallest = fold_sizes.argmin()
+        fold_of_block[block] = smallest
+        fold_sizes[smallest] += blocks.sizes[block]
+    return fold_of_block[blocks.of_chip]
 
 
-def _shuffled(index: gpd.GeoDataFrame, block_m: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The block of each chip, the chips of each block, and the blocks in an order that the seed draws."""
-    cells = spatial_blocks(index, block_m)
-    sizes = np.bincount(cells)
-    return cells, sizes, np.random.default_rng(seed).permutation(len(sizes))
+@dataclass(frozen=True)
+class _Blocks:
+    """Blocks of ground, numbered from 0."""
+
+    of_chip: np.ndarray
+    """(rows,) int: block of each chip."""
+    sizes: np.ndarray
+    """(blocks,) int: chips of each block."""
+    order: np.ndarray
+    """(blocks,) int: the blocks in random order."""
+
+
+def _shuffled_blocks(index: gpd.GeoDataFrame, block_m: float, seed: int) -> _Blocks:
+    of_chip = spatial_blocks(index, block_m)
+    sizes = np.bincount(of_chip)
+    return _Blocks(of_chip, sizes, np.random.default_rng(seed).permutation(len(sizes)))

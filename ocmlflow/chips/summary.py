@@ -1,4 +1,4 @@
-"""Chips that are cut, to what is worth knowing of each scene and to a STAC item of them all."""
+"""Summarizes a chip set: statistics of each scene, and a STAC item of the whole set."""
 
 from pathlib import Path
 from typing import Any
@@ -11,28 +11,32 @@ from ocmlflow.scenes import stac_writer
 from ocmlflow.scenes.catalog import Scene
 
 SHIFT_CHIPS = 32
-"""Chips of a scene, those with the most building, whose labels are laid over the image's edges."""
+"""Number of chips, those with the most building, from which the shift of a scene's labels is estimated."""
 
 
 def scene(rows: gpd.GeoDataFrame, folder: Path, *, gsd: float) -> dict[str, Any]:
-    """Of the chips of one scene: how many, their building share and colours, and how far its labels seem to lie off."""
+    """Statistics of the chips of one scene, from its rows of the index and its store in `folder`.
+
+    They are `train`, `validation` and `test` (chips), `building_share`, `red`, `green` and `blue` (means of the valid
+    pixels) and, with buildings, `shift_east_m` and `shift_north_m` (how far its labels should move).
+    """
     weights = rows.valid_share / rows.valid_share.sum()
-    found: dict[str, Any] = {split: int((rows.split == split).sum()) for split in splits.SPLITS}
-    found["building_share"] = round(float((rows.building_share * weights).sum()), 4)
-    found |= {band: round(float((rows[band] * weights).sum()), 1) for band in ("red", "green", "blue")}
+    statistics: dict[str, Any] = {split: int((rows.split == split).sum()) for split in splits.SPLITS}
+    statistics["building_share"] = round(float((rows.building_share * weights).sum()), 4)
+    statistics |= {band: round(float((rows[band] * weights).sum()), 1) for band in ("red", "green", "blue")}
     chosen = rows.sort_values(["building_share", "id"], ascending=False).head(SHIFT_CHIPS)
     shift = label_shift.estimate((chip_set.read(folder, row) for row in chosen.itertuples()), gsd=gsd)
     if shift is not None:
-        found |= {"shift_east_m": round(shift[0], 2), "shift_north_m": round(shift[1], 2)}
-    return found
+        statistics |= {"shift_east_m": round(shift[0], 2), "shift_north_m": round(shift[1], 2)}
+    return statistics
 
 
 def stac_item(index: gpd.GeoDataFrame, scenes: list[Scene], *, gsd: float) -> dict[str, Any]:
-    """The set of chips as a STAC item, derived from its scenes."""
+    """STAC item of a chip set: its stores and index as assets, derived from those of `scenes` that it has chips of."""
     names = sorted(set(index.scene))
     assets = {name: (f"./{name}.zarr", "application/vnd.zarr; version=3") for name in names}
     assets |= {"index": ("./index.parquet", "application/vnd.apache.parquet")}
-    # A scene across 180 degrees has an outline on each side.
+    # A scene across 180 degrees gets an outline on each side: one hull would go around the earth.
     parts = index[["scene", "geometry"]].explode(ignore_index=True)
     sides = parts.groupby([parts.scene, parts.bounds.minx < 0]).geometry
     outlines = [shapely.union_all(rows.to_numpy()).convex_hull for _, rows in sides]

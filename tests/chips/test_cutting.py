@@ -31,7 +31,7 @@ from conftest import (
 )
 
 from ocmlflow import executors
-from ocmlflow.chips import chip_set, cutting, labels, scene_survey, zarr_store
+from ocmlflow.chips import block_cutting, chip_set, cutting, labels, scene_survey, zarr_store
 from ocmlflow.errors import InputError
 from ocmlflow.scenes import catalog
 from ocmlflow.scenes.catalog import Scene
@@ -92,12 +92,12 @@ def share_of(scenes, folder: Path, share: tuple[int, int], *, rules=SMALL) -> in
 
 @pytest.mark.parametrize(("shares", "run"), [(1, 8), (2, 8), (5, 1), (30, 1)])
 def test_shares_are_disjoint_cover_every_block_and_leave_nothing_to_cut(towns, tmp_path, monkeypatch, shares, run):
-    monkeypatch.setattr(cutting, "RUN", run)
+    monkeypatch.setattr(cutting, "BLOCKS_PER_JOB", run)
     parts = [share_of(towns, tmp_path / "shared", (number, shares)) for number in range(shares)]
     assert sum(parts) == 12  # a block cut twice would count twice
     assert max(parts) - min(parts) <= run
     assert share_of(towns, tmp_path / "shared", (0, 1)) == 0
-    monkeypatch.setattr(cutting, "_cut_block", None)
+    monkeypatch.setattr(block_cutting, "_cut_block", None)
     cut_all(towns, tmp_path / "shared")
     monkeypatch.undo()
     cut_all(towns, tmp_path / "alone")
@@ -110,7 +110,7 @@ from pathlib import Path
 from test_cutting import share_of
 from ocmlflow.chips import cutting
 from ocmlflow.scenes import catalog
-cutting.RUN = 1
+cutting.BLOCKS_PER_JOB = 1
 share_of(catalog.read_scenes(sys.argv[1]), Path(sys.argv[2]), (int(sys.argv[3]), 3))
 """
 
@@ -138,7 +138,7 @@ from pathlib import Path
 from test_cutting import cut_all
 from ocmlflow.chips import cutting
 from ocmlflow.scenes import catalog
-cutting.RUN = 1
+cutting.BLOCKS_PER_JOB = 1
 cut_all(catalog.read_scenes(sys.argv[1]), Path(sys.argv[2]))
 print("whole")
 """

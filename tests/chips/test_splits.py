@@ -76,15 +76,17 @@ def test_held_out_chips_that_only_overlap_others_are_no_split():
     index = chips_of("a1", "acc", rows=1, cols=5, stride=16)
     index["row"], index["col"] = 0, np.arange(0, 80, 16)
     index["split"] = np.where(index.col == 80 - 16, "train", np.where(index.col == 16, "validation", "unused"))
-    with pytest.raises(InputError, match="1 chips for training and 0 for validation"):
+    with pytest.raises(InputError, match="1 training chips and 0 validation chips"):
         splits.drop_touching(splits.without_overlap(index, size=32))
 
 
 def test_chips_all_on_one_block_of_ground_are_refused_with_what_would_do():
-    told = r"validation=0\.2 puts 9 of 9 chips into validation.* lie on 1 block of 500 m; smaller blocks \(block_m\)"
+    told = (
+        r"validation=0\.2 puts 9 of 9 chips into validation.* lie on 1 block of 500 m: use smaller blocks \(block_m\)"
+    )
     with pytest.raises(InputError, match=told):
         split(chips_of("a1", "acc", rows=3, cols=3), validation="0.2", block_m=500.0, seed=0)
-    with pytest.raises(InputError, match=r"puts .* into validation.* Shares of less than 1 in all would do"):
+    with pytest.raises(InputError, match=r"puts .* into validation.* Use shares of less than 1 in all"):
         split(chips_of("a1", "acc", rows=9, cols=9), validation="0.6", test="0.4", block_m=4.0, seed=0)
 
 

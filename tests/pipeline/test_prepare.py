@@ -193,7 +193,7 @@ def test_chips_without_folds_have_none(tmp_path, run):
     rules = {**found.rules, "stride": 48}  # as earlier versions took it
     shutil.copytree(found.folder, tmp_path / "old")
     chip_set.save(tmp_path / "old", found.index.assign(fold=0), rules, [], {})
-    with pytest.raises(InputError, match=r"fold=0: of these chips, of an earlier version, .* prepare them anew"):
+    with pytest.raises(InputError, match=r"fold=0: these chips come from an earlier version.* prepare them again"):
         chip_set.load(tmp_path / "old", fold=0)
 
 
