@@ -15,6 +15,7 @@ ORDER = {
         "catalog",
         "geobox",
         "windows",
+        "gdal_settings",
         "raster",
         "geotiff",
         "resample",

@@ -128,7 +128,7 @@ STEP = GSD / 111_320  # in degrees
 def test_what_has_no_place_on_earth_is_refused_by_name(tmp_path, crs, transform, why):
     href = write_image(tmp_path / "lost.tif", noise(30, 40), crs=crs, transform=transform)
     with (
-        pytest.raises(InputError, match=rf"lost\.tif has no place on the ground: .*{why}"),
+        pytest.raises(InputError, match=rf"lost\.tif has no valid place on earth: .*{why}"),
         raster.open_scene(href, gsd=GSD),
     ):
         pass

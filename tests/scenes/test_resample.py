@@ -63,7 +63,7 @@ def test_windows_are_parts_of_the_whole_and_nothing_is_valid_beyond(tmp_path, ho
     href = write_image(tmp_path / "a.tif", noise(60, 70), hole(60, 70), how=how)
     target = ground(href, gsd)
     whole = read(href, target)
-    monkeypatch.setattr(resample, "SLAB", 600)
+    monkeypatch.setattr(resample, "STRIP_PIXELS", 600)
     for window in (Window(13, 9, 20, 22), Window(-5, -7, 30, 20), Window(target.width - 9, target.height - 3, 20, 20)):
         part = read(href, target, window)
         rows = np.arange(window.row_off, window.row_off + window.height)
