@@ -520,7 +520,7 @@ def line_to():
 
 @pytest.fixture(scope="session")
 def team_servers():
-    """The settings of two tracking servers as `entrypoints.server` makes them: `sqlite`, `postgresql` where it is."""
+    """The settings of two tracking servers as `ocmlflow server up` makes them: `sqlite`, `postgresql` where it is."""
     databases = ["sqlite", *(["postgresql"] if list(Path("/usr/lib/postgresql").glob("*/bin/initdb")) else [])]
     top = Path(tempfile.mkdtemp(prefix="ocmlflow-"))  # not pytest's folder, which the user postgres cannot reach
     top.chmod(0o755)

@@ -87,8 +87,8 @@ ORDER = {
         "chip_artifacts",
         "server_check",
     ],
-    "server": ["postgresql", "processes"],
-    "launch": ["docker_image", "remote_runs", "kubernetes_template", "kubernetes_job", "databricks_job"],
+    "server": ["postgresql", "processes", "settings", "team_server"],
+    "launch": ["docker_image", "remote_runs", "kubernetes_template", "kubernetes_job", "databricks_job", "launcher"],
     "pipeline": [
         "option_values",
         "option_fields",
@@ -113,8 +113,23 @@ ORDER = {
         "protocol",
         "main",
         "api",
+        "diagnostics",
     ],
-    "cli": ["arguments", "console", "prepare", "train", "evaluate", "compare", "protocol", "predict", "main"],
+    "cli": [
+        "arguments",
+        "console",
+        "prepare",
+        "train",
+        "evaluate",
+        "compare",
+        "protocol",
+        "predict",
+        "main",
+        "doctor",
+        "server",
+        "launch",
+        "send",
+    ],
 }
 """Folders, and the modules of each, in the order in which data passes; a module imports from those before it."""
 ENTERS = {

@@ -1,4 +1,4 @@
-"""A cluster's configuration, to a Databricks job that runs a step: checked before, followed, cancelled if unwanted."""
+"""Checks the configuration of a Databricks cluster, and follows the job run of a step to its end."""
 
 import logging
 import re
@@ -16,18 +16,18 @@ from ocmlflow.errors import InputError
 log = logging.getLogger(__name__)
 
 POLL_S = 2.0
-# Of variables and of Spark's properties, whose providers are names of classes, and who count tokens.
+# Names of variables and Spark properties. A provider is the name of a class, and TOKENS are counted.
 SECRET = re.compile(
     r"SECRET|PASSWORD|TOKEN(?!S\b|\.?PROVIDER)|(ACCESS|ACCOUNT|PRIVATE)[_.]KEY(?!PROVIDER)|CREDENTIALS?(?!S?\.PROVIDER)",
     re.IGNORECASE,
 )
 LAST_WITH_PROJECTS = 12
-"""The last Databricks runtime on whose job clusters ordinary MLflow projects run."""
-OVER = (RunLifeCycleState.TERMINATED, RunLifeCycleState.SKIPPED, RunLifeCycleState.INTERNAL_ERROR)
+"""Last version of the Databricks runtime whose job clusters run ordinary MLflow projects."""
+ENDED = (RunLifeCycleState.TERMINATED, RunLifeCycleState.SKIPPED, RunLifeCycleState.INTERNAL_ERROR)
 
 
 def connect() -> WorkspaceClient:
-    """A client of the workspace of the environment or profile; InputError unless it knows the user."""
+    """A client of the workspace that environment or profile name; InputError where it refuses the user."""
     try:
         client = WorkspaceClient()
         client.current_user.me()
@@ -39,9 +39,9 @@ def connect() -> WorkspaceClient:
 
 
 def check(config: Mapping[str, Any], path: Path) -> None:
-    """Raise InputError where a job with that configuration would be refused, or would show what is secret."""
+    """Raise InputError where Databricks would refuse a job with that configuration, or where it holds secrets."""
     if "existing_cluster_id" in config or "existing_cluster_id" in config["new_cluster"]:
-        raise InputError(f"{path}: MLflow runs projects on new clusters alone, leave out existing_cluster_id")
+        raise InputError(f"{path}: MLflow runs projects on new clusters only, leave out existing_cluster_id")
     cluster = config["new_cluster"]
     missing = [key for key in ("spark_version", "node_type_id") if not cluster.get(key)]
     if "num_workers" not in cluster and "autoscale" not in cluster:
@@ -59,80 +59,91 @@ def check(config: Mapping[str, Any], path: Path) -> None:
             raise InputError(f"{path}: libraries come from PyPI, got {library}")
 
 
-def _values(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The values of a configuration, with their names, of what lies in it too."""
-    for name, value in found.items():
+def _values(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Names and values of a configuration, those of nested objects too."""
+    for name, value in config.items():
         if isinstance(value, Mapping):
             yield from _values(value)
         else:
             yield name, value
 
 
-def wants_spark_job(config: Mapping[str, Any]) -> bool:
-    """Whether the cluster's runtime runs MLflow projects as a `databricks_spark_job` alone."""
+def needs_spark_job(config: Mapping[str, Any]) -> bool:
+    """Whether the runtime of the cluster runs MLflow projects only as a `databricks_spark_job`."""
     version = str(config["new_cluster"]["spark_version"])
     major = re.match(r"\d+", version)
     return major is None or int(major[0]) > LAST_WITH_PROJECTS
 
 
 def spark_job(config: Mapping[str, Any], script: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """The `databricks_spark_job` of an MLproject that runs a script with these arguments."""
+    """The entry `databricks_spark_job` of an MLproject, which runs a script with these arguments."""
     libraries = [library["pypi"]["package"] for library in config.get("libraries", [])]
     return {"python_file": script, "parameters": list(arguments), "python_libraries": libraries}
 
 
-def backend_config(config: Mapping[str, Any], *, spark: bool) -> dict[str, Any]:
-    """The configuration as MLflow takes it: of a Spark job the cluster alone, else the cluster and its libraries."""
-    if spark:
+def backend_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration in MLflow's form: the cluster alone for a Spark job, else the cluster and its libraries."""
+    if needs_spark_job(config):
         return dict(config["new_cluster"])
     return {"new_cluster": dict(config["new_cluster"]), "libraries": list(config.get("libraries", []))}
 
 
-def follow(client: WorkspaceClient, run: int, *, pending_s: float, show: Callable[[str], None]) -> str | None:
-    """Wait for a job's run, then show what it wrote; None when it succeeded, else why not.
+def run(client: WorkspaceClient, job_run: int, *, pending_s: float, show: Callable[[str], None]) -> str | None:
+    """Follow a job run to its end; None when it succeeded, else why not. It is cancelled if this is interrupted."""
+    try:
+        return follow(client, job_run, pending_s=pending_s, show=show)
+    except BaseException:
+        log.info("cancelling run %s of the workspace", job_run)
+        cancel(client, job_run)
+        raise
 
-    A run whose cluster has not come up after `pending_s` seconds is cancelled.
+
+def follow(client: WorkspaceClient, job_run: int, *, pending_s: float, show: Callable[[str], None]) -> str | None:
+    """Wait for the end of a job run, then show its output; None when it succeeded, else why not.
+
+    It is cancelled if its cluster has not started after `pending_s` seconds.
     """
-    begun, told = time.monotonic(), ""
+    deadline = time.monotonic() + pending_s
+    last_message = ""
     while True:
         try:
-            found = client.jobs.get_run(run)
+            info = client.jobs.get_run(job_run)
         except DatabricksError as error:
-            return f"run {run} of the workspace cannot be asked for: {error}"
-        state = found.state
+            return f"the workspace gives no state of run {job_run}: {error}"
+        state = info.state
         if state is None or state.life_cycle_state is None:
-            return f"run {run} of the workspace has no state"
-        now = f"{state.life_cycle_state.value} {state.state_message or ''}".strip()
-        if now != told:
-            told = now
-            log.info("run %s of the workspace: %s %s", run, now, found.run_page_url or "")
-        if state.life_cycle_state in OVER:
-            why = _show_output(client, found.tasks[0].run_id if found.tasks else run, show)
+            return f"run {job_run} of the workspace has no state"
+        message = f"{state.life_cycle_state.value} {state.state_message or ''}".strip()
+        if message != last_message:
+            log.info("run %s of the workspace: %s %s", job_run, message, info.run_page_url or "")
+            last_message = message
+        if state.life_cycle_state in ENDED:
+            error_text = _show_output(client, info.tasks[0].run_id if info.tasks else job_run, show)
             if state.result_state == RunResultState.SUCCESS:
                 return None
-            ended = state.result_state.value if state.result_state else state.life_cycle_state.value
-            return "; ".join(filter(None, [f"it ended as {ended}", state.state_message, why]))
+            result = state.result_state.value if state.result_state else state.life_cycle_state.value
+            return "; ".join(filter(None, [f"it ended as {result}", state.state_message, error_text]))
         pending = state.life_cycle_state in (RunLifeCycleState.PENDING, RunLifeCycleState.QUEUED)
-        if pending and time.monotonic() - begun > pending_s:
-            cancel(client, run)
-            return f"no cluster has come up in {pending_s / 60:g} minutes: {now}"
+        if pending and time.monotonic() > deadline:
+            cancel(client, job_run)
+            return f"no cluster has come up in {pending_s / 60:g} minutes: {message}"
         time.sleep(POLL_S)
 
 
-def cancel(client: WorkspaceClient, run: int) -> None:
-    """Cancel a job's run; where that fails, say so."""
+def cancel(client: WorkspaceClient, job_run: int) -> None:
+    """Cancel a job run; an error is logged."""
     try:
-        client.jobs.cancel_run(run)
+        client.jobs.cancel_run(job_run)
     except (DatabricksError, OSError) as error:
-        log.error("run %s of the workspace goes on: %s. Cancel it on its page", run, error)
+        log.error("run %s of the workspace goes on: %s. Cancel it on its page", job_run, error)
 
 
-def _show_output(client: WorkspaceClient, run: int | None, show: Callable[[str], None]) -> str | None:
-    """Show what a run wrote, as far as the workspace kept it; returns the error that it names."""
+def _show_output(client: WorkspaceClient, task_run: int | None, show: Callable[[str], None]) -> str | None:
+    """Show the output of a run, as far as the workspace kept it; returns the error message in it."""
     try:
-        output = client.jobs.get_run_output(int(run or 0))
+        output = client.jobs.get_run_output(int(task_run or 0))
     except DatabricksError as error:
-        log.warning("the workspace gives no output of run %s: %s", run, error)
+        log.warning("the workspace gives no output of run %s: %s", task_run, error)
         return None
     for line in (output.logs or "").splitlines():
         show(line)

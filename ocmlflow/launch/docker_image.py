@@ -1,4 +1,4 @@
-"""The checkout, to a small clean copy for another machine, and that to an image in a registry."""
+"""Copies the code of the checkout, and builds and pushes a Docker image of the copy."""
 
 import json
 import re
@@ -20,13 +20,13 @@ FILES = (
     "entrypoints",
     "ocmlflow",
 )
-"""What another machine needs, and all that is ever sent to one: no history, data, environment or result."""
+"""All that is sent to another machine: no history, data, environment or results."""
 
 
 def stage(root: Path, folder: Path) -> str:
-    """Copy what another machine needs from the checkout to a new or empty folder; returns 12 hex digits that name it.
+    """Copy the code from the checkout to a new or empty folder; returns 12 hex digits of its digest.
 
-    Equal code has equal names, committed or not, and unequal code never.
+    The digest counts the code as it is, committed or not. InputError where a file is missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in FILES:
@@ -42,7 +42,7 @@ def stage(root: Path, folder: Path) -> str:
 
 
 def check_repository(repository: str) -> None:
-    """Raise InputError unless an image of that name goes to the registry that is written in it."""
+    """Raise InputError unless an image name gives its registry, and no tag."""
     host, slash, _ = repository.partition("/")
     if not slash or not (re.search(r"[.:]", host) or host == "localhost"):
         raise InputError(
@@ -60,23 +60,23 @@ def check_engine() -> None:
     _docker("version", "--format", "{{.Server.Version}}", why="no Docker engine answers")
 
 
-def image(folder: Path, repository: str, tag: str, arguments: Sequence[str]) -> str:
-    """Build the staged copy's image, with those arguments of `docker build`, and push it; returns NAME:TAG@DIGEST."""
+def build_and_push(folder: Path, repository: str, tag: str, arguments: Sequence[str]) -> str:
+    """Build an image of the copy, with these arguments of `docker build`, and push it; returns NAME:TAG@DIGEST."""
     name = f"{repository}:{tag}"
-    # The label makes it an image of its own: one that has several names is at times pushed under another.
+    # The label makes the image unique: Docker at times pushes one that has several names under another name.
     _docker(
         "build", "--label", f"ocmlflow.image={name}", "--tag", name, *arguments, str(folder), why="no image", show=True
     )
     _docker("push", name, why=f"{name} is not pushed, no `docker login` to that registry perhaps", show=True)
     digests = json.loads(_docker("image", "inspect", "--format", "{{json .RepoDigests}}", name, why="no image"))
-    found = [digest for digest in digests if digest.startswith(f"{repository}@")]
-    if not found:
+    pushed = [digest for digest in digests if digest.startswith(f"{repository}@")]
+    if not pushed:
         raise InputError(f"the engine knows no digest of {name} after the push: its registry gave {digests or 'none'}")
-    return f"{name}@{found[0].partition('@')[2]}"
+    return f"{name}@{pushed[0].partition('@')[2]}"
 
 
 def _docker(*words: str, why: str, show: bool = False) -> str:
-    """What a docker command writes, shown as it comes or returned."""
+    """Run a docker command; its output, unless that is shown as it comes. InputError, with `why`, if it fails."""
     try:
         done = subprocess.run(
             ["docker", *words],

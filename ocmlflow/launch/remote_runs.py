@@ -1,4 +1,4 @@
-"""Runs that other machines fill: made, named and ended from here."""
+"""MLflow runs of steps on other machines: creates them, tags them, and ends those that nobody else ended."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -17,21 +17,24 @@ from ocmlflow.tracking import provenance, server_check
 
 
 def check_server(address: str | None = None) -> str:
-    """The address of the tracking server for another machine, `address` or our own; InputError unless it will do."""
+    """The address that another machine reaches the tracking server by: `address`, or our own if None.
+
+    InputError where that machine could not use it, where it holds a password, and where the server does not answer.
+    """
     ours = mlflow.get_tracking_uri()
-    for found in filter(None, (ours, address)):
-        parts = urlparse(found)
+    for uri in filter(None, (ours, address)):
+        parts = urlparse(uri)
         if parts.password or parts.username:
             raise InputError(
                 "the tracking address carries a password, which the job would show: give it as "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, here and to the job as secrets"
             )
-        if parts.scheme not in ("http", "https", "databricks") and found != "databricks":
+        if parts.scheme not in ("http", "https", "databricks") and uri != "databricks":
             raise InputError(
-                f"another machine cannot reach runs in {found}: set MLFLOW_TRACKING_URI to a server's address"
+                f"another machine cannot reach runs in {uri}: set MLFLOW_TRACKING_URI to a server's address"
             )
     try:
-        if urlparse(ours).scheme.startswith("http"):  # MLflow itself would ask again for minutes
+        if urlparse(ours).scheme.startswith("http"):  # MLflow itself retries for minutes
             server_check.ask("/health").raise_for_status()
         mlflow.MlflowClient().search_experiments(max_results=1)
     except (MlflowException, requests.RequestException) as error:
@@ -39,8 +42,8 @@ def check_server(address: str | None = None) -> str:
     return address or ours
 
 
-def new_run(step: str, backend: str, experiment: str | None) -> Run:
-    """A new run in that experiment, or the current one, for a step of the checkout that another machine runs."""
+def create_run(step: str, backend: str, experiment: str | None) -> Run:
+    """A new run, in that experiment or the current one, for a step that another machine runs."""
     tags = {"mlflow.source.type": "PROJECT", "mlflow.project.entryPoint": step, "mlflow.project.backend": backend}
     return mlflow.MlflowClient().create_run(
         _experiment_id(experiment), tags={**tags, **provenance.checkout()}, run_name=step
@@ -48,7 +51,7 @@ def new_run(step: str, backend: str, experiment: str | None) -> Run:
 
 
 def _experiment_id(name: str | None) -> str:
-    """Id of the experiment of that name, made if there is none; without a name, of MLflow's current one."""
+    """Id of the experiment of that name, created if needed; without a name, of the current experiment."""
     current = os.environ.get("MLFLOW_EXPERIMENT_ID")
     if current and not name:
         return current
@@ -57,48 +60,54 @@ def _experiment_id(name: str | None) -> str:
     return str(experiment.experiment_id if experiment else client.create_experiment(name))
 
 
-def project_run(folder: Path) -> Run | None:
-    """The run that MLflow made for the project in that folder, if it has come so far."""
+def find_project_run(folder: Path) -> str | None:
+    """Id of the run that MLflow created for the project in that folder; None if there is none yet."""
     client = mlflow.MlflowClient()
-    experiments = [found.experiment_id for found in client.search_experiments()]
-    found = client.search_runs(experiments, f"tags.`mlflow.source.name` = '{folder}'")
-    return found[0] if found else None
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments, f"tags.`mlflow.source.name` = '{folder}'")
+    return str(runs[0].info.run_id) if runs else None
 
 
-def run_of(run_id: str) -> Run:
-    """The run of that id."""
-    return mlflow.get_run(run_id)
-
-
-def workspace_run(run_id: str) -> int:
-    """Number of the Databricks job run that MLflow submitted for a run."""
+def databricks_job_run(run_id: str) -> int:
+    """Id of the Databricks job run that MLflow submitted for a run."""
     return int(mlflow.get_run(run_id).data.tags["mlflow.databricks.shellJobRunID"])
 
 
-def say_source(run_id: str, step: str) -> None:
-    """Name the run after its step, and its source as this checkout rather than the copy that was sent."""
+def tag_source(run_id: str, step: str) -> None:
+    """Name a run after its step, and give this checkout as its source instead of the copy that was sent."""
     for tag, value in {"mlflow.runName": step, **provenance.checkout()}.items():
         mlflow.MlflowClient().set_tag(run_id, tag, value)
 
 
 @contextmanager
-def ending(find: Callable[[], Run | None]) -> Iterator[None]:
-    """See that the run that `find` gives, and another machine fills, ends with the block if it has not ended."""
+def ended_with_block(run_id: str) -> Iterator[None]:
+    """End a run of another machine when the block ends, unless its own process has ended it.
+
+    It is then FINISHED; FAILED after an error, and KILLED after Ctrl-C.
+    """
+    with ended_on_failure(lambda: run_id):
+        yield
+    _end(run_id, "FINISHED", "")
+
+
+@contextmanager
+def ended_on_failure(find: Callable[[], str | None]) -> Iterator[None]:
+    """If the block fails, end the run whose id `find` gives, unless its own process has ended it."""
     try:
         yield
     except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt)
-        _end_elsewhere(find(), "KILLED" if stopped else "FAILED", "interrupted" if stopped else str(error))
+        run_id = find()
+        if run_id and isinstance(error, KeyboardInterrupt):
+            _end(run_id, "KILLED", "interrupted")
+        elif run_id:
+            _end(run_id, "FAILED", str(error))
         raise
-    _end_elsewhere(find(), "FINISHED", "")
 
 
-def _end_elsewhere(run: Run | None, status: str, why: str) -> None:
-    """End the run, and say why on its page, unless its own process did."""
-    if run is None:
-        return
+def _end(run_id: str, status: str, reason: str) -> None:
+    """End a run that has not ended, and give the reason on its page."""
     client = mlflow.MlflowClient()
-    if client.get_run(run.info.run_id).info.status in ("RUNNING", "SCHEDULED"):
-        if why:
-            client.set_tag(run.info.run_id, "mlflow.note.content", redaction.redact(f"**{status.title()}**: {why}"))
-        client.set_terminated(run.info.run_id, status)
+    if client.get_run(run_id).info.status in ("RUNNING", "SCHEDULED"):
+        if reason:
+            client.set_tag(run_id, "mlflow.note.content", redaction.redact(f"**{status.title()}**: {reason}"))
+        client.set_terminated(run_id, status)

@@ -16,9 +16,10 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.types import Schema, TensorSpec
 from PIL import Image
 
+from ocmlflow.errors import InputError
 from ocmlflow.storage import s3
 from ocmlflow.tracking import outbox
-from ocmlflow.tracking.outbox import RefusedError
+from ocmlflow.tracking.outbox import RefusedError, UndeliveredError
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,26 @@ def unsent_folder() -> Path:
 def send(folder: Path) -> None:
     """Send what a run left in its folder of `unsent_folder` to the tracking server, or raise UndeliveredError."""
     outbox.deliver_left(folder, partial(deliver, folder.name))
+
+
+def send_unsent(run_id: str | None) -> None:
+    """Send what runs of this user left in `unsent_folder`: all of them, or the run named.
+
+    InputError where the named run left nothing, and where some entries are refused or the server is away.
+    """
+    folders = [folder for folder in outbox.left(unsent_folder()) if run_id in (None, folder.name)]
+    if run_id and not folders:
+        raise InputError(f"run {run_id} left nothing in {unsent_folder()}: all its entries are sent")
+    failures = []
+    for folder in folders:
+        try:
+            send(folder)
+            log.info("run %s: all is sent", folder.name)
+        except UndeliveredError as error:
+            failures.append(f"run {folder.name}: {error}")
+    if failures:
+        raise InputError("; ".join(failures))
+    log.info("%d runs had something left to send, in %s", len(folders), unsent_folder())
 
 
 def configure_client() -> None:

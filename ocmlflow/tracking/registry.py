@@ -124,7 +124,7 @@ def version_of(run_id: str, name: str) -> str:
     for version in found:
         if version.run_id == run_id:
             return str(version.version)
-    raise InputError(f"run {run_id} has registered no version of {name}; unsent ones: `python -m entrypoints.send`")
+    raise InputError(f"run {run_id} has registered no version of {name}; `ocmlflow send` sends what is unsent")
 
 
 def _registered(uri: str) -> tuple[str, str]:

@@ -89,7 +89,7 @@ def no_answer(error: Exception) -> InputError:
     """The error to raise where the tracking server does not answer."""
     return InputError(
         f"no run can be started at {redaction.redact(mlflow.get_tracking_uri())}: {outbox_sender.error_text(error)}. "
-        "`python -m entrypoints.doctor` says what is wrong"
+        "`ocmlflow doctor` says what is wrong"
     )
 
 
@@ -102,7 +102,7 @@ def _end(run_id: str, status: str) -> None:
         box.close()
     except UndeliveredError as error:
         _end_quietly(status)
-        message = f"{error}. `python -m entrypoints.send` sends them"
+        message = f"{error}. `ocmlflow send` sends them"
         if status == "FINISHED":
             raise UndeliveredError(message) from error
         log.error(message)

@@ -1,4 +1,4 @@
-"""What a tracking server and its artifact store answer."""
+"""Asks the tracking server and its artifact store whether they work."""
 
 import re
 import tempfile
@@ -22,47 +22,63 @@ ANSWER_S = 10
 
 
 def ask(path: str) -> requests.Response:
-    """What the tracking server answers there, asked once, as MLflow's client asks: with its credentials, its trust."""
+    """Response of the tracking server to one GET request, with the credentials and certificates of MLflow's client."""
     server = get_default_host_creds(mlflow.get_tracking_uri())
     return http_request(server, path, "GET", max_retries=0, timeout=ANSWER_S, raise_on_status=False)
 
 
-def open_database() -> None:
-    """Raise one of `delivery.AWAY` if runs are in a database that does not open. MLflow itself tries for minutes."""
+def tracking_uri() -> str:
+    """Address of the tracking server, or of the database that stands for one."""
+    return str(mlflow.get_tracking_uri())
+
+
+def client_version() -> str:
+    """The version of MLflow that is installed here."""
+    return str(mlflow.__version__)
+
+
+def check_reachable() -> None:
+    """Raise one of `outbox_sender.AWAY` unless the tracking server or database answers."""
+    _open_database()
+    mlflow.MlflowClient().search_experiments(max_results=1)
+
+
+def _open_database() -> None:
+    """Connect to the database that runs are in, if they are in one: MLflow itself retries for minutes."""
     address = mlflow.get_tracking_uri()
     if re.match(rf"({'|'.join(DATABASE_ENGINES)})\b", address) and not address.startswith("sqlite"):
         sqlalchemy.create_engine(address).connect().close()
 
 
 def version() -> str | None:
-    """The version of MLflow that the tracking server runs, if it tells."""
+    """The version of MLflow that the tracking server runs; None if it does not say."""
     with suppress(MlflowException):
-        found = ask("/version")
-        if found.ok and re.match(r"\d+\.\d+", found.text):
-            return found.text.strip()
+        response = ask("/version")
+        if response.ok and re.match(r"\d+\.\d+", response.text):
+            return response.text.strip()
     return None
 
 
 def artifact_location() -> str:
-    """Where the artifacts of new runs go."""
+    """Address that the artifacts of a new run go to."""
     with _probe() as run:
         return str(run.info.artifact_uri)
 
 
 def round_trip(content: bytes) -> tuple[str, bytes]:
-    """Where artifacts go, and what comes back of that content; leaves nothing."""
+    """Write an artifact and read it back: its address, and the bytes read. Nothing is left of it."""
     outbox_sender.configure_client()
     with _probe() as run, tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "probe").write_bytes(content)
         mlflow.MlflowClient().log_artifact(run.info.run_id, f"{folder}/probe")
-        back = mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/probe", dst_path=f"{folder}/back")
+        copy = mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/probe", dst_path=f"{folder}/back")
         get_artifact_repository(run.info.artifact_uri).delete_artifacts("probe")
-        return str(run.info.artifact_uri), Path(back).read_bytes()
+        return str(run.info.artifact_uri), Path(copy).read_bytes()
 
 
 @contextmanager
 def _probe() -> Iterator[Run]:
-    """A run that is deleted afterwards."""
+    """A run that is deleted after the block."""
     run = mlflow.start_run(run_name="doctor", log_system_metrics=False)
     try:
         yield run

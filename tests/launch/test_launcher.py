@@ -29,9 +29,10 @@ from kubernetes_stub import expanded
 from mlflow import MlflowClient
 from packaging.requirements import Requirement
 
-from entrypoints import launch
+from ocmlflow.cli import arguments, launch
 from ocmlflow.errors import InputError
-from ocmlflow.launch import databricks_job, docker_image, kubernetes_job, kubernetes_template, remote_runs
+from ocmlflow.launch import databricks_job, docker_image, kubernetes_job, kubernetes_template, launcher, remote_runs
+from ocmlflow.pipeline.options import STEPS, LaunchOptions
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES, DATABRICKS = ROOT / "backends/kubernetes", ROOT / "backends/databricks"
@@ -67,7 +68,7 @@ def test_pods_have_no_rights_and_room_for_the_libraries(name):
 
 
 def test_only_one_template_asks_for_a_gpu():
-    with_gpu, without = (kubernetes_template.template(KUBERNETES / name) for name in ("job.yaml", "job-cpu.yaml"))
+    with_gpu, without = (kubernetes_template.read(KUBERNETES / name) for name in ("job.yaml", "job-cpu.yaml"))
     pod = with_gpu["spec"]["template"]["spec"]
     assert pod["containers"][0]["resources"]["limits"].pop("nvidia.com/gpu") == "1"
     assert [taint["key"] for taint in pod.pop("tolerations")] == ["nvidia.com/gpu"]
@@ -93,7 +94,7 @@ def test_indexed_jobs_share_by_as_many_as_there_are_pods(verb):
 def test_the_project_for_kubernetes_has_the_entry_points_of_the_project():
     ours, theirs = (yaml.safe_load((folder / "MLproject").read_text()) for folder in (ROOT, KUBERNETES))
     assert theirs["entry_points"] == ours["entry_points"]
-    assert set(ours["entry_points"]) == set(launch.STEPS)
+    assert set(ours["entry_points"]) == set(STEPS)
     assert theirs["name"] == "ocmlflow"
     docker_image.check_repository(theirs["docker_env"]["image"])
 
@@ -109,10 +110,10 @@ def test_pins_are_those_that_the_project_asks_for(name):
 
 
 def test_the_cluster_file_asks_for_what_the_project_asks_for():
-    config = launch._config(DATABRICKS / "cluster.json", required=("new_cluster",))
+    config = launcher.read_config(DATABRICKS / "cluster.json", required=("new_cluster",))
     databricks_job.check(config, DATABRICKS / "cluster.json")
     assert [library["pypi"]["package"] for library in config["libraries"]] == DEPENDENCIES
-    assert databricks_job.wants_spark_job(config)
+    assert databricks_job.needs_spark_job(config)
 
 
 def test_the_bundle_has_a_job_for_each_step_whose_arguments_the_step_takes():
@@ -196,6 +197,10 @@ def test_the_script_for_databricks_runs_a_step_of_a_folder_with_words_as_a_shell
     assert (done.returncode, "--epochs: must be at least 1, got 0" in done.stderr) == (2, True)
 
 
+def launch_options(words: list[str]) -> LaunchOptions:
+    return arguments.parse(LaunchOptions, words, prog="ocmlflow launch")
+
+
 def checkout(folder: Path) -> Path:
     """A copy of the checkout with all that may lie in one."""
     docker_image.stage(ROOT, folder)
@@ -261,7 +266,7 @@ def test_registries_are_hosts(name):
 @given(st.lists(st.text("$(){}AHOME") | st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))))
 def test_words_reach_a_container_as_they_are(words):
     given_job = {"metadata": {}, "spec": {"template": {"spec": {"containers": [{}]}}}}
-    made = kubernetes_template.job(given_job, name="n", image="i", command=words, environment={})
+    made = kubernetes_template.fill(given_job, name="n", image="i", command=words, environment={})
     (container,) = made["spec"]["template"]["spec"]["containers"]
     assert [expanded(word, {"HOME": "/root", "A": "a"}) for word in container["command"]] == words
 
@@ -283,7 +288,7 @@ def beside(variable: str) -> dict:
     [
         (lambda job, _: job["metadata"].pop("namespace"), "is no Job with a namespace"),
         (lambda job, _: job.update(kind="Pod"), "is a Job of batch/v1"),
-        (lambda job, _: job["spec"].pop("activeDeadlineSeconds"), "waited for without end"),
+        (lambda job, _: job["spec"].pop("activeDeadlineSeconds"), "would wait for ever"),
         (lambda job, _: job["spec"].update(backoffLimit=3), "backoffLimit: 0"),
         (lambda job, _: job["spec"]["template"]["spec"].update(restartPolicy="OnFailure"), "restartPolicy: Never"),
         (lambda _, container: container.update(args=["x"]), "leaves command and args"),
@@ -304,15 +309,15 @@ def beside(variable: str) -> dict:
 )
 def test_a_template_that_would_fail_or_tell_secrets_is_refused(tmp_path, change, message):
     with pytest.raises(InputError, match=message) as refused:
-        kubernetes_template.template(changed(tmp_path, change))
+        kubernetes_template.read(changed(tmp_path, change))
     assert "abc" not in str(refused.value)
 
 
 def test_a_template_may_leave_variables_empty(tmp_path):
-    template = kubernetes_template.template(
+    template = kubernetes_template.read(
         changed(tmp_path, lambda _, container: container.update(env=None, envFrom=None))
     )
-    made = kubernetes_template.job(template, name="n", image="i", command=["c"], environment={"A": "a"})
+    made = kubernetes_template.fill(template, name="n", image="i", command=["c"], environment={"A": "a"})
     assert made["spec"]["template"]["spec"]["containers"][0]["env"] == [{"name": "A", "value": "a"}]
     assert kubernetes_template.secret_names(made) == {}
 
@@ -336,7 +341,7 @@ def test_the_template_is_found_from_every_folder(tmp_path, monkeypatch):
         (tmp_path / "backend.json").write_text(json.dumps({**config, "kube-job-template-path": template}))
         words = ["--step", "train", "--backend", "kubernetes", "--config", "backend.json"]
         with pytest.raises(InputError, match=message):
-            launch.main(launch.parse(words))
+            launch.run(launch_options(words))
 
 
 @pytest.fixture
@@ -386,19 +391,19 @@ def test_what_is_not_deleted_is_told(caplog):
 
 
 def test_a_tracking_server_of_this_machine_alone_is_no_server_for_a_pod():
-    template = kubernetes_template.template(KUBERNETES / "job.yaml")
-    kubernetes_template.check_reaches(template, "http://mlflow.mlflow.svc:5000")
+    template = kubernetes_template.read(KUBERNETES / "job.yaml")
+    kubernetes_template.check_address(template, "http://mlflow.mlflow.svc:5000")
     for address in ("http://127.0.0.1:5000", "http://localhost:5000"):
         with pytest.raises(InputError, match="set KUBE_MLFLOW_TRACKING_URI"):
-            kubernetes_template.check_reaches(template, address)
+            kubernetes_template.check_address(template, address)
     template["spec"]["template"]["spec"]["hostNetwork"] = True
-    kubernetes_template.check_reaches(template, "http://127.0.0.1:5000")
+    kubernetes_template.check_address(template, "http://127.0.0.1:5000")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"existing_cluster_id": "1"}, "new clusters alone, leave out existing_cluster_id"),
+        ({"existing_cluster_id": "1"}, "new clusters only, leave out existing_cluster_id"),
         ({"new_cluster": {"spark_version": "16.4.x"}}, "lacks node_type_id, num_workers"),
         ({"libraries": [{"jar": "x"}]}, "libraries come from PyPI"),
     ],
@@ -464,8 +469,8 @@ def test_what_is_not_cancelled_is_told(caplog):
 @pytest.mark.parametrize(("version", "spark"), [("12.2.x-ml", False), ("13.0.x-ml", True), ("16.4.x-gpu-ml", True)])
 def test_newer_runtimes_get_a_spark_job_in_the_shape_that_mlflow_wants(version, spark):
     config = {"new_cluster": {"spark_version": version}, "libraries": [{"pypi": {"package": "keras"}}]}
-    assert databricks_job.wants_spark_job(config) == spark
-    shape = databricks_job.backend_config(config, spark=spark)
+    assert databricks_job.needs_spark_job(config) == spark
+    shape = databricks_job.backend_config(config)
     assert shape == (config["new_cluster"] if spark else config)
 
 
@@ -487,16 +492,16 @@ def test_a_tracking_address_that_will_not_do_is_refused(monkeypatch, address, me
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--step train --backend kubernetes -P epochs", "NAME=VALUE is needed, got epochs"),
-        ("--step fly --backend kubernetes", "--step: invalid choice: 'fly'"),
-        ("--step train --backend slurm", "--backend: invalid choice: 'slurm'"),
-        ("--step train --backend databricks -P epochs=0", "--epochs: must be at least 1, got 0"),
-        ("--step predict --backend kubernetes", "the following arguments are required: --images, --output"),
+        ("--step train --backend kubernetes -P epochs", "--parameter: must be NAME=VALUE, got epochs"),
+        ("--step fly --backend kubernetes", "predict or main, got fly"),
+        ("--step train --backend slurm", "--backend: must be databricks or kubernetes, got slurm"),
+        ("--step train --backend databricks -P epochs=0", "--parameter: epochs: must be at least 1, got 0"),
+        ("--step predict --backend kubernetes", "--parameter: images: is needed"),
     ],
 )
 def test_wrong_words_end_the_launcher_at_once(words, message, capsys):
     with pytest.raises(SystemExit, match="2"):
-        launch.main(launch.parse(words.split()))
+        launch_options(words.split())
     assert message in capsys.readouterr().err
 
 
@@ -514,7 +519,7 @@ def test_a_configuration_that_lacks_something_is_refused(tmp_path, content, mess
         path.write_text(content)
     words = ["--step", "train", "--backend", "kubernetes", "--config", str(path)]
     with pytest.raises(InputError, match=message):
-        launch.main(launch.parse(words))
+        launch.run(launch_options(words))
 
 
 def test_a_run_that_another_machine_fills_ends_once(tmp_path):
@@ -523,18 +528,18 @@ def test_a_run_that_another_machine_fills_ends_once(tmp_path):
     try:
         client = MlflowClient()
         for error, status in ((InputError("no image"), "FAILED"), (KeyboardInterrupt(), "KILLED")):
-            run = remote_runs.new_run("train", "kubernetes", "launched")
-            with pytest.raises(type(error)), remote_runs.ending(lambda run=run: run):
+            run = remote_runs.create_run("train", "kubernetes", "launched")
+            with pytest.raises(type(error)), remote_runs.ended_with_block(run.info.run_id):
                 raise error
             assert client.get_run(run.info.run_id).info.status == status
             assert str(error) in client.get_run(run.info.run_id).data.tags["mlflow.note.content"]
-        run = remote_runs.new_run("prepare", "kubernetes", "launched")  # of a share, which has no run of its own
-        with remote_runs.ending(lambda: run):
+        run = remote_runs.create_run("prepare", "kubernetes", "launched")  # of a share, which has no run of its own
+        with remote_runs.ended_with_block(run.info.run_id):
             pass
         assert client.get_run(run.info.run_id).info.status == "FINISHED"
-        run = remote_runs.new_run("train", "kubernetes", "launched")
+        run = remote_runs.create_run("train", "kubernetes", "launched")
         client.set_terminated(run.info.run_id, "FINISHED")
-        with pytest.raises(InputError), remote_runs.ending(lambda: run):
+        with pytest.raises(InputError), remote_runs.ended_with_block(run.info.run_id):
             raise InputError("the connection was lost")
         assert client.get_run(run.info.run_id).info.status == "FINISHED"
     finally:

@@ -41,12 +41,14 @@ from mlflow.store.artifact.s3_artifact_repo import _cached_get_s3_client
 from mlflow.store.tracking.dbmodels import initial_models
 from rio_cogeo import cog_validate
 
-from entrypoints import doctor, send, server
 from ocmlflow.chips import chip_set, zarr_store
+from ocmlflow.cli import arguments, doctor, send, server
 from ocmlflow.errors import InputError
 from ocmlflow.launch import remote_runs
 from ocmlflow.pipeline import evaluate, predict, prepare, train
-from ocmlflow.server import postgresql, processes
+from ocmlflow.pipeline.options import DoctorOptions, SendOptions, ServerOptions
+from ocmlflow.server import postgresql, processes, team_server
+from ocmlflow.server import settings as server_settings
 from ocmlflow.storage import hrefs, range_cache
 from ocmlflow.tracking import chip_artifacts, model_facts, outbox, outbox_sender, registry, run_search
 from ocmlflow.tracking import runs as tracking_runs
@@ -119,6 +121,23 @@ def forget_credentials() -> None:
     """As a new process would."""
     boto3.setup_default_session()
     _cached_get_s3_client.cache_clear()  # kept for minutes, whatever the credentials; no public way to reset it
+
+
+def server_options(words: list[str]) -> ServerOptions:
+    return arguments.parse(ServerOptions, words, prog="ocmlflow server")
+
+
+def settings_of(folder: Path, options: ServerOptions) -> dict:
+    """The settings of the server in that folder, made by these options if there is none."""
+    return server_settings.read_or_create(
+        folder,
+        database=options.database,
+        port=options.port,
+        s3_port=options.s3_port,
+        database_port=options.database_port,
+        workers=options.workers,
+        allowed_hosts=options.allowed_hosts,
+    )
 
 
 def port_of(url: str) -> int:
@@ -204,13 +223,13 @@ def test_a_training_loses_nothing_when_the_server_is_away_in_the_middle_and_at_t
 
     after(epoch_2=known, epoch_4=back_and_away_again)
     name = f"away-{uuid.uuid4().hex[:8]}"
-    with pytest.raises(UndeliveredError, match=r"`python -m entrypoints\.send` sends them"):
+    with pytest.raises(UndeliveredError, match=r"`ocmlflow send` sends them"):
         train.run(parsed("train", [*SMALL, "--chips", chips_run, "--epochs", "5", "--name", name]))
     assert run().info.status == "RUNNING"
     with pytest.raises(InputError, match="entries are not sent, they are kept in"):
-        send.main(send.parse([]))
+        send.run(SendOptions())
     line.become("open")
-    send.main(send.parse(["--run", run().info.run_id]))
+    send.run(SendOptions(run=run().info.run_id))
     assert run().info.status == "FINISHED"
     for figure in ("train/loss", "validation/iou", "validation/recall"):
         assert steps(figure) == [1, 2, 3, 4, 5]
@@ -225,7 +244,7 @@ def test_a_training_loses_nothing_when_the_server_is_away_in_the_middle_and_at_t
     assert not direct.list_artifacts(run().info.run_id, "state")
     assert not outbox.left(outbox_sender.unsent_folder())
     with pytest.raises(InputError, match="all that it had to tell is sent"):
-        send.main(send.parse(["--run", run().info.run_id]))
+        send.run(SendOptions(run=run().info.run_id))
 
 
 @pytest.mark.usefixtures("_tiny")
@@ -410,7 +429,7 @@ def test_artifacts_outlast_the_faults_of_s3(fault, team, team_servers, line_to, 
         assert "secret" not in str(caught.value)
         credentials(secret)
         line.become("open")
-        send.main(send.parse([]))
+        send.run(SendOptions())
     (run,) = MlflowClient().search_runs([experiment])
     assert (line.faults > 0) == (fault == "busy")
     assert run.info.status == "FINISHED"
@@ -593,7 +612,7 @@ def test_launcher_and_doctor_reach_a_server_behind_tls_and_a_password(team, guar
 
     def consult() -> str:
         try:
-            doctor.main(doctor.parse(["--work", str(tmp_path), "--free_gb", "0.01"]))
+            doctor.run(DoctorOptions(work=str(tmp_path), free_gb=0.01))
         except InputError:
             return capsys.readouterr().out
         return capsys.readouterr().out
@@ -637,12 +656,12 @@ def test_models_that_could_run_code_are_refused(team):
 def test_status_tells_what_runs_and_down_forgets_nothing(team_servers, capsys):
     settings, top = team_servers
     for database in settings:
-        server.main(server.parse(["status", "--folder", str(top / database)]))
+        server.run(server_options(["status", "--folder", str(top / database)]))
     said = capsys.readouterr().out
     assert said.count("answers, process") == sum(len(one["parts"]) for one in settings.values())
     assert oct((top / "sqlite" / "settings.json").stat().st_mode)[-3:] == "600"
-    with pytest.raises(InputError, match="holds no server: `python -m"):
-        server.main(server.parse(["status", "--folder", str(top / "none")]))
+    with pytest.raises(InputError, match="holds no server: `ocmlflow server up` makes one"):
+        server.run(server_options(["status", "--folder", str(top / "none")]))
 
 
 def test_the_settings_for_a_shell_hold_beside_temporary_credentials_of_elsewhere(team_servers):
@@ -668,18 +687,18 @@ def test_mlflows_page_may_write_under_the_names_that_the_server_has_and_no_other
 def test_another_server_at_a_port_is_not_taken_for_a_part_of_this_one(team_servers, tmp_path, capsys, request):
     other = team_servers[0]["sqlite"]["ports"]
     folder, free = tmp_path / "server", free_block(8)
-    request.addfinalizer(lambda: server.down(folder))
+    request.addfinalizer(lambda: team_server.down(folder))
     words = ["--folder", str(folder), "--database", "sqlite", "--port", str(free[5]), "--s3_port", str(free[0])]
     for flag, name in (("--port", "mlflow"), ("--s3_port", "s3")):
         with pytest.raises(InputError, match=rf"port {other[name]}, which {name} needs, is taken by another program"):
-            server.main(server.parse(["up", *words, flag, str(other[name])]))
+            server.run(server_options(["up", *words, flag, str(other[name])]))
     assert not folder.exists()
-    settings = server._settings(folder, server.parse(["up", *words])) | {"ports": other}
+    settings = settings_of(folder, server_options(["up", *words])) | {"ports": other}
     (folder / "settings.json").write_text(json.dumps(settings))
     with pytest.raises(InputError, match=f"port {other['s3']}, which s3 needs"):
-        server.main(server.parse(["up", *words]))
+        server.run(server_options(["up", *words]))
     with pytest.raises(InputError, match="s3, mlflow: see the logs"):
-        server.main(server.parse(["status", *words]))
+        server.run(server_options(["status", *words]))
     assert "mlflow      does not run" in capsys.readouterr().out
 
 
@@ -696,18 +715,18 @@ def test_a_server_whose_database_cannot_be_made_is_made_the_same_way_when_it_can
     monkeypatch.setattr("pwd.getpwnam", {}.__getitem__)
     ports, folder = free_block(8), tmp_path / "server"
     words = ["--port", str(ports[5]), "--s3_port", str(ports[0]), "--database_port", str(ports[6])]
-    args = server.parse(["up", "--folder", str(folder), *words])
-    said = {"no program": "initdb is not installed: apt-get", "no user": "there is no user postgres"}
+    args = server_options(["up", "--folder", str(folder), *words])
+    said = {"no program": "initdb is not installed: apt-get", "no user": "the user postgres, .* is missing"}
     for _ in range(2):
-        with pytest.raises(InputError, match=said.get(fault, "makes no database in .*: no rights")):
-            server.main(args)
+        with pytest.raises(InputError, match=said.get(fault, "cannot create a database in .*: no rights")):
+            server.run(args)
         assert not folder.exists() or not list(folder.iterdir())
     initdb.parent.mkdir(parents=True, exist_ok=True)
     initdb.write_text('#!/bin/sh\necho 15 > "$2/PG_VERSION"\n')
     initdb.chmod(0o755)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    assert server._settings(folder, args)["parts"] == ["s3", "postgresql", "mlflow"]
+    assert settings_of(folder, args)["parts"] == ["s3", "postgresql", "mlflow"]
     assert (folder / "postgresql" / "PG_VERSION").read_text() == "15\n"
     assert not list(folder.glob("*.p*"))
 
@@ -719,19 +738,19 @@ def test_a_backup_brings_runs_and_artifacts_back(team, team_servers, database, t
         tracking_runs.log_metrics({"chips": 7.0})
     with mlflow.start_run(run_id=run.info.run_id, log_system_metrics=False):
         mlflow.log_text("some text", "note.txt")
-    server.main(server.parse(["backup", "--folder", str(top / database), "--backup", str(tmp_path / "kept")]))
+    server.run(server_options(["backup", "--folder", str(top / database), "--backup", str(tmp_path / "kept")]))
     with pytest.raises(InputError, match="stop MLflow first"):
-        server.main(server.parse(["restore", "--folder", str(top / database), "--backup", str(tmp_path / "kept")]))
+        server.run(server_options(["restore", "--folder", str(top / database), "--backup", str(tmp_path / "kept")]))
     # A second server of the same kind, with nothing in it, that is never started but for what holds the data.
     ports = free_block(8)
     words = ["--folder", str(top / f"{database}-2"), "--database", database, "--s3_port", str(ports[0])]
-    args = server.parse(["restore", *words, "--database_port", str(ports[6]), "--backup", str(tmp_path / "kept")])
+    args = server_options(["restore", *words, "--database_port", str(ports[6]), "--backup", str(tmp_path / "kept")])
     try:
-        second = server._settings(Path(args.folder), args)
-        server.main(args)
+        second = settings_of(Path(args.folder), args)
+        server.run(args)
         with sqlalchemy.create_engine(second["store"]).begin() as connection:  # what a newer MLflow might have added
             connection.execute(sqlalchemy.text("CREATE TABLE later (run_id VARCHAR(32) REFERENCES runs (run_uuid))"))
-        server.main(args)
+        server.run(args)
         mlflow.set_tracking_uri(second["store"])
         assert mlflow.get_run(run.info.run_id).data.metrics["chips"] == 7
         assert "later" not in sqlalchemy.inspect(sqlalchemy.create_engine(second["store"])).get_table_names()
@@ -743,7 +762,7 @@ def test_a_backup_brings_runs_and_artifacts_back(team, team_servers, database, t
             ]
             assert hrefs.read(f"s3://mlflow/{note}") == b"some text"
         make_old(second["store"])
-        server.main(server.parse(["upgrade", *words]))
+        server.run(server_options(["upgrade", *words]))
         (old,) = MlflowClient().search_runs(["0"])
         assert (old.info.run_id, old.info.run_name, old.info.status) == ("0" * 32, "old run", "FINISHED")
         assert old.data.metrics == {"loss": 0.5}
@@ -752,7 +771,7 @@ def test_a_backup_brings_runs_and_artifacts_back(team, team_servers, database, t
         assert len(MlflowClient().search_runs(["0"])) == 2
     finally:
         mlflow.set_tracking_uri(settings[database]["url"])
-        server.down(Path(args.folder))
+        team_server.down(Path(args.folder))
 
 
 def make_old(store: str) -> None:
@@ -791,7 +810,7 @@ def test_clean_removes_deleted_runs_and_models_and_their_artifacts_alone(team, t
     client.delete_run(gone.info.run_id)
     client.delete_logged_model(logged[1].model_id)
     settings, top = team_servers
-    server.main(server.parse(["clean", "--folder", str(top / database), "--older_than", "0d"]))
+    server.run(server_options(["clean", "--folder", str(top / database), "--older_than", "0d"]))
     with pytest.raises(mlflow.MlflowException, match="not found"):
         client.get_run(gone.info.run_id)
     with processes.as_owner(settings[database]):
@@ -817,10 +836,10 @@ def test_the_doctor_says_what_is_wrong_and_how_to_mend_it(team, team_servers, li
     settings = team_servers[0]["sqlite"]
     experiment = team("sqlite", direct=True)
 
-    def consult(*words: str) -> str:
+    def consult(**options) -> str:
         forget_credentials()
         try:
-            doctor.main(doctor.parse(["--work", str(tmp_path), "--free_gb", "0.01", *words]))
+            doctor.run(DoctorOptions(**{"work": str(tmp_path), "free_gb": 0.01, **options}))
         except InputError as error:
             return f"{capsys.readouterr().out} {error}"
         return capsys.readouterr().out
@@ -832,17 +851,15 @@ def test_the_doctor_says_what_is_wrong_and_how_to_mend_it(team, team_servers, li
     assert "ok     Keras: 3." in said
     assert not MlflowClient().search_runs([experiment])
     assert not hrefs.list_recursive(MlflowClient().get_experiment(experiment).artifact_location)
-    assert "FAULT  disk: " in consult("--free_gb", "1e9")
+    assert "FAULT  disk: " in consult(free_gb=1e9)
     secret = os.environ["AWS_SECRET_ACCESS_KEY"]
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
     said = consult()
     assert "FAULT  artifacts: nothing can be written or read: the secret is not that of the access key" in said
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
-    assert "FAULT  S3: s3://nobucket: these credentials have no right to that bucket" in consult(
-        "--s3", "s3://nobucket"
-    )
+    assert "FAULT  S3: s3://nobucket: these credentials have no right to that bucket" in consult(s3="s3://nobucket")
     Outbox(outbox_sender.unsent_folder() / "aaa", lambda told, folder: 1 / 0).put({"do": "tags", "values": {}})
-    assert "1 runs left something: `python -m entrypoints.send` sends it" in consult()
+    assert "1 runs left something: `ocmlflow send` sends it" in consult()
     line = line_to(port_of(settings["url"]))
     line.become("away")
     mlflow.set_tracking_uri(f"http://{line.address}")
