@@ -507,13 +507,14 @@ def test_no_secret_is_written_anywhere(team, team_servers, tmp_path):
     database = "postgresql+psycopg2://mlflow:planted-6@127.0.0.1:9/runs"
     planted = {"AWS_SECRET_ACCESS_KEY": "planted-4-key", "AWS_SESSION_TOKEN": "planted-5-token"}
     code = (
-        "import entrypoints, os\n"
+        "import os\n"
+        "from ocmlflow.cli import console\n"
         "from ocmlflow.tracking import runs\n"
-        "def main(_):\n"
+        "def main():\n"
         f"    with runs.run('prepare', {{'catalog': {catalog!r}, 'store': {database!r}}}):\n"
         "        runs.log_metrics({'a': 1.0})\n"
         f"        raise RuntimeError({catalog!r} + os.environ['AWS_SECRET_ACCESS_KEY'] + {database!r})\n"
-        "entrypoints.start(main, None)"
+        "console.run(main)"
     )
     at_work = [
         subprocess.Popen(
