@@ -1,4 +1,4 @@
-"""STAC catalogues of any version, to the scenes in them."""
+"""Lists the scenes of STAC catalogues, folders and globs of GeoTIFFs, each with its label files."""
 
 import fnmatch
 import glob
@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlparse
 
+import pystac
 import shapely
 from shapely.geometry.base import BaseGeometry
 
@@ -27,45 +28,42 @@ STAC_FILES = ("catalog.json", "collection.json")
 
 @dataclass(frozen=True)
 class Scene:
-    """One image and, where people drew them, its footprints."""
+    """One georeferenced image and, where people drew them, the files of its building footprints."""
 
     id: str
     place: str
-    """The region it belongs to: its collection's id, or its folder's name; empty where it has none."""
+    """The region it belongs to: the id of its collection or the name of its folder; empty where it has none."""
     image: str
     """Href of the GeoTIFF."""
     labels: tuple[str, ...] = ()
-    """Hrefs of vector files of footprints."""
+    """Hrefs of the vector files of its footprints."""
     catalog: str = ""
-    """Href of the catalogue or file that named it."""
+    """Href of the catalogue, folder or file where it was found."""
     item: str = ""
     """Href of its STAC item; empty where it has none."""
     acquired: datetime | None = None
-    """When, as its item says."""
+    """Time of the imagery, by its STAC item."""
 
 
-def read_scenes(hrefs: str) -> list[Scene]:
-    """Scenes at one or more hrefs, separated by commas, in their order, each with its labels.
+def read_scenes(sources: str) -> list[Scene]:
+    """Scenes at one or more hrefs, separated by commas, in this order, each with its labels.
 
-    An href is a STAC catalogue, collection or item, or a folder that holds one of the first two, or GeoTIFFs and
-    GeoJSON or GeoPackage files of the same name. Label items are paired by their `source` links, else by the id
-    `<scene>-labels` of the challenge, else by an equal outline. Raises InputError where there is no catalogue, no
-    image, or one id twice.
+    An href is a STAC catalogue, collection or item, or a folder. A folder holds a catalogue or a collection, or
+    GeoTIFFs and GeoJSON or GeoPackage files of the same name. Label items are paired with images by their `source`
+    links, else by the id `<scene>-labels` of the challenge, else by an equal outline.
+
+    Raises InputError where there is no catalogue or image, and where an id occurs twice.
     """
-    return _unique([scene for href in _parts(hrefs) for scene in _labelled(href)])
+    return _check_ids([scene for href in _split(sources) for scene in _scenes_at(href)])
 
 
 def select(found: list[Scene], *, scenes: str | None, places: str | None) -> list[Scene]:
-    """The scenes of these ids and of these places, each separated by commas; all where None is given.
+    """The scenes of these ids and of these places, each separated by commas; None selects all.
 
-    Raises InputError for a name that there is not.
+    Raises InputError for an id or place that does not exist.
     """
-    for kind, names, known in (
-        ("scenes", scenes, {scene.id for scene in found}),
-        ("places", places, {scene.place for scene in found}),
-    ):
-        if unknown := _names(names) - known:
-            raise InputError(f"{kind}={names}: there is no {', '.join(sorted(unknown))}; {_listed(known)}")
+    _check_known("scenes", scenes, {scene.id for scene in found})
+    _check_known("places", places, {scene.place for scene in found})
     return [
         scene
         for scene in found
@@ -73,92 +71,102 @@ def select(found: list[Scene], *, scenes: str | None, places: str | None) -> lis
     ]
 
 
+def _check_known(option: str, names: str | None, known: set[str]) -> None:
+    if unknown := _names(names) - known:
+        raise InputError(
+            f"{option}={names}: there is no {', '.join(sorted(unknown))}; there are: {', '.join(sorted(known))}"
+        )
+
+
 def read_area(href: str) -> BaseGeometry:
-    """The area, in degrees, that the polygons of a GeoJSON file cover; InputError where it holds none."""
+    """The area of interest in a GeoJSON file: the union of its polygons, in degrees (lon, lat).
+
+    Raises InputError where the file cannot be read or holds no polygon in degrees.
+    """
     try:
         content = json.loads(hrefs.read(href))
         features = content["features"] if content["type"] == "FeatureCollection" else [content]
         shapes = [feature.get("geometry", feature) for feature in features]
-        given = [shapely.geometry.shape(shape) for shape in shapes if shape]  # a feature may be without
+        polygons = [shapely.geometry.shape(shape) for shape in shapes if shape]  # a feature may have no geometry
     except (OSError, ValueError, KeyError, TypeError, AttributeError, shapely.errors.ShapelyError) as error:
-        raise InputError(f"aoi={href} is no GeoJSON file that can be read: {error}") from error
-    found = shapely.union_all(shapely.make_valid(given, method="structure"))
-    west, south, east, north = found.bounds if found.area > 0 else (0, 0, 0, 0)
-    if not (found.area > 0 and -180 <= west <= east <= 180 and -90 <= south <= north <= 90):
+        raise InputError(f"aoi={href} cannot be read as GeoJSON: {error}") from error
+    area = shapely.union_all(shapely.make_valid(polygons, method="structure"))
+    west, south, east, north = area.bounds if area.area > 0 else (0, 0, 0, 0)
+    if not (area.area > 0 and -180 <= west <= east <= 180 and -90 <= south <= north <= 90):
         raise InputError(f"aoi={href} holds no polygon in degrees (longitude, latitude), as GeoJSON has them")
-    return found
+    return area
 
 
-def find_images(hrefs: str) -> list[Scene]:
-    """Scenes at one or more hrefs, separated by commas, labels or not.
+def find_images(sources: str) -> list[Scene]:
+    """Scenes at one or more hrefs, separated by commas, with or without labels.
 
     Each is a STAC file, a GeoTIFF, a folder of GeoTIFFs or a glob of them. Raises InputError for one without images.
     """
-    return _unique([scene for href in _parts(hrefs) for scene in _images(href)])
+    return _check_ids([scene for href in _split(sources) for scene in _images_at(href)])
 
 
-def _parts(hrefs: str) -> list[str]:
-    """What stands between commas: an empty href would be the working folder."""
-    found = [part.strip() for part in hrefs.split(",") if part.strip()]
-    if not found:
-        raise InputError(f"no catalogue or image is named by {hrefs!r}")
-    return found
+def _split(sources: str) -> list[str]:
+    """The hrefs between commas; empty ones, which would name the working folder, are dropped."""
+    parts = [part.strip() for part in sources.split(",") if part.strip()]
+    if not parts:
+        raise InputError(f"no catalogue or image is named by {sources!r}")
+    return parts
 
 
-def _labelled(href: str) -> list[Scene]:
-    found = _foldered(href) if _is_folder(href) else _catalogued(href)
-    if not found:
+def _scenes_at(href: str) -> list[Scene]:
+    scenes = _in_folder(href) if _is_folder(href) else _in_stac(href)
+    if not scenes:
         raise InputError(f"{href} holds no {' or '.join(STAC_FILES)} and no GeoTIFF")
-    return found
+    return scenes
 
 
 def _is_folder(href: str) -> bool:
     return href.endswith("/") if hrefs.is_remote(href) else hrefs.local_path(href).is_dir()
 
 
-def _foldered(href: str) -> list[Scene]:
+def _in_folder(href: str) -> list[Scene]:
     """Scenes of a folder's catalogue, else of its GeoTIFFs and the label files beside them, else of its collection."""
     if hrefs.is_remote(href) and not href.startswith("s3://"):
-        return _catalogued(hrefs.join(href, STAC_FILES[0]))  # over https, files can be read but not listed
+        return _in_stac(hrefs.join(href, STAC_FILES[0]))  # over https, files can be read but not listed
     try:
-        files = _shown(hrefs.list_files(href))
+        files = _without_hidden(hrefs.list_files(href))
     except OSError as error:
         raise InputError(f"folder {href} cannot be read: {error}") from error
     catalog, collection = (hrefs.join(href, name) for name in STAC_FILES)
     if catalog in files:
-        return _catalogued(catalog)
-    place = posixpath.basename(href.rstrip("/")) or hrefs.local_path(href).resolve().name
+        return _in_stac(catalog)
+    scenes = _of_files(files, href)
+    # A collection beside images may be that of results which `predict` wrote there.
+    return _in_stac(collection) if not scenes and collection in files else scenes
+
+
+def _of_files(files: list[str], folder: str) -> list[Scene]:
+    """Scenes of the GeoTIFFs among the files of a folder, each with the label files of the same name."""
+    place = posixpath.basename(folder.rstrip("/")) or hrefs.local_path(folder).resolve().name
     parts = [(file, *posixpath.splitext(file)) for file in files]
     labels = defaultdict(list)
     for file, stem, suffix in parts:
         if suffix.lower() in stac_reader.LABEL_FILES:
             labels[stem].append(file)
-    found = [
-        Scene(posixpath.basename(stem), place, file, tuple(labels[stem]), href)
+    return [
+        Scene(posixpath.basename(stem), place, file, tuple(labels[stem]), folder)
         for file, stem, suffix in parts
         if suffix.lower() in stac_reader.IMAGE_FILES
     ]
-    # Last, for beside images it may be that of results, which `predict` was told to leave there.
-    return _catalogued(collection) if not found and collection in files else found
 
 
-def _catalogued(href: str) -> list[Scene]:
+def _in_stac(href: str) -> list[Scene]:
+    """Scenes of a STAC catalogue, collection or item, each with its labels."""
     items = stac_reader.read_items(href)
     images = [item for item in items if stac_reader.image_href(item)]
-    known = stac_reader.index_by_name(images)
+    by_name = stac_reader.index_by_name(images)
+    # A label item may hold its labels as a raster too, which looks like an image.
     images = [
-        item for item in images if not stac_reader.label_hrefs(item) or item in stac_reader.source_images(item, known)
+        item for item in images if not stac_reader.label_hrefs(item) or item in stac_reader.source_images(item, by_name)
     ]
-    known = stac_reader.index_by_name(images)  # without label items that hold their labels as a raster too
-    labels: dict[int, list[str]] = {id(item): [] for item in images}
-    for item in items:
-        sources = stac_reader.source_images(item, known) if stac_reader.label_hrefs(item) else []
-        for source in sources:
-            labels[id(source)] += stac_reader.label_hrefs(item)
-        if stac_reader.label_hrefs(item) and not sources:
-            log.warning("labels %s belong to no scene of %s", item.id, href)
     if not images:
         raise InputError(f"{href} has {len(items)} items but none with a GeoTIFF asset")
+    labels = _labels_of(images, items, href)
     return [
         Scene(
             item.id,
@@ -173,40 +181,57 @@ def _catalogued(href: str) -> list[Scene]:
     ]
 
 
-def _images(href: str) -> list[Scene]:
-    if _name(href).suffix.lower() in (".json", ".geojson"):
-        return _catalogued(href)
+def _labels_of(images: list[pystac.Item], items: list[pystac.Item], href: str) -> dict[int, list[str]]:
+    """Hrefs of the labels of each image item, by the `id()` of the item: STAC ids may occur twice."""
+    by_name = stac_reader.index_by_name(images)
+    labels: dict[int, list[str]] = {id(item): [] for item in images}
+    for item in items:
+        drawn = stac_reader.label_hrefs(item)
+        sources = stac_reader.source_images(item, by_name) if drawn else []
+        for source in sources:
+            labels[id(source)] += drawn
+        if drawn and not sources:
+            log.warning("labels %s belong to no scene of %s", item.id, href)
+    return labels
+
+
+def _images_at(href: str) -> list[Scene]:
+    if _file_path(href).suffix.lower() in (".json", ".geojson"):
+        return _in_stac(href)
     if _is_folder(href):
-        found = _foldered(href)
+        scenes = _in_folder(href)
     else:
-        found = [Scene(_name(file).stem, "", file, catalog=href) for file in _files(href)]
-    if not found:
+        scenes = [Scene(_file_path(file).stem, "", file, catalog=href) for file in _matching_files(href)]
+    if not scenes:
         raise InputError(f"no image at {href}: give a GeoTIFF, a folder or glob of them, or a STAC file")
-    return found
+    return scenes
 
 
-def _name(href: str) -> Path:
-    return Path(urlparse(href).path if hrefs.is_remote(href) else href)  # a signature is no part of it
+def _file_path(href: str) -> Path:
+    """The path of an href, without the query of a signed address."""
+    return Path(urlparse(href).path if hrefs.is_remote(href) else href)
 
 
-def _files(href: str) -> list[str]:
-    """The file at an href, or those that a glob matches; in s3, of one folder."""
+def _matching_files(href: str) -> list[str]:
+    """The file at an href, or those that a glob matches; in s3, a glob matches files of one folder."""
     path = hrefs.local_path(href)
     if href.startswith("s3://") and glob.has_magic(href):
         try:
-            there = hrefs.list_files(posixpath.dirname(href))
+            files = hrefs.list_files(posixpath.dirname(href))
         except OSError as error:
             raise InputError(f"images={href} cannot be looked up: {error}") from error
-        return [file for file in there if file == href] or _shown(f for f in there if fnmatch.fnmatchcase(f, href))
+        if href in files:
+            return [href]
+        return _without_hidden(file for file in files if fnmatch.fnmatchcase(file, href))
     if hrefs.is_remote(href):
         return [href]
     if glob.has_magic(href) and not path.exists():
-        return sorted(_shown(glob.glob(str(path), recursive=True)))
+        return sorted(_without_hidden(glob.glob(str(path), recursive=True)))
     return [str(path)] if path.is_file() else []
 
 
-def _shown(files: Iterable[str]) -> list[str]:
-    """Without those whose names begin with a dot: macOS leaves a `._scene.tif`, which is none, beside `scene.tif`."""
+def _without_hidden(files: Iterable[str]) -> list[str]:
+    """Files whose names do not begin with a dot: macOS puts `._scene.tif`, which is no image, beside `scene.tif`."""
     return [file for file in files if not posixpath.basename(file).startswith(".")]
 
 
@@ -214,18 +239,18 @@ def _names(text: str | None) -> set[str]:
     return {name.strip() for name in text.split(",")} if text else set()
 
 
-def _listed(known: Iterable[str]) -> str:
-    return f"there are: {', '.join(sorted(known))}"
-
-
-def _unique(found: list[Scene]) -> list[Scene]:
-    for scene in found:
+def _check_ids(scenes: list[Scene]) -> list[Scene]:
+    """The same scenes; InputError where an id cannot be a file name, or occurs twice."""
+    for scene in scenes:
         if re.search(r"^\.|[/\\?#;]", scene.id):  # the last three end a name in links, and pystac decodes none
             raise InputError(
                 f"{scene.catalog} names a scene {scene.id}, which cannot be the name of its results' files: it begins "
                 "with a dot or holds one of / \\ ? # ;"
             )
-    twice = [name for name, count in Counter(scene.id for scene in found).items() if count > 1]
-    if twice:
-        raise InputError(f"{found[0].catalog} names scene {twice[0]} more than once; results are filed by that name")
-    return found
+    repeated = [name for name, count in Counter(scene.id for scene in scenes).items() if count > 1]
+    if repeated:
+        raise InputError(
+            f"{scenes[0].catalog} names scene {repeated[0]} more than once; ids must be unique, since results are "
+            "filed by them"
+        )
+    return scenes

@@ -1,4 +1,4 @@
-"""STAC files of any version, to the items in them, and what those say."""
+"""Reads STAC items of any version, and finds the images, labels and places that they name."""
 
 import itertools
 import json
@@ -14,16 +14,19 @@ from pystac.stac_io import DefaultStacIO
 from ocmlflow.errors import InputError
 from ocmlflow.storage import hrefs
 
-LABEL_SUFFIX = "-labels"  # how the challenge names label items, whose `source` link it leaves out
+LABEL_SUFFIX = "-labels"  # of label items of the challenge, which have no `source` link
 LABEL_FILES = {".geojson": "application/geo+json", ".gpkg": "application/geopackage+sqlite3"}
 IMAGE_FILES = {".tif": "image/tiff", ".tiff": "image/tiff"}
 NOT_STAC = (ValueError, TypeError, LookupError, AttributeError, pystac.STACError, pystac.STACTypeError)
-"""What pystac raises at what is no JSON, or not STAC."""
+"""What pystac raises for files that are not JSON, or not STAC."""
 
 
 def read_items(href: str) -> list[pystac.Item]:
-    """The item at an href, or all below the catalogue or collection there; InputError where one cannot be read."""
-    # Of a link to a file, as it lies there: its own links are relative to that.
+    """The item at an href, or all items below the catalogue or collection there.
+
+    Raises InputError where one cannot be read, or has no id.
+    """
+    # A symbolic link is resolved: the links in the file are relative to its real place.
     target = href if hrefs.is_remote(href) else str(hrefs.local_path(href).resolve())
     try:
         root = pystac.read_file(target, stac_io=_Reader())
@@ -32,61 +35,70 @@ def read_items(href: str) -> list[pystac.Item]:
     except NOT_STAC as error:
         raise InputError(f"{href} is not a STAC file: {error}") from error
     if not isinstance(root, pystac.Item | pystac.Catalog):
-        raise InputError(f"{href} is a STAC {type(root).__name__}; a catalogue, collection or item would do")
+        raise InputError(f"{href} is a STAC {type(root).__name__}; a catalogue, collection or item is needed")
     try:
-        found = [root] if isinstance(root, pystac.Item) else list(_below(root))
+        items = [root] if isinstance(root, pystac.Item) else list(_below(root))
     except (OSError, *NOT_STAC) as error:
-        raise InputError(f"catalogue {href} links to what cannot be read: {error.__cause__ or error}") from error
-    for item in found:
+        raise InputError(f"catalogue {href} links to a file that cannot be read: {error.__cause__ or error}") from error
+    for item in items:
         if not (isinstance(item, pystac.Item) and item.id and isinstance(item.id, str)):
-            raise InputError(f"{item.get_self_href()} of {href} is not an item with an id, a text that names its scene")
-    return found
+            raise InputError(f"{item.get_self_href()} of {href} is not a STAC item with an id, which names its scene")
+    return items
 
 
 def image_href(item: pystac.Item) -> str | None:
-    """Href of its GeoTIFF: the asset `image`, else the first that is said to be one, else that has the name of one."""
+    """Href of the GeoTIFF: the asset `image`, else the first of its media type, else the first of its file name."""
     tiffs = [asset for key, asset in item.assets.items() if _is_tiff(asset) and not _is_label(key, asset)]
     chosen = item.assets.get("image") or min(tiffs, key=lambda asset: not asset.media_type, default=None)
     return chosen.get_absolute_href() if chosen else None
 
 
 def label_hrefs(item: pystac.Item) -> list[str]:
-    """Hrefs of its footprints; of rasters of them where it has nothing else, so that nobody takes it for unlabelled."""
+    """Hrefs of the vector files of labels, or of label rasters where there are no others.
+
+    Rasters cannot be used as footprints, but their item must not pass for unlabelled.
+    """
     drawn = [asset for key, asset in item.assets.items() if _is_label(key, asset)]
     vectors = [asset for asset in drawn if not _is_tiff(asset)]
     return [href for asset in vectors or drawn if (href := asset.get_absolute_href())]
 
 
 def index_by_name(items: list[pystac.Item]) -> dict[str, list[pystac.Item]]:
-    """The items by each of their names, href and id."""
-    found: dict[str, list[pystac.Item]] = defaultdict(list)
+    """The items by their hrefs and by their ids."""
+    by_name: dict[str, list[pystac.Item]] = defaultdict(list)
     for item in items:
         for name in (item.get_self_href() or "", item.id):
-            found[name].append(item)
-    return found
+            by_name[name].append(item)
+    return by_name
 
 
 def source_images(item: pystac.Item, images: dict[str, list[pystac.Item]]) -> list[pystac.Item]:
-    """What an item's labels are of, among `named` images: by its `source` links, else by id, else by equal outline."""
+    """The images that a label item belongs to: by its `source` links, else by id, else by an equal outline.
+
+    `images` are indexed by `index_by_name`.
+    """
     links = {link.get_absolute_href() or "" for link in item.links if link.rel == "source"}
     for names in (links, {item.id.removesuffix(LABEL_SUFFIX)}, {item.id}):
-        if found := [image for name in names for image in images.get(name, [])]:
-            return found
-    every = itertools.chain.from_iterable(images.values())
-    return [other for other in every if item.geometry and other.geometry == item.geometry][:1]
+        if sources := [image for name in names for image in images.get(name, [])]:
+            return sources
+    candidates = itertools.chain.from_iterable(images.values())
+    return [image for image in candidates if item.geometry and image.geometry == item.geometry][:1]
 
 
 def place_name(item: pystac.Item) -> str:
-    """Id of its collection, as `items` found it; else the area of the challenge's items."""
+    """Id of the item's collection, else its property `area`, which the challenge's items have."""
     return str(item.collection_id or item.properties.get("area", ""))
 
 
 def _below(catalog: pystac.Catalog, *above: pystac.Catalog) -> Iterator[pystac.Item]:
-    """The items of a catalogue below others, and of all below it; they belong to the nearest collection of these."""
+    """The items of a catalogue and of all catalogues below it; each gets the id of the nearest collection above it.
+
+    `above` are the catalogues on the way to this one.
+    """
     href = catalog.get_self_href()
     if href in [other.get_self_href() for other in above]:
-        raise InputError(f"catalogue {href} is among its own children, or theirs")
-    collections = [one for one in (*above, catalog) if isinstance(one, pystac.Collection)]
+        raise InputError(f"catalogue {href} is linked from a catalogue below it, as its own child")
+    collections = [each for each in (*above, catalog) if isinstance(each, pystac.Collection)]
     for item in catalog.get_items():
         item.collection_id = collections[-1].id if collections else item.collection_id
         yield item
@@ -95,23 +107,26 @@ def _below(catalog: pystac.Catalog, *above: pystac.Catalog) -> Iterator[pystac.I
 
 
 def _is_label(key: str, asset: pystac.Asset) -> bool:
-    said = any(name.endswith("labels") or name.startswith("labels-") for name in (key, *map(str, asset.roles or ())))
-    return said or _media(asset).endswith(("geo+json", "geopackage+sqlite3"))
+    names = (key, *map(str, asset.roles or ()))
+    is_named_so = any(name.endswith("labels") or name.startswith("labels-") for name in names)
+    return is_named_so or _media_type(asset).endswith(("geo+json", "geopackage+sqlite3"))
 
 
 def _is_tiff(asset: pystac.Asset) -> bool:
-    return _media(asset).endswith("tiff")  # image/tiff; before STAC 1.0, image/vnd.stac.geotiff and image/x.geotiff
+    return _media_type(asset).endswith(
+        "tiff"
+    )  # image/tiff; before STAC 1.0, image/vnd.stac.geotiff and image/x.geotiff
 
 
-def _media(asset: pystac.Asset) -> str:
-    """Media type without its parameters; by the file's name where none is given."""
-    said = str(asset.media_type or "").partition(";")[0].strip().lower()
+def _media_type(asset: pystac.Asset) -> str:
+    """Media type without parameters; by the file name where none is given."""
+    media_type = str(asset.media_type or "").partition(";")[0].strip().lower()
     suffix = posixpath.splitext(urlparse(asset.href).path)[1].lower()
-    return said or (IMAGE_FILES | LABEL_FILES).get(suffix, "")
+    return media_type or (IMAGE_FILES | LABEL_FILES).get(suffix, "")
 
 
 class _Reader(DefaultStacIO):
-    """STAC files from wherever `storage` reads, as long as a remote one stays remote."""
+    """Reads STAC files with `storage.hrefs`, and refuses remote ones that name local files."""
 
     def read_text_from_href(self, href: str) -> str:
         text = hrefs.read(href).decode("utf-8")
@@ -121,9 +136,9 @@ class _Reader(DefaultStacIO):
 
 
 def _check_stays_remote(href: str, content: Any) -> None:
-    """Raise InputError where a remote STAC file names a file of this machine, or climbs above its host or bucket.
+    """Raise InputError where a remote STAC file names a local file, or climbs above its host or bucket.
 
-    Else whoever writes a catalogue decides which local files are read.
+    Otherwise the author of a catalogue could have any local file read.
     """
     if not isinstance(content, dict):
         return
@@ -133,6 +148,6 @@ def _check_stays_remote(href: str, content: Any) -> None:
         climbs = posixpath.normpath(target).split("/").count("..") > depth
         if not hrefs.is_remote(target) and (urlparse(target).scheme or target.startswith("/") or climbs):
             raise InputError(
-                f"{href} points to {target}, outside of where it lies: a remote catalogue may name https and s3 "
-                "addresses, and what is relative to itself"
+                f"{href} names {target}, a local file or one above its host or bucket: a remote catalogue may name "
+                "https and s3 addresses, and files relative to itself"
             )

@@ -1,4 +1,4 @@
-"""What was made of scenes, to STAC items, and those to a collection."""
+"""Builds STAC items and collections for data that was made from scenes."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -12,15 +12,16 @@ from ocmlflow.scenes.catalog import Scene
 from ocmlflow.storage import hrefs
 
 UNKNOWN = datetime(1970, 1, 1, tzinfo=UTC)
-"""The time of items of which nobody knows it: STAC asks for one."""
+"""Time of items whose time is unknown, since STAC requires one."""
 
 
 def build_item(
     name: str, scenes: list[Scene], *, outline: BaseGeometry, assets: dict[str, tuple[str, str]], **facts: Any
 ) -> dict[str, Any]:
-    """A STAC item, as JSON, of what was made of some scenes: derived from each of them, with its outline in degrees.
+    """A STAC item, as a JSON dict, of data made from scenes, with a `derived_from` link to each of them.
 
-    `assets` gives href and media type by name, `facts` more properties. The times are those of the scenes.
+    `outline` is in degrees (lon, lat). `assets` gives href and media type by name, `facts` further properties. The time
+    is that of the scenes: from the earliest to the latest.
     """
     times = sorted(scene.acquired for scene in scenes if scene.acquired)
     item = pystac.Item(
@@ -42,33 +43,34 @@ def build_item(
 
 
 def link_to_collection(name: str, item: dict[str, Any]) -> dict[str, Any]:
-    """An item, as `dataset` makes it, that is to lie in the `items/` of a collection, with its links to that."""
-    media = str(pystac.MediaType.JSON)
-    upwards = [{"rel": rel, "href": "../collection.json", "type": media} for rel in ("collection", "parent", "root")]
+    """The item with links to the collection `name`, in whose folder `items/` it is to be written."""
+    media_type = str(pystac.MediaType.JSON)
+    upwards = [
+        {"rel": rel, "href": "../collection.json", "type": media_type} for rel in ("collection", "parent", "root")
+    ]
     return {**item, "links": [*upwards, *item["links"]], "collection": name}
 
 
 def build_collection(name: str, items: list[dict[str, Any]], *, description: str) -> dict[str, Any]:
-    """A STAC collection, as JSON, of items as `member` makes them, which lie beside it in `items/`.
-
-    Its extent is theirs.
-    """
-    boxes, whole = [item["bbox"] for item in items], _bbox([shapely.geometry.shape(i["geometry"]) for i in items])
-    times = sorted({pystac.utils.str_to_datetime(t) for item in items for t in _times(item["properties"])} - {UNKNOWN})
+    """A STAC collection, as a JSON dict, of items in the folder `items/` beside it; it covers their extent."""
+    boxes = [item["bbox"] for item in items]
+    whole = _bbox([shapely.geometry.shape(item["geometry"]) for item in items])
+    known = {pystac.utils.str_to_datetime(time) for item in items for time in _times(item["properties"])} - {UNKNOWN}
+    times = sorted(known)
     interval: list[datetime | None] = [times[0], times[-1]] if times else [None, None]
     extent = pystac.Extent(
         pystac.SpatialExtent([whole, *boxes] if len(boxes) > 1 else [whole]),
         pystac.TemporalExtent([interval]),
     )
-    made = pystac.Collection(name, description, extent, license="other")
+    built = pystac.Collection(name, description, extent, license="other")
     media = str(pystac.MediaType.GEOJSON)
     for item in items:
-        made.add_link(pystac.Link(pystac.RelType.ITEM, f"./items/{item['id']}.json", media_type=media))
-    return made.to_dict(include_self_link=False, transform_hrefs=False)
+        built.add_link(pystac.Link(pystac.RelType.ITEM, f"./items/{item['id']}.json", media_type=media))
+    return built.to_dict(include_self_link=False, transform_hrefs=False)
 
 
 def _bbox(outlines: list[BaseGeometry]) -> list[float]:
-    """West, south, east, north; across 180 degrees west is more than east, as RFC 7946 asks."""
+    """West, south, east, north; where it crosses 180 degrees, west is greater than east, as in RFC 7946."""
     west, south, east, north = shapely.total_bounds(outlines).tolist()
     if west == -180 and east == 180:
         bounds = shapely.bounds(shapely.get_parts(outlines))
@@ -77,5 +79,5 @@ def _bbox(outlines: list[BaseGeometry]) -> list[float]:
 
 
 def _times(properties: dict[str, Any]) -> list[str]:
-    named = (properties.get(key) for key in ("datetime", "start_datetime", "end_datetime"))
-    return [time for time in named if time]
+    values = (properties.get(key) for key in ("datetime", "start_datetime", "end_datetime"))
+    return [value for value in values if value]

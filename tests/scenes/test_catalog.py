@@ -287,7 +287,7 @@ def test_a_remote_catalogue_names_no_local_file(web, target, what):
             {"assets": {"image": {"href": target}}} if what == "asset" else {"links": [{"rel": "item", "href": target}]}
         ),
     )
-    with pytest.raises(InputError, match=rf"{path.name} points to .*, outside of where it lies"):
+    with pytest.raises(InputError, match=rf"{path.name} names .*, a local file or one above its host"):
         catalog.read_scenes(f"{address}/maps/catalog.json")
 
 
@@ -452,11 +452,11 @@ def test_an_area_whose_parts_overlap_has_no_hole(tmp_path):
         (shapely.geometry.mapping(shapely.box(5e5, 0, 6e5, 1)), "holds no polygon in degrees"),
         ({"type": "FeatureCollection", "features": []}, "holds no polygon in degrees"),
         ({"type": "Feature", "properties": {}, "geometry": None}, "holds no polygon in degrees"),
-        (["no", "GeoJSON"], "is no GeoJSON file that can be read"),
+        (["no", "GeoJSON"], "cannot be read as GeoJSON"),
     ],
 )
 def test_an_area_that_says_nothing_is_refused(tmp_path, content, message):
     with pytest.raises(InputError, match=rf"aoi=.*aoi\.geojson {message}"):
         catalog.read_area(write_json(tmp_path / "aoi.geojson", content))
-    with pytest.raises(InputError, match=r"aoi=nowhere\.geojson is no GeoJSON"):
+    with pytest.raises(InputError, match=r"aoi=nowhere\.geojson cannot be read as GeoJSON"):
         catalog.read_area("nowhere.geojson")
