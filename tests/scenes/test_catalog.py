@@ -149,7 +149,9 @@ def test_an_item_without_an_id_is_refused_by_its_address(folder, given):
             catalog.read_scenes(str(folder / "catalog.json"))
 
 
-@pytest.mark.parametrize(("rel", "told"), [("child", "is linked from a catalogue below it"), ("item", "is not a STAC item")])
+@pytest.mark.parametrize(
+    ("rel", "told"), [("child", "is linked from a catalogue below it"), ("item", "is not a STAC item")]
+)
 def test_a_catalogue_that_links_to_itself_is_refused_by_its_address(folder, rel, told):
     change(folder / "acc/collection.json", links=[{"rel": rel, "href": "../catalog.json"}])
     with pytest.raises(InputError, match=rf"{folder}/catalog\.json .*{told}"):
