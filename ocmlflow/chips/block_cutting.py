@@ -117,15 +117,15 @@ def _block_arrays(
     if black is not None:
         valid = valid & ~black
         image[black] = 0
-    place: dict[str, Any] = {
+    raster_grid: dict[str, Any] = {
         "transform": job.grid.transform @ Affine.translation(area.col_off, area.row_off),
         "height": int(area.height),
         "width": int(area.width),
     }
-    near = labels.near_outline(footprints, buffer_m=job.rules.buffer_m, **place) if job.rules.buffer_m else None
-    arrays = {"image": image, "label": labels.encode(labels.rasterize(footprints, **place), valid, near)}
+    near = labels.near_outline(footprints, buffer_m=job.rules.buffer_m, **raster_grid) if job.rules.buffer_m else None
+    arrays = {"image": image, "label": labels.encode(labels.rasterize(footprints, **raster_grid), valid, near)}
     if job.rules.parts:
-        arrays["parts"] = labels.boundary_classes(footprints, **place)
+        arrays["parts"] = labels.boundary_classes(footprints, **raster_grid)
     return arrays
 
 

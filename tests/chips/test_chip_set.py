@@ -185,30 +185,6 @@ def test_labels_in_degrees_and_in_metres_give_the_same_label(tmp_path, transform
     assert both[0].building_share.max() > 0
 
 
-def test_labels_far_from_their_scene_are_refused(tmp_path):
-    scene = labelled(tmp_path, [building(3, 4, 20, 25, ELSEWHERE)], noise(64, 64))
-    with pytest.raises(InputError, match=r"none of the 1 footprints of scene one .*one\.geojson .*one\.tif"):
-        look(scene)
-
-
-@pytest.mark.filterwarnings("ignore:'crs' was not provided")
-@pytest.mark.parametrize("name", ["one.gpkg", "one.fgb", "one.shp"])
-def test_labels_without_crs_are_refused(tmp_path, name):
-    gpd.GeoDataFrame({"a": [1]}, geometry=[building(3, 4, 20, 25)]).to_file(tmp_path / name)
-    scene = Scene("one", "acc", write_image(tmp_path / "one.tif", noise(64, 64)), (str(tmp_path / name),))
-    with pytest.raises(InputError, match=rf"{name} of scene one name no CRS"):
-        look(scene)
-
-
-@pytest.mark.parametrize("content", [None, "hello", "{}"])
-def test_labels_that_cannot_be_read_are_refused(tmp_path, content):
-    scene = labelled(tmp_path, [], noise(64, 64))
-    path = tmp_path / "one.geojson"
-    path.unlink() if content is None else path.write_text(content)
-    with pytest.raises(InputError, match=r"cannot read labels .*one\.geojson of scene one"):
-        look(scene)
-
-
 @pytest.mark.parametrize(
     "footprints", [[], [None, None], [None, building(3, 4, 20, 25)], [shapely.Polygon(), building(3, 4, 20, 25)]]
 )
@@ -228,19 +204,3 @@ def test_chips_are_cut_from_s3(scene, tmp_path, s3):
         hrefs.put(copy, f"{s3}/{href.split('/')[-1]}")
     there = Scene("aaa", "acc", f"{s3}/aaa.tif", (f"{s3}/aaa.geojson",))
     assert cut(there, tmp_path / "remote", rules=RULES).hash.tolist() == local.hash.tolist()
-
-
-def test_labels_in_another_unit_than_they_say_are_refused(tmp_path):
-    scene = labelled(tmp_path, [], noise(64, 64))
-    write_labels(tmp_path / "one.geojson", [shapely.box(500_000, 619_990, 500_005, 619_999)], crs="EPSG:4326")
-    with pytest.raises(
-        InputError, match=r"none of the 1 geometries of labels .*one\.geojson of scene one is a polygon"
-    ):
-        look(scene)
-
-
-def test_points_are_no_footprints(tmp_path):
-    scene = labelled(tmp_path, [], noise(64, 64))
-    write_labels(tmp_path / "one.geojson", [shapely.Point(500_001, 619_999)])
-    with pytest.raises(InputError, match="they are Point"):
-        look(scene)

@@ -140,3 +140,33 @@ def test_no_labels_are_no_footprints(tmp_path):
     found = read(write_labels(tmp_path / "a.geojson", []))
     assert (found.drawn, len(found.polygons)) == (0, 0)
     assert isinstance(found.polygons, np.ndarray)
+
+
+@pytest.mark.filterwarnings("ignore:'crs' was not provided")
+@pytest.mark.parametrize("name", ["one.gpkg", "one.fgb", "one.shp"])
+def test_labels_without_crs_are_refused(tmp_path, name):
+    gpd.GeoDataFrame({"a": [1]}, geometry=[ROOF]).to_file(tmp_path / name)
+    with pytest.raises(InputError, match=rf"{name} of scene one name no CRS; save them with one"):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", [None, "hello", "{}"])
+def test_labels_that_cannot_be_read_are_refused(tmp_path, content):
+    path = tmp_path / "one.geojson"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match=r"cannot read labels .*one\.geojson of scene one"):
+        read(path)
+
+
+def test_labels_in_another_unit_than_they_say_are_refused(tmp_path):
+    metres = [shapely.box(500_000, 619_990, 500_005, 619_999)]
+    path = write_labels(tmp_path / "one.geojson", metres, crs="EPSG:4326")
+    with pytest.raises(InputError, match=r"none of the 1 geometries of labels .*one\.geojson .* is a polygon on earth"):
+        read(path)
+
+
+def test_points_are_no_footprints(tmp_path):
+    path = write_labels(tmp_path / "one.geojson", [shapely.Point(500_001, 619_999)])
+    with pytest.raises(InputError, match="they are Point"):
+        read(path)

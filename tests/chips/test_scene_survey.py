@@ -3,7 +3,7 @@ import pytest
 import rasterio
 import shapely
 from affine import Affine
-from conftest import GSD, TRANSFORM, building, cut, hole, noise, rules_with, write_image, write_labels
+from conftest import ELSEWHERE, GSD, TRANSFORM, building, cut, hole, noise, rules_with, write_image, write_labels
 from pyproj import Transformer
 from rasterio.windows import Window
 
@@ -73,6 +73,12 @@ def test_footprints_on_no_imagery_are_counted(tmp_path):
     drawn = [building(2, 2, 12, 12), building(50, 60, 90, 90), building(200, 200, 210, 210)]
     found = look(scene(tmp_path, noise(120, 150), drawn, hole(120, 150)))
     assert (found.footprints.drawn, found.outside) == (3, 2)
+
+
+def test_labels_far_from_their_scene_are_refused(tmp_path):
+    elsewhere = scene(tmp_path, noise(64, 64), [building(3, 4, 20, 25, ELSEWHERE)])
+    with pytest.raises(InputError, match=r"none of the 1 footprints of scene one .*one\.geojson .*one\.tif"):
+        look(elsewhere)
 
 
 def test_scenes_are_chosen_by_their_own_outline(tmp_path):
