@@ -197,15 +197,15 @@ def roofs(side: int, scratch: Path) -> Path:
 
 
 def traced(scratch: Path) -> None:
-    small = list(polygonize.trace(blocks(6_000, 2_000, 512), width=6_000))
-    whole = list(polygonize.trace(blocks(6_000, 2_000, 6_000), width=6_000))
+    small = list(polygonize.trace(blocks(6_000, 2_000, 512)))
+    whole = list(polygonize.trace(blocks(6_000, 2_000, 6_000)))
     key = lambda f: (f.outline.bounds, f.outline.area, f.probability)  # noqa: E731
     same = all(a.outline.equals(b.outline) for a, b in zip(sorted(small, key=key), sorted(whole, key=key), strict=True))
     print(f"{len(whole)} footprints of a mask of 6,000 px square, in blocks and in one piece: equal is {same}\n")
     print("| side, pixels | buildings | seconds, to GeoParquet | peak memory, MB |\n| --- | --- | --- | --- |")
     for side, count in ((6_000, 2_000), (20_000, 22_000), (60_000, 200_000)):
         place = GeoBox("EPSG:32630", Affine(GSD, 0, 500_000, 0, -GSD, 620_000), side, side)
-        found = polygonize.trace(blocks(side, count, map_writer.BLOCK), width=side)
+        found = polygonize.trace(blocks(side, count, map_writer.BLOCK))
         frames = vector_files.frames(found, place, scene="one", tolerance=1, min_area_m2=OWN.min_area_m2)
         seconds, _ = timed(partial(vector_files.write, frames, scratch / "a.parquet"))
         with pq.ParquetFile(scratch / "a.parquet") as file:

@@ -57,6 +57,7 @@ ORDER = {
         "tile_store",
         "scene_tiles",
         "preflight",
+        "block_join",
         "polygonize",
         "vector_files",
         "map_writer",

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import shapely
-from scipy.ndimage import label as connected
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+
+from ocmlflow.prediction import block_join
+from ocmlflow.prediction.block_join import BlockJoiner
 
 IOU = 0.5
 """From here on a predicted and a labelled building are the same."""
@@ -95,22 +95,17 @@ def polygon_overlaps(predicted: np.ndarray, labelled: np.ndarray) -> Overlaps:
     return Overlaps(shapely.area(predicted), shapely.area(labelled), pairs[some], shared[some])
 
 
-def numbered(building: np.ndarray) -> np.ndarray:
-    """(height, width) int32: the objects of a bool array, numbered from 1; 0 is none."""
-    return np.asarray(connected(building)[0])
-
-
 def block(row: int, col: int, predicted: np.ndarray, labelled: np.ndarray) -> ObjectBlock:
-    """The block at that place of its scene, of two arrays (height, width) bool."""
-    return ObjectBlock(row, col, numbered(predicted), numbered(labelled))
+    """A block of a scene from its predicted and labelled masks, (height, width) bool."""
+    return ObjectBlock(row, col, block_join.label_objects(predicted), block_join.label_objects(labelled))
 
 
 def raster_overlaps(blocks: Iterable[ObjectBlock]) -> Overlaps:
-    """Overlaps, in pixels, of the objects of blocks of one scene that do not overlap; whole across their edges."""
-    mosaic = ObjectMatcher()
-    for found in blocks:
-        mosaic.add(found)
-    return mosaic.overlaps()
+    """Overlaps, in pixels, of the objects of one scene, joined across the edges of its blocks."""
+    matcher = ObjectMatcher()
+    for part in blocks:
+        matcher.add(part)
+    return matcher.overlaps()
 
 
 def without_specks(found: Overlaps, *, least: float) -> Overlaps:
@@ -166,75 +161,70 @@ def add_counts(parts: Iterable[dict[str, ObjectCounts]]) -> dict[str, ObjectCoun
 
 
 class ObjectMatcher:
-    """A scene's blocks, of which it keeps counts and the objects along edges until the neighbours come."""
+    """Overlaps of the predicted and labelled objects of a scene, whose blocks come in any order."""
 
     def __init__(self) -> None:
-        self._first = [0, 0]
-        self._areas: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        self._predicted = _BlockObjects()
+        self._labelled = _BlockObjects()
         self._pairs: list[np.ndarray] = []
         self._shared: list[np.ndarray] = []
-        self._waiting: dict[tuple[int, str, int], list[tuple[int, np.ndarray]]] = {}
-        self._links: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
 
-    def add(self, found: ObjectBlock) -> None:
-        """Count a block, and link its objects with those of its neighbours that came before."""
-        pairs, shared = _shared(found)
-        self._pairs.append(pairs + self._first)
+    def add(self, block: ObjectBlock) -> None:
+        """Add a block of the scene; blocks must not overlap."""
+        first_predicted = self._predicted.add(block.row, block.col, block.predicted)
+        first_labelled = self._labelled.add(block.row, block.col, block.labelled)
+        pairs, shared = _overlaps_in_block(block)
+        self._pairs.append(pairs + np.array([first_predicted, first_labelled]))
         self._shared.append(shared)
-        height, width = found.predicted.shape
-        for side, part in enumerate((found.predicted, found.labelled)):
-            for line, other, at, start, edge in (
-                ("bottom", "top", found.row + height, found.col, part[-1]),
-                ("top", "bottom", found.row, found.col, part[0]),
-                ("right", "left", found.col + width, found.row, part[:, -1]),
-                ("left", "right", found.col, found.row, part[:, 0]),
-            ):
-                if edge.any():
-                    numbers = np.where(edge > 0, edge.astype(np.int64) + self._first[side], 0)
-                    self._link(side, (side, other, at), start, numbers)
-                    self._waiting.setdefault((side, line, at), []).append((start, numbers))
-            areas = np.bincount(part.ravel())[1:]
-            self._areas[side].append(areas)
-            self._first[side] += len(areas)
 
     def overlaps(self) -> Overlaps:
-        """Overlaps, in pixels, of the whole objects of all blocks so far."""
-        predicted, labelled = (self._whole(side) for side in (0, 1))
-        areas = [
-            np.bincount(whole, weights=np.concatenate([np.zeros(0), *parts])).astype(float)
-            for whole, parts in zip((predicted, labelled), self._areas, strict=True)
-        ]
-        parts = np.concatenate([np.zeros((0, 2), np.int64), *self._pairs])
-        whole = np.stack([predicted[parts[:, 0]], labelled[parts[:, 1]]], axis=1)
-        pairs, which = np.unique(whole, axis=0, return_inverse=True)
+        """Overlaps, in pixels, of the objects of all blocks so far, joined across block edges."""
+        predicted_objects = self._predicted.objects()
+        labelled_objects = self._labelled.objects()
+        part_pairs = np.concatenate([np.zeros((0, 2), np.int64), *self._pairs])
+        object_pairs = np.stack([predicted_objects[part_pairs[:, 0]], labelled_objects[part_pairs[:, 1]]], axis=1)
+        pairs, pair_numbers = np.unique(object_pairs, axis=0, return_inverse=True)
         shared = np.concatenate([np.zeros(0), *self._shared])
-        return Overlaps(areas[0], areas[1], pairs, np.bincount(which.ravel(), weights=shared, minlength=len(pairs)))
-
-    def _whole(self, side: int) -> np.ndarray:
-        """(parts,) int: the whole object, from 0, that each part belongs to."""
-        count = self._first[side]
-        if not count:
-            return np.zeros(0, np.int64)
-        links = np.concatenate([np.zeros((0, 2), np.int64), *self._links[side]]) - 1
-        graph = coo_array((np.ones(len(links), bool), links.T), shape=(count, count))
-        return np.asarray(connected_components(graph, directed=False)[1]).astype(np.int64)
-
-    def _link(self, side: int, key: tuple[int, str, int], start: int, numbers: np.ndarray) -> None:
-        for other_start, others in self._waiting.get(key, []):
-            low, high = max(start, other_start), min(start + len(numbers), other_start + len(others))
-            if low >= high:
-                continue
-            pair = np.stack([numbers[low - start : high - start], others[low - other_start : high - other_start]], 1)
-            self._links[side].append(np.unique(pair[pair.all(axis=1)], axis=0))
+        return Overlaps(
+            self._predicted.areas(predicted_objects),
+            self._labelled.areas(labelled_objects),
+            pairs,
+            np.bincount(pair_numbers.ravel(), weights=shared, minlength=len(pairs)),
+        )
 
 
-def _shared(found: ObjectBlock) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of a block's objects, as (k, 2) numbers from 0, and the pixels they share."""
-    both = (found.predicted > 0) & (found.labelled > 0)
-    predicted, labelled = found.predicted[both].astype(np.int64), found.labelled[both]
-    across = int(labelled.max(initial=0)) + 1
-    codes, pixels = np.unique(predicted * across + labelled, return_counts=True)
-    return np.stack([codes // across - 1, codes % across - 1], axis=1), pixels
+class _BlockObjects:
+    """The predicted or the labelled objects of blocks: their areas, and which parts are one object."""
+
+    def __init__(self) -> None:
+        self._joiner = BlockJoiner()
+        self._part_areas: list[np.ndarray] = []
+
+    def add(self, row: int, col: int, labels: np.ndarray) -> int:
+        """Add a block's labels; returns the number, from 0, of its first part."""
+        self._part_areas.append(np.bincount(labels.ravel())[1:])
+        return self._joiner.add(row, col, labels)
+
+    def objects(self) -> np.ndarray:
+        """(parts,) int64: the number, from 0, of the whole object that each part belongs to."""
+        first_parts = np.arange(self._joiner.count)
+        for numbers in self._joiner.edge_objects():
+            first_parts[np.array(numbers) - 1] = numbers[0] - 1
+        return np.unique(first_parts, return_inverse=True)[1]
+
+    def areas(self, objects: np.ndarray) -> np.ndarray:
+        """(objects,) float64: pixels of each whole object, given the object of each part."""
+        return np.bincount(objects, weights=np.concatenate([np.zeros(0), *self._part_areas])).astype(float)
+
+
+def _overlaps_in_block(block: ObjectBlock) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of a block's objects that overlap, as (k, 2) numbers from 0, and the pixels that each pair shares."""
+    both = (block.predicted > 0) & (block.labelled > 0)
+    predicted = block.predicted[both].astype(np.int64)
+    labelled = block.labelled[both].astype(np.int64)
+    base = int(labelled.max(initial=0)) + 1
+    codes, pixels = np.unique(predicted * base + labelled, return_counts=True)
+    return np.stack([codes // base - 1, codes % base - 1], axis=1), pixels
 
 
 def _holding(holder: np.ndarray, share: np.ndarray, count: int) -> np.ndarray:

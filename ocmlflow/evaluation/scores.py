@@ -11,6 +11,7 @@ from ocmlflow.evaluation import calibration, metrics, object_matching, predictio
 from ocmlflow.evaluation.metrics import Counts
 from ocmlflow.evaluation.object_matching import ObjectBlock, ObjectCounts, ObjectMatcher
 from ocmlflow.evaluation.predictions import Predictions
+from ocmlflow.prediction import block_join
 from ocmlflow.probability import LEVELS
 
 BOUNDARY_M = 0.5
@@ -136,9 +137,9 @@ def score_buildings(made: Predictions, temperature: float, threshold: int, *, mi
         for number in numbers:
             row, percents = made.rows.iloc[number], table[made.levels[number]]
             label, valid = labels.decode(made.coded[number])
-            labelled = object_matching.numbered(label > 0)
+            labelled = block_join.label_objects(label > 0)
             for t, mosaic in mosaics.items():
-                predicted = object_matching.numbered((percents >= t) & valid)
+                predicted = block_join.label_objects((percents >= t) & valid)
                 mosaic.add(ObjectBlock(int(row.row), int(row.col), predicted, labelled))
         counted = {
             t: object_matching.count(object_matching.without_specks(mosaic.overlaps(), least=speck), pixel_m2=pixel_m2)
@@ -167,7 +168,7 @@ def _edges_and_false(made: Predictions, building: np.ndarray, speck: float) -> t
         shared += int((edges[0] & edges[1]).sum())
         either += int((edges[0] | edges[1]).sum())
         if not label.any():
-            sizes = np.bincount(object_matching.numbered(predicted).ravel())[1:]
+            sizes = np.bincount(block_join.label_objects(predicted).ravel())[1:]
             false += int((sizes >= speck).sum())
             empty_pixels += int(valid.sum())
     return shared, either, false, empty_pixels

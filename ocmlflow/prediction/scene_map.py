@@ -136,7 +136,7 @@ def _draw(job: MapJob, tide: Watermark, folder: Path) -> MapFiles:
 def _outline_buildings(job: MapJob, blocks: Iterator[MaskBlock], path: Path, counts: MapCounts) -> None:
     """Write the footprints in all formats."""
     settings = job.plan.settings
-    found = polygonize.trace(blocks, width=job.out.width)
+    found = polygonize.trace(blocks)
     # A pixel of the network, in pixels of the map: what is finer is interpolation, not knowledge.
     tolerance = max(1.0, settings.gsd / geobox.gsd(job.out))
     name, least = job.plan.scene.id, settings.min_area_m2

@@ -113,7 +113,7 @@ def test_a_coded_label_is_decoded(label, data):
 def test_burning_what_was_outlined_gives_the_label_back(building):
     height, width = building.shape
     block = MaskBlock(Window(0, 0, width, height), np.zeros((height, width), np.uint8), building)
-    outlines = [footprint.outline for footprint in polygonize.trace([block], width=width)]
+    outlines = [footprint.outline for footprint in polygonize.trace([block])]
     label = labels.rasterize(outlines, Affine.identity(), height=height, width=width)
     np.testing.assert_array_equal(label, building)
 

@@ -18,7 +18,7 @@ masks = arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12)))
 
 def trace(building: np.ndarray, percents: np.ndarray, *, size: int) -> list[PredictedFootprint]:
     """Footprints of a mask that is traced in blocks."""
-    return list(polygonize.trace(blocks(building, percents, size), width=building.shape[1]))
+    return list(polygonize.trace(blocks(building, percents, size)))
 
 
 def blocks(building: np.ndarray, percents: np.ndarray, size: int) -> Iterator[MaskBlock]:
@@ -91,7 +91,7 @@ def test_a_building_is_handed_out_once_nothing_can_be_added_to_it():
             seen.append(int(block.window.row_off))
             yield block
 
-    for number, footprint in enumerate(polygonize.trace(counted(), width=16)):
+    for number, footprint in enumerate(polygonize.trace(counted())):
         assert footprint.outline.bounds == (5, 8 * number + 2, 12, 8 * number + 4)
         assert seen[-1] <= 8 * (number + 1)
 

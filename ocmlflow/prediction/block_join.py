@@ -1,0 +1,133 @@
+"""Joins connected components across the edges of blocks, for masks that are too large to label in one piece.
+
+An object is a connected component: pixels that share an edge belong to one, pixels that share only a corner do not.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+
+def label_objects(mask: np.ndarray) -> np.ndarray:
+    """Label the objects of a mask (height, width) bool: (height, width) int32, numbered from 1, 0 is background."""
+    return np.asarray(ndimage.label(mask)[0])
+
+
+@dataclass(frozen=True)
+class _Edge:
+    """One side of a block, whose neighbour has not come yet."""
+
+    start: int
+    """First column of a horizontal edge, first row of a vertical one."""
+    numbers: np.ndarray
+    """(length,) int64: the object at each pixel; 0 for none, and where a neighbour has come."""
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.numbers)
+
+    def from_row(self, row: int) -> "_Edge":
+        """What a vertical edge has at this row and below."""
+        start = max(self.start, row)
+        return _Edge(start, self.numbers[start - self.start :])
+
+
+class BlockJoiner:
+    """Numbers the objects of a raster's blocks, and joins those that go on across block edges.
+
+    Blocks may come in any order and be of any size; they must not overlap. An object has one number in each block that
+    it lies in. Memory holds the edges whose neighbours have not come, and the numbers of objects that lie on edges.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        # By the line between two rows or columns of pixels, on which the edges of both neighbours lie.
+        self._open: dict[tuple[str, int], list[_Edge]] = {}
+        # Each number on an edge, to the list of all numbers of its object, which they share.
+        self._objects: dict[int, list[int]] = {}
+
+    def add(self, row: int, col: int, labels: np.ndarray) -> int:
+        """Add the block that starts at a pixel of the raster; returns its offset: label `i` gets number offset + `i`.
+
+        `labels` is what `label_objects` gives of the block.
+        """
+        offset = self.count
+        self.count += int(labels.max(initial=0))
+        height, width = labels.shape
+        self._add_edge(("row", row), col, labels[0], offset)
+        self._add_edge(("row", row + height), col, labels[-1], offset)
+        self._add_edge(("col", col), row, labels[:, 0], offset)
+        self._add_edge(("col", col + width), row, labels[:, -1], offset)
+        return offset
+
+    def is_on_edge(self, number: int) -> bool:
+        """Whether an object touches an edge of its block, and is not finished."""
+        return number in self._objects
+
+    def edge_objects(self) -> list[list[int]]:
+        """Objects that touch an edge of a block and are not finished: the sorted numbers of each."""
+        return sorted(sorted(numbers) for number, numbers in self._objects.items() if numbers[0] == number)
+
+    def finish_rows(self, row: int) -> list[list[int]]:
+        """Finish the objects that cannot grow if all blocks to come start at this row or below; then forget them.
+
+        Returns the sorted numbers of each.
+        """
+        self._close_above(row)
+        growing = {number for edges in self._open.values() for edge in edges for number in _distinct(edge.numbers)}
+        finished = [numbers for numbers in self.edge_objects() if growing.isdisjoint(numbers)]
+        for numbers in finished:
+            for number in numbers:
+                del self._objects[number]
+        return finished
+
+    def _close_above(self, row: int) -> None:
+        """Drop the edges, or the parts of vertical ones, that no block from this row on can touch."""
+        lines = list(self._open.items())
+        self._open = {}
+        for (direction, position), edges in lines:
+            if direction == "col":
+                edges = [edge.from_row(row) for edge in edges if edge.stop > row]
+            elif position < row:
+                edges = []
+            if edges:
+                self._open[direction, position] = edges
+
+    def _add_edge(self, line: tuple[str, int], start: int, labels: np.ndarray, offset: int) -> None:
+        new = _Edge(start, np.where(labels > 0, labels + np.int64(offset), 0))
+        for number in _distinct(new.numbers):
+            self._objects.setdefault(number, [number])
+        edges = self._open.pop(line, [])
+        for edge in edges:
+            self._join_edges(edge, new)
+        if still_open := [edge for edge in (*edges, new) if edge.numbers.any()]:
+            self._open[line] = still_open
+
+    def _join_edges(self, one: _Edge, other: _Edge) -> None:
+        """Join the objects that face each other where two edges of one line overlap: their blocks are neighbours."""
+        start = max(one.start, other.start)
+        stop = min(one.stop, other.stop)
+        if start >= stop:
+            return
+        ours = one.numbers[start - one.start : stop - one.start]
+        theirs = other.numbers[start - other.start : stop - other.start]
+        facing = (ours > 0) & (theirs > 0)
+        for pair in set(zip(ours[facing].tolist(), theirs[facing].tolist(), strict=True)):
+            self._join(*pair)
+        # A pixel has one neighbour across the line: nothing else can come here.
+        ours[:] = 0
+        theirs[:] = 0
+
+    def _join(self, number: int, other: int) -> None:
+        smaller, larger = sorted((self._objects[number], self._objects[other]), key=len)
+        if smaller is larger:
+            return
+        larger.extend(smaller)
+        for joined in smaller:
+            self._objects[joined] = larger
+
+
+def _distinct(numbers: np.ndarray) -> list[int]:
+    """The numbers of an edge but 0, each once."""
+    return [number for number in np.unique(numbers).tolist() if number]
