@@ -1,4 +1,4 @@
-"""The built-in sample: synthetic drone scenes and their building footprints, in the layout of the challenge."""
+"""Writes the built-in sample: synthetic drone scenes and their footprints, as STAC in the layout of the challenge."""
 
 import hashlib
 import json
@@ -20,14 +20,14 @@ from shapely import geometry
 from shapely.affinity import affine_transform
 from shapely.geometry.base import BaseGeometry
 
-from ocmlflow.sample.render import Land, Scenery, draw
+from ocmlflow.sample.render import DrawnScene, Land, draw
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Place:
-    """What the scenes of one place have in common."""
+    """What the scenes of one place share."""
 
     epsg: int
     corner: tuple[float, float]
@@ -35,29 +35,32 @@ class Place:
     land: Land
 
 
-HIL = {"rust": 5, "iron": 3, "paint": 4, "tile": 4, "concrete": 1.5, "bitumen": 1, "thatch": 0.7}
-BAY = {"rust": 4, "iron": 6, "paint": 2, "tile": 0.7, "concrete": 3, "bitumen": 1, "thatch": 1}
+HIL_ROOFS = {"rust": 5, "iron": 3, "paint": 4, "tile": 4, "concrete": 1.5, "bitumen": 1, "thatch": 0.7}
+BAY_ROOFS = {"rust": 4, "iron": 6, "paint": 2, "tile": 0.7, "concrete": 3, "bitumen": 1, "thatch": 1}
 PLACES = {
-    "hil": Place(32636, (196240, 72580), Land(((196, 140, 100), (150, 98, 68)), ((88, 114, 56), (132, 146, 80)), HIL)),
+    "hil": Place(
+        32636, (196240, 72580), Land(((196, 140, 100), (150, 98, 68)), ((88, 114, 56), (132, 146, 80)), HIL_ROOFS)
+    ),
     "bay": Place(
-        32737, (505640, 9436310), Land(((212, 194, 162), (166, 148, 120)), ((116, 124, 76), (90, 104, 58)), BAY)
+        32737, (505640, 9436310), Land(((212, 194, 162), (166, 148, 120)), ((116, 124, 76), (90, 104, 58)), BAY_ROOFS)
     ),
 }
 
 
 @dataclass(frozen=True)
 class SceneSpec:
-    """One image to draw."""
+    """Name, place, size and look of one scene to draw."""
 
     name: str
     place: str
     gsd: float
     shape: tuple[int, int]
-    crowd: float
-    """0 outskirts, 1 dense quarter."""
+    """(height, width) in pixels."""
+    density: float
+    """From 0, outskirts, to 1, a dense quarter."""
     compress: str = "DEFLATE"
     ragged: bool = True
-    """The imagery ends at a ragged outline inside the file, as a mosaic's does."""
+    """Whether the imagery ends at a ragged outline inside the file, as in a mosaic."""
 
 
 SCENES = (
@@ -78,17 +81,18 @@ ASSETS = {
     ".geojson": ("labels", "application/geo+json"),
 }
 
-Link = tuple[str, str]  # relation and address
+Link = tuple[str, str]
+"""Relation and href."""
 
 
 def write(folder: Path, *, seed: int) -> None:
     """Write the sample's catalogues: train_tier_1/catalog.json and test/catalog.json under `folder`.
 
-    The training scenes are georeferenced and have footprints, the test chips neither. The same seed gives the same
-    bytes. Raises FileExistsError where `folder` exists; a run that is cut short leaves nothing of that name.
+    Training scenes are georeferenced and have footprints, test chips have neither. The same seed gives the same bytes.
+    Raises FileExistsError where `folder` exists. The folder appears only when it is complete.
     """
     if folder.exists():
-        raise FileExistsError(f"{folder} exists; the sample goes to a folder of its own, name a new one or remove it")
+        raise FileExistsError(f"{folder} exists; the sample needs a new folder: name another one, or remove this one")
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     for code in PLACES:
@@ -100,9 +104,9 @@ def write(folder: Path, *, seed: int) -> None:
 
 
 def _write_place(folder: Path, seed: int) -> None:
-    surveys = [survey for survey in SCENES if survey.place == folder.name]
-    outlines = [_write_scene(folder / _id(survey, seed), survey, i, seed) for i, survey in enumerate(surveys)]
-    names = [name for survey in surveys for name in (_id(survey, seed), f"{_id(survey, seed)}-labels")]
+    specs = [spec for spec in SCENES if spec.place == folder.name]
+    outlines = [_write_scene(folder / _id(spec, seed), spec, i, seed) for i, spec in enumerate(specs)]
+    names = [name for spec in specs for name in (_id(spec, seed), f"{_id(spec, seed)}-labels")]
     bbox = shapely.total_bounds(outlines).tolist()
     extent = {"spatial": {"bbox": [bbox]}, "temporal": {"interval": [[f"{DATE}T00:00:00Z", None]]}}
     links = [("root", "../catalog.json"), ("parent", "../catalog.json")]
@@ -111,24 +115,27 @@ def _write_place(folder: Path, seed: int) -> None:
     _write_record(folder / "collection.json", links, description=about, license="CC0-1.0", extent=extent)
 
 
-def _write_scene(folder: Path, survey: SceneSpec, number: int, seed: int) -> BaseGeometry:
-    """Write a scene and, in a folder beside it, its labels; the outline of its imagery in degrees."""
-    place, scenery = PLACES[survey.place], _draw(survey, seed)
+def _write_scene(folder: Path, spec: SceneSpec, number: int, seed: int) -> BaseGeometry:
+    """Write a scene and, in a folder beside it, its labels; returns the outline of its imagery in degrees."""
+    place = PLACES[spec.place]
+    drawn = _draw(spec, seed)
     x, y = place.corner[0] + 420 * number, place.corner[1] - 260 * number
 
     def lonlat(shape: Any) -> Any:
         ground = affine_transform(shape, [1, 0, 0, -1, x, y])
         return transform_geom(f"EPSG:{place.epsg}", "EPSG:4326", ground, precision=8)  # to the millimetre
 
-    image, labels = folder / f"{folder.name}.tif", folder.with_name(f"{folder.name}-labels") / f"{folder.name}.geojson"
-    georeference = {"crs": f"EPSG:{place.epsg}", "transform": Affine(survey.gsd, 0, x, 0, -survey.gsd, y)}
-    _write_tif(image, scenery, survey.compress, **georeference)
+    image = folder / f"{folder.name}.tif"
+    labels = folder.with_name(f"{folder.name}-labels") / f"{folder.name}.geojson"
+    georeference = {"crs": f"EPSG:{place.epsg}", "transform": Affine(spec.gsd, 0, x, 0, -spec.gsd, y)}
+    _write_tif(image, drawn, spec.compress, **georeference)
     building = {"type": "Feature", "properties": {"building": "yes"}}
-    features = [building | {"geometry": lonlat(shape)} for shape in scenery.buildings]
+    features = [building | {"geometry": lonlat(shape)} for shape in drawn.buildings]
     _write_json(labels, {"type": "FeatureCollection", "crs": CRS84, "features": features})
-    outline, area = geometry.shape(lonlat(scenery.outline)), {"area": survey.place}
+    outline = geometry.shape(lonlat(drawn.outline))
+    area = {"area": spec.place}
     links = [("root", "../../catalog.json"), ("parent", "../collection.json"), ("collection", "../collection.json")]
-    _write_item(image, outline, links, area, collection=survey.place)
+    _write_item(image, outline, links, area, collection=spec.place)
     about: dict[str, Any] = {"label:description": f"Building footprints of scene {folder.name}", "label:type": "vector"}
     counts = [{"property_key": ["building"], "counts": [{"name": "yes", "count": len(features)}]}]
     about |= {"label:properties": ["building"], "label:overviews": counts}
@@ -137,10 +144,10 @@ def _write_scene(folder: Path, survey: SceneSpec, number: int, seed: int) -> Bas
 
 
 def _write_chips(folder: Path, seed: int) -> None:
-    names = {_id(survey, seed): survey for survey in CHIPS}
-    for name, survey in names.items():
-        _write_tif(folder / name / f"{name}.tif", _draw(survey, seed), survey.compress)
-        # As in the challenge, a made-up place: chips do not tell where they lie.
+    names = {_id(spec, seed): spec for spec in CHIPS}
+    for name, spec in names.items():
+        _write_tif(folder / name / f"{name}.tif", _draw(spec, seed), spec.compress)
+        # As in the challenge, a made-up place: chips have no georeference.
         nowhere = shapely.box(0, -0.0092, 0.0092, 0)
         links = [("root", "../catalog.json"), ("parent", "../catalog.json")]
         _write_item(folder / name / f"{name}.tif", nowhere, links, {})
@@ -148,14 +155,14 @@ def _write_chips(folder: Path, seed: int) -> None:
     _write_record(folder / "catalog.json", links, description="Synthetic test chips")
 
 
-def _draw(survey: SceneSpec, seed: int) -> Scenery:
-    log.info("%s: %d x %d pixels", survey.name, *survey.shape)
-    look: dict[str, Any] = {"shape": survey.shape, "gsd": survey.gsd, "crowd": survey.crowd, "ragged": survey.ragged}
-    return draw(PLACES[survey.place].land, **look, seed=[seed, *survey.name.encode()])
+def _draw(spec: SceneSpec, seed: int) -> DrawnScene:
+    log.info("%s: %d x %d pixels", spec.name, *spec.shape)
+    look: dict[str, Any] = {"shape": spec.shape, "gsd": spec.gsd, "density": spec.density, "ragged": spec.ragged}
+    return draw(PLACES[spec.place].land, **look, seed=[seed, *spec.name.encode()])
 
 
-def _write_tif(path: Path, scenery: Scenery, compress: str, **georeference: Any) -> None:
-    bands = np.concatenate([np.moveaxis(scenery.image, -1, 0), 255 * scenery.valid[None].astype(np.uint8)])
+def _write_tif(path: Path, drawn: DrawnScene, compress: str, **georeference: Any) -> None:
+    bands = np.concatenate([np.moveaxis(drawn.image, -1, 0), 255 * drawn.valid[None].astype(np.uint8)])
     profile = {"count": 4, "dtype": "uint8", "photometric": "RGB", "alpha": "YES", "interleave": "pixel"}
     profile |= {"tiled": True, "blockxsize": 512, "blockysize": 512, "compress": compress}
     profile |= {"jpeg_quality": 85} if compress == "JPEG" else {"predictor": 2, "zlevel": 4}
@@ -163,7 +170,7 @@ def _write_tif(path: Path, scenery: Scenery, compress: str, **georeference: Any)
     with warnings.catch_warnings():
         if not georeference:
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        height, width = scenery.valid.shape
+        height, width = drawn.valid.shape
         with rasterio.open(path, "w", "GTiff", height=height, width=width, **profile, **georeference) as target:
             target.write(bands)
         with rasterio.open(path, "r+") as target:
@@ -171,7 +178,7 @@ def _write_tif(path: Path, scenery: Scenery, compress: str, **georeference: Any)
 
 
 def _write_item(file: Path, outline: BaseGeometry, links: list[Link], properties: dict[str, Any], **more: Any) -> None:
-    """Write the STAC item of an image or of labels beside the file itself."""
+    """Write the STAC item of an image or label file beside it."""
     key, kind = ASSETS[file.suffix]
     more |= {"assets": {key: {"href": f"./{file.name}", "type": kind}}, "bbox": outline.bounds}
     properties = properties | {"license": LICENCE, "datetime": f"{DATE} 00:00:00Z"}
@@ -180,7 +187,7 @@ def _write_item(file: Path, outline: BaseGeometry, links: list[Link], properties
 
 
 def _write_record(path: Path, links: list[Link], **record: Any) -> None:
-    """Write a STAC record that is named after its folder."""
+    """Write a STAC catalogue, collection or item whose id is the name of its folder."""
     record |= {"id": path.parent.name, "stac_version": "0.8.1"}
     record["links"] = [{"rel": rel, "href": href, "type": "application/json"} for rel, href in links]
     _write_json(path, record)
@@ -191,5 +198,5 @@ def _write_json(path: Path, record: dict[str, Any]) -> None:
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def _id(survey: SceneSpec, seed: int) -> str:
-    return hashlib.md5(f"{seed}/{survey.name}".encode(), usedforsecurity=False).hexdigest()[:6]
+def _id(spec: SceneSpec, seed: int) -> str:
+    return hashlib.md5(f"{seed}/{spec.name}".encode(), usedforsecurity=False).hexdigest()[:6]

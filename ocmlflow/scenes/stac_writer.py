@@ -54,12 +54,12 @@ def link_to_collection(name: str, item: dict[str, Any]) -> dict[str, Any]:
 def build_collection(name: str, items: list[dict[str, Any]], *, description: str) -> dict[str, Any]:
     """A STAC collection, as a JSON dict, of items in the folder `items/` beside it; it covers their extent."""
     boxes = [item["bbox"] for item in items]
-    whole = _bbox([shapely.geometry.shape(item["geometry"]) for item in items])
+    bbox = _bbox([shapely.geometry.shape(item["geometry"]) for item in items])
     known = {pystac.utils.str_to_datetime(time) for item in items for time in _times(item["properties"])} - {UNKNOWN}
     times = sorted(known)
     interval: list[datetime | None] = [times[0], times[-1]] if times else [None, None]
     extent = pystac.Extent(
-        pystac.SpatialExtent([whole, *boxes] if len(boxes) > 1 else [whole]),
+        pystac.SpatialExtent([bbox, *boxes] if len(boxes) > 1 else [bbox]),
         pystac.TemporalExtent([interval]),
     )
     built = pystac.Collection(name, description, extent, license="other")

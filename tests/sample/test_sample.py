@@ -15,7 +15,7 @@ from shapely import Polygon
 
 from ocmlflow.sample import catalog
 from ocmlflow.sample.catalog import SceneSpec
-from ocmlflow.sample.render import Scenery, draw
+from ocmlflow.sample.render import DrawnScene, draw
 
 COARSE = 0.3  # metres a pixel
 
@@ -44,13 +44,13 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray, float]:
         return scene.read(), rasterize(located, scene.shape, transform=scene.transform), scene.res[0]
 
 
-def draw_coarsely(survey: SceneSpec, seed: int) -> Scenery:
-    height, width = (round(length * survey.gsd / COARSE) for length in survey.shape)
+def draw_coarsely(spec: SceneSpec, seed: int) -> DrawnScene:
+    height, width = (round(length * spec.gsd / COARSE) for length in spec.shape)
     return draw(
-        catalog.PLACES[survey.place].land,
+        catalog.PLACES[spec.place].land,
         shape=(height, width),
         gsd=COARSE,
-        crowd=survey.crowd,
+        density=spec.density,
         ragged=True,
         seed=[seed],
     )
@@ -164,17 +164,17 @@ def test_same_seed_gives_the_same_bytes(folder, tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("survey", catalog.SCENES, ids=lambda survey: survey.name)
-def test_scenery_of_any_seed_has_what_a_sample_needs(survey, seed):
-    scenery = draw_coarsely(survey, seed)
-    label = rasterize(scenery.buildings, scenery.valid.shape, transform=Affine.scale(COARSE))
-    assert 0.15 < label[scenery.valid].mean() < 0.45
-    assert label[~scenery.valid].mean() < 0.02  # pixels that the outline cuts
-    assert (scenery.image.max(axis=-1) > 0).tolist() == scenery.valid.tolist()
-    assert sum(shape.area for shape in scenery.buildings) == pytest.approx(shapely.union_all(scenery.buildings).area)
-    assert shapely.is_valid(scenery.buildings).all()
-    assert sum(building.geom_type == "MultiPolygon" for building in scenery.buildings) == 1
-    polygons = [building for building in scenery.buildings if building.geom_type == "Polygon"]
+@pytest.mark.parametrize("spec", catalog.SCENES, ids=lambda spec: spec.name)
+def test_scenery_of_any_seed_has_what_a_sample_needs(spec, seed):
+    drawn = draw_coarsely(spec, seed)
+    label = rasterize(drawn.buildings, drawn.valid.shape, transform=Affine.scale(COARSE))
+    assert 0.15 < label[drawn.valid].mean() < 0.45
+    assert label[~drawn.valid].mean() < 0.02  # pixels that the outline cuts
+    assert (drawn.image.max(axis=-1) > 0).tolist() == drawn.valid.tolist()
+    assert sum(shape.area for shape in drawn.buildings) == pytest.approx(shapely.union_all(drawn.buildings).area)
+    assert shapely.is_valid(drawn.buildings).all()
+    assert sum(building.geom_type == "MultiPolygon" for building in drawn.buildings) == 1
+    polygons = [building for building in drawn.buildings if building.geom_type == "Polygon"]
     assert any(polygon.interiors for polygon in polygons)  # a courtyard
     filled = [Polygon(polygon.exterior) for polygon in polygons]
     assert any(shape.area < 0.9 * shape.convex_hull.area for shape in filled)  # an L or a U
@@ -187,7 +187,7 @@ def test_seeds_give_different_scenery():
 
 def test_a_folder_that_exists_is_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="name a new one"):
+    with pytest.raises(FileExistsError, match="exists; the sample needs a new folder"):
         catalog.write(tmp_path, seed=0)
     assert files(tmp_path) == {"mine.txt": b"mine"}
 
