@@ -89,7 +89,7 @@ def speed(args: argparse.Namespace) -> None:
 def network_of(args: argparse.Namespace) -> tuple[Ensemble, ModelFacts]:
     model = registry.load_model(args.model)
     with tempfile.TemporaryDirectory() as folder:
-        fetch = partial(registry.keras_file, model, Path(folder))
+        fetch = partial(registry.download_keras_file, model, Path(folder))
         how = {"engine": args.engine, "multiple": model.facts.multiple, "temperature": 1.0}
         member = engine.prepare_member(fetch, model.key, folder=Path(args.work).resolve(), **how)
     return Ensemble((member,), args.tta), model.facts

@@ -121,14 +121,14 @@ def files(source: Path, work: Path, rounds: int) -> None:
         for way, run_id in runs():
 
             def fetch(run_id: str = run_id) -> None:
-                folder = chip_artifacts.folder(run_id)
+                folder = chip_artifacts.open_folder(run_id)
                 with ThreadPoolExecutor(chip_set.FETCH_THREADS) as executor:
                     deque(executor.map(lambda span: zarr_store.read_bytes(folder, *span), spans), maxlen=0)
 
-            took = seconds(lambda run_id=run_id: chip_artifacts.send(source, run_id)), seconds(fetch)  # type: ignore[misc]
-            folder = chip_artifacts.folder(run_id)
+            took = seconds(lambda run_id=run_id: chip_artifacts.upload(source, run_id)), seconds(fetch)  # type: ignore[misc]
+            folder = chip_artifacts.open_folder(run_id)
             assert {name: digest(zarr_store.read_bytes(folder, name)) for name in sizes} == expected, f"{way} differs"
-            again = seconds(lambda run_id=run_id: chip_artifacts.send(source, run_id))  # type: ignore[misc]
+            again = seconds(lambda run_id=run_id: chip_artifacts.upload(source, run_id))  # type: ignore[misc]
             print(f"| {way} | {megabytes / took[0]:.0f} | {megabytes / took[1]:.0f} |", flush=True)
             print(f"  (sent again, when all was there: {again:.1f} s)", flush=True)
             shutil.rmtree(chip_artifacts.CACHE)
@@ -140,8 +140,8 @@ def loader(source: Path, work: Path) -> None:
     print(f"{total / 1e6:.0f} MB\n\n| chips | epoch | steps/s | fetched, of the set |\n| --- | --- | --- | --- |")
     epochs("disk", source, 2, total)
     for way, run_id in runs():
-        chip_artifacts.send(source, run_id)
-        epochs(way, chip_artifacts.folder(run_id), 2, total)
+        chip_artifacts.upload(source, run_id)
+        epochs(way, chip_artifacts.open_folder(run_id), 2, total)
         shutil.rmtree(chip_artifacts.CACHE)
         if way == "direct":
             small = range_cache.open_ranges(

@@ -46,7 +46,7 @@ def create_run(step: str, backend: str, experiment: str | None) -> Run:
     """A new run, in that experiment or the current one, for a step that another machine runs."""
     tags = {"mlflow.source.type": "PROJECT", "mlflow.project.entryPoint": step, "mlflow.project.backend": backend}
     return mlflow.MlflowClient().create_run(
-        _experiment_id(experiment), tags={**tags, **provenance.checkout()}, run_name=step
+        _experiment_id(experiment), tags={**tags, **provenance.source_tags()}, run_name=step
     )
 
 
@@ -75,7 +75,7 @@ def databricks_job_run(run_id: str) -> int:
 
 def tag_source(run_id: str, step: str) -> None:
     """Name a run after its step, and give this checkout as its source instead of the copy that was sent."""
-    for tag, value in {"mlflow.runName": step, **provenance.checkout()}.items():
+    for tag, value in {"mlflow.runName": step, **provenance.source_tags()}.items():
         mlflow.MlflowClient().set_tag(run_id, tag, value)
 
 

@@ -45,7 +45,7 @@ def run_checks(options: DoctorOptions) -> Iterator[CheckResult]:
             continue
         try:
             yield CheckResult(name, "ok", redaction.redact(check(options)))
-        except (*outbox_sender.AWAY, InputError, ImportError, RuntimeError) as error:
+        except (*outbox_sender.SERVER_ERRORS, InputError, ImportError, RuntimeError) as error:
             server_answers = server_answers and name != "tracking server"
             yield CheckResult(name, "fault", redaction.redact(str(error)))
 
@@ -55,7 +55,7 @@ def _check_tracking_server(options: DoctorOptions) -> str:
     started = time.perf_counter()
     try:
         server_check.check_reachable()
-    except outbox_sender.AWAY as error:
+    except outbox_sender.SERVER_ERRORS as error:
         if not uri.startswith("http"):
             raise InputError(
                 f"{uri} cannot be opened: set MLFLOW_TRACKING_URI to a server, or a database that is up. "
@@ -89,7 +89,7 @@ def _check_artifacts(options: DoctorOptions) -> str:
     started = time.perf_counter()
     try:
         address, copy = server_check.round_trip(content)
-    except outbox_sender.AWAY as error:
+    except outbox_sender.SERVER_ERRORS as error:
         reason = _explain_s3_error(str(error))
         raise RuntimeError(f"nothing can be written or read: {reason}. It said: {error}") from error
     if copy != content:
@@ -133,7 +133,7 @@ def _check_s3(options: DoctorOptions) -> str:
                 same = np.array_equal(raster.read(dataset, window).image, image[:64, :64])
         finally:
             hrefs.delete(href)
-    except outbox_sender.AWAY as error:
+    except outbox_sender.SERVER_ERRORS as error:
         reason = _explain_s3_error(f"{error!r} {error.__cause__!r}")
         raise RuntimeError(f"{folder}: {reason}. It said: {error}") from error
     if not same:
@@ -195,7 +195,7 @@ def _check_disk(options: DoctorOptions) -> str:
 
 
 def _check_unsent(options: DoctorOptions) -> str:
-    folders = outbox.left(outbox_sender.unsent_folder())
+    folders = outbox.unsent(outbox_sender.unsent_folder())
     if folders:
         raise RuntimeError(f"{len(folders)} runs left something: `ocmlflow send` sends it, if none is at work")
     return "nothing is waiting to be sent"

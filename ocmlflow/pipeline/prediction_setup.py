@@ -129,7 +129,7 @@ def _network(models: list[Model], options: PredictOptions) -> Ensemble:
     with tempfile.TemporaryDirectory() as scratch:
         members = tuple(
             engine.prepare_member(
-                partial(registry.keras_file, model, Path(scratch)),
+                partial(registry.download_keras_file, model, Path(scratch)),
                 model.key,
                 engine=options.engine,
                 multiple=model.facts.multiple,

@@ -55,8 +55,8 @@ def run(options: PrepareOptions) -> ChipSet | None:
         earlier = _earlier_run(tags)
         if earlier and earlier.info.status == "FINISHED" and chip_artifacts.is_complete(earlier.info.run_id):
             log.info("run %s made these chips, and they are all there: nothing is cut or sent", earlier.info.run_id)
-            runs.goes_on_in(earlier)
-            run_search.finish_again(earlier)
+            runs.refer_to(earlier)
+            run_search.renew_end_time(earlier)
             return chip_artifacts.open_chips(earlier.info.run_id)
         with (
             runs.run("prepare", parameters(options), resume=earlier) as active,
@@ -106,7 +106,7 @@ def _fingerprint(href: str) -> str:
 
 def _earlier_run(tags: dict[str, str]) -> Run | None:
     """The last run with the same key, to be continued; None where it left out a scene that may be readable now."""
-    earlier = run_search.earlier("prepare", key=tags[runs.KEY], place=tags[runs.PLACE])
+    earlier = run_search.last_attempt("prepare", key=tags[runs.KEY], place=tags[runs.PLACE])
     if earlier and earlier.info.status == "FINISHED" and earlier.data.metrics.get(UNREADABLE):
         return None
     return earlier
@@ -218,8 +218,8 @@ def _log(chips: ChipSet, folder: Path, table: pd.DataFrame, dropped: int) -> Non
     runs.identify({chip_artifacts.DIGEST: chip_set.digest(chips.index)})
     runs.describe(
         f"{len(chips.index)} chips of {chips.index.scene.nunique()} scenes of `{chips.rules['catalog']}`"
-        f"\n\n{runs.picture('split.png')}"
+        f"\n\n{runs.picture_markdown('split.png')}"
     )
     runs.name_run("prepare", " ".join(sorted(set(chips.index.place))))
-    count, size = chip_artifacts.send(folder, runs.active().info.run_id)
+    count, size = chip_artifacts.upload(folder, runs.active().info.run_id)
     log.info("%d files of chips sent, %.1f MB", count, size / 1e6)

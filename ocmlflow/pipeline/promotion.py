@@ -41,7 +41,7 @@ def decide(
     if not promote:
         return Decision(False, "Not promoted: promote=false.")
     try:
-        champion = registry.champion(model.name)
+        champion = registry.load_champion(model.name)
         if champion is None:
             return Decision(True, f"{model} becomes champion: there was none.")
         if champion.version == model.version:

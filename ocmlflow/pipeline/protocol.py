@@ -57,7 +57,7 @@ def run(options: ProtocolOptions) -> pd.DataFrame:
             log.info("%s: part %s, %d of %d", options.name, part.name, len(reports) + 1, len(parts))
             training, evaluation = _run_part(part, options)
             reports.append(run_artifacts.read_json(evaluation, "report.json"))
-            minutes.append(run_search.minutes(training))
+            minutes.append(run_search.duration_minutes(training))
             table = tabulate(parts, reports, minutes)
             runs.describe(
                 f"Protocol **{options.name}** on `{options.catalog}`. {_fairness(parts)}\n\n{markdown(table)}"

@@ -63,7 +63,7 @@ def log_card(card: Scorecard, rules: ScoreRules, *, verdict: str, origin: str) -
         shown=shown,
     )
     run_artifacts.log_page(page, "report.html")
-    example = [runs.picture(f"pictures/median-{chip['id']}.jpg") for chip in shown["Median chips"][:1]]
+    example = [runs.picture_markdown(f"pictures/median-{chip['id']}.jpg") for chip in shown["Median chips"][:1]]
     runs.describe("\n\n".join([f"**{card.name}**. {headline(card)} {verdict}", *example]))
     places = " ".join(sorted(set(card.pixels.rows.place)))
     runs.name_run("evaluate", f"{places} IoU {card.counts.iou:.3f}")

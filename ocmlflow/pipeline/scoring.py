@@ -63,9 +63,9 @@ def check_fair(model: Model, chips: ChipSet, split: str) -> None:
     if model.facts.gsd != chips.rules["gsd"]:
         raise InputError(f"{model} works at {model.facts.gsd} m per pixel, the chips have {chips.rules['gsd']} m")
     rows = rows_of(chips, split)
-    known_ground = [("was trained", chip_artifacts.trained_on(model))]
+    known_ground = [("was trained", chip_artifacts.training_rows(model))]
     if split == "test":
-        known_ground.append(("was validated", chip_artifacts.chosen_on(model)))
+        known_ground.append(("was validated", chip_artifacts.validation_rows(model)))
     for use, known in known_ground:
         if shared := int(splits.shares_ground(rows, known).sum()):
             raise InputError(

@@ -35,7 +35,7 @@ def learn(cutting: Mapping[str, object], learning: Mapping[str, object], *, titl
     learning = {"chips": chips, **learning}
     key = train.key(from_text(TrainOptions, learning), chip_artifacts.digest(chips))
     training, name = step("train", learning, key=key, title=title), str(learning["name"])
-    return Learned(chips, training, f"models:/{name}/{registry.version_of(training, name)}")
+    return Learned(chips, training, f"models:/{name}/{registry.find_version(training, name)}")
 
 
 def step(verb: str, given: Mapping[str, object], *, key: str | None = None, title: str = "") -> str:
@@ -43,7 +43,7 @@ def step(verb: str, given: Mapping[str, object], *, key: str | None = None, titl
 
     The new run is named after the verb and the title. InputError where the step fails.
     """
-    finished = run_search.newest(verb, key=key) if key else None
+    finished = run_search.newest_finished(verb, key=key) if key else None
     if finished:
         log.info("%s: run %s did the same already", verb, finished.info.run_id)
         return str(finished.info.run_id)
@@ -54,7 +54,7 @@ def step(verb: str, given: Mapping[str, object], *, key: str | None = None, titl
     if status:
         runs.end_if_running(run_id, "FAILED")  # a process that was killed could not
         raise InputError(f"step {verb} failed; its own message stands above")
-    made = run_search.newest(verb, key=key) if key else None  # a step may continue a run that was interrupted
+    made = run_search.newest_finished(verb, key=key) if key else None  # a step may continue a run that was interrupted
     return str(made.info.run_id if made else run_id)
 
 
@@ -62,4 +62,4 @@ def _environment(run_id: str) -> dict[str, str]:
     """Variables for a step that fills the run, with this very package."""
     package = str(Path(ocmlflow.__file__).parents[1])
     paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    return {**os.environ, **runs.variables(run_id), "PYTHONPATH": paths}
+    return {**os.environ, **runs.run_variables(run_id), "PYTHONPATH": paths}

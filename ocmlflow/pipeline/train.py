@@ -47,12 +47,12 @@ class _Trained:
 
 def run(options: TrainOptions) -> Model:
     """The new version, registered with the alias `candidate`; every epoch is logged to a run."""
-    resumed = run_search.interrupted("train", options.resume) if options.resume else None
+    resumed = run_search.get_interrupted("train", options.resume) if options.resume else None
     if resumed:
         options = _options_of(resumed)
     with runs.run("train", _logged(options), resume=resumed) as active, tempfile.TemporaryDirectory() as scratch:
         _train(options, active, resumed, Path(scratch))
-    return registry.load_model(f"models:/{options.name}/{registry.version_of(active.info.run_id, options.name)}")
+    return registry.load_model(f"models:/{options.name}/{registry.find_version(active.info.run_id, options.name)}")
 
 
 def key(options: TrainOptions, digest: str) -> str:
@@ -95,7 +95,7 @@ def _options_of(interrupted: Run) -> TrainOptions:
 
     params, tags, run_id = interrupted.data.params, interrupted.data.tags, interrupted.info.run_id
     if CHIPS_RUN not in tags:
-        raise run_search.no_state(interrupted)
+        raise run_search.missing_state_error(interrupted)
     backend = params.get("keras_backend", keras.backend.backend())
     if backend != keras.backend.backend():
         raise InputError(
@@ -131,14 +131,14 @@ def _train(options: TrainOptions, active: Run, resumed: Run | None, scratch: Pat
     init = {INIT: options.init} if options.init else {}
     runs.identify({runs.KEY: key(options, digest), CHIPS_RUN: chips_run, **init})
     chip_artifacts.log_dataset(chips.index, source=chips.rules["catalog"], digest=digest)
-    state = run_search.state_of(resumed, scratch) if resumed else None
+    state = run_search.download_state(resumed, scratch) if resumed else None
     trained = _fit(chips, options, weights, start_from, state)
     # As a file too: it shows the model that is logged, where the series above ends with the last epoch's.
     picture = previews.validation_sheet(trained.model, chips.folder, chips.select("validation"), options.devices)
     runs.log_image(picture, "validation.jpg")
     facts = _facts(chips, chips_run, digest, options, start_from, active.info.run_id)
     runs.log_model(networks.for_any_size(trained.model), facts, name=options.name)
-    runs.drop_state()
+    runs.delete_state()
     _log_result(trained, facts, options)
 
 
@@ -178,7 +178,7 @@ def _log_result(trained: _Trained, facts: ModelFacts, options: TrainOptions) -> 
     runs.describe(
         f"`{facts.architecture}` on `{facts.encoder}`, registered as **{options.name}**: pooled validation IoU "
         f"{trained.best_iou:.3f} after epoch {trained.best_epoch} of {options.epochs}, on `{facts.validation}`"
-        f"\n\n{runs.picture('validation.jpg')}"
+        f"\n\n{runs.picture_markdown('validation.jpg')}"
     )
     runs.name_run("train", f"{facts.validation} {facts.encoder} IoU {trained.best_iou:.3f}")
     names = ("validation", "architecture", "encoder")
@@ -269,7 +269,7 @@ def _fit(
         recipe=recipe,
         loss=losses.named(options.loss),
         report=report,
-        save=runs.keep_state,
+        save=runs.save_state,
         resume=state,
         progress=sys.stdout.isatty(),
     )

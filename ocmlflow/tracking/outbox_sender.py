@@ -1,4 +1,4 @@
-"""Entries of an outbox, to the tracking server."""
+"""Sends the entries of an outbox to the tracking server."""
 
 import logging
 import os
@@ -24,25 +24,25 @@ from ocmlflow.tracking.outbox import RefusedError, UndeliveredError
 log = logging.getLogger(__name__)
 
 CANDIDATE = "candidate"
-"""Alias of the version of a registered model that was made last."""
-AWAY = (MlflowException, OSError, sqlalchemy.exc.SQLAlchemyError, *s3.ERRORS)
-"""What MLflow raises where the tracking server, its database or the artifact store does not do: of its own, and what it
-lets through of requests, SQLAlchemy and boto3."""
+"""Alias of the newest version of a registered model."""
+SERVER_ERRORS = (MlflowException, OSError, sqlalchemy.exc.SQLAlchemyError, *s3.ERRORS)
+"""Errors that MLflow raises where the tracking server, its database or the artifact store fails: its own, and those of
+requests, SQLAlchemy and boto3 that it lets through."""
 
 
 def error_text(error: Exception) -> str:
-    """What the error says in one line: of SQLAlchemy's what the database said, without an address of SQLAlchemy's."""
+    """The message of an error in one line; of an error of SQLAlchemy, that of the database alone."""
     return " ".join(str(getattr(error, "orig", error)).split())
 
 
 def unsent_folder() -> Path:
-    """Where runs keep what is not sent yet, a folder each."""
+    """The folder in which each run keeps its unsent entries, in a folder of its own."""
     return Path(os.environ.get("XDG_STATE_HOME", "~/.local/state")).expanduser() / "ocmlflow" / "unsent"
 
 
-def send(folder: Path) -> None:
-    """Send what a run left in its folder of `unsent_folder` to the tracking server, or raise UndeliveredError."""
-    outbox.deliver_left(folder, partial(deliver, folder.name))
+def send_folder(folder: Path) -> None:
+    """Send the entries that a run left in its folder in `unsent_folder`; UndeliveredError where one is left."""
+    outbox.deliver_unsent(folder, partial(send_entry, folder.name))
 
 
 def send_unsent(run_id: str | None) -> None:
@@ -50,13 +50,13 @@ def send_unsent(run_id: str | None) -> None:
 
     InputError where the named run left nothing, and where some entries are refused or the server is away.
     """
-    folders = [folder for folder in outbox.left(unsent_folder()) if run_id in (None, folder.name)]
+    folders = [folder for folder in outbox.unsent(unsent_folder()) if run_id in (None, folder.name)]
     if run_id and not folders:
         raise InputError(f"run {run_id} left nothing in {unsent_folder()}: all its entries are sent")
     failures = []
     for folder in folders:
         try:
-            send(folder)
+            send_folder(folder)
             log.info("run %s: all is sent", folder.name)
         except UndeliveredError as error:
             failures.append(f"run {folder.name}: {error}")
@@ -76,51 +76,54 @@ def configure_client() -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one bar for each file of the chips
 
 
-_NEVER = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS")
+_FINAL_ERRORS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS")
 
 
-def deliver(run_id: str, told: Mapping[str, Any], folder: Path) -> None:
-    """Tell the server one thing of a run; the files, if it has some, are in the folder."""
+def send_entry(run_id: str, content: Mapping[str, Any], folder: Path) -> None:
+    """Send one entry of a run; its files are in the folder. RefusedError where the server will never accept it."""
     try:
-        _DELIVER[told["do"]](run_id, told, folder)
+        _SENDERS[content["do"]](run_id, content, folder)
     except MlflowException as error:
-        if error.error_code in _NEVER:
-            raise RefusedError(f"{told['do']} of run {run_id}: {error}") from error
+        if error.error_code in _FINAL_ERRORS:
+            raise RefusedError(f"{content['do']} of run {run_id}: {error}") from error
         raise
 
 
-def _deliver_metrics(run_id: str, told: Mapping[str, Any], folder: Path) -> None:
-    metrics = [Metric(name, value, told["time"], told["step"]) for name, value in told["values"].items()]
+def _send_metrics(run_id: str, content: Mapping[str, Any], folder: Path) -> None:
+    metrics = [Metric(name, value, content["time"], content["step"]) for name, value in content["values"].items()]
     mlflow.MlflowClient().log_batch(run_id, metrics=metrics)
 
 
-def _deliver_tags(run_id: str, told: Mapping[str, Any], folder: Path) -> None:
-    mlflow.MlflowClient().log_batch(run_id, tags=[RunTag(name, value) for name, value in told["values"].items()])
+def _send_tags(run_id: str, content: Mapping[str, Any], folder: Path) -> None:
+    mlflow.MlflowClient().log_batch(run_id, tags=[RunTag(name, value) for name, value in content["values"].items()])
 
 
-def _deliver_file(run_id: str, told: Mapping[str, Any], folder: Path) -> None:
+def _send_file(run_id: str, content: Mapping[str, Any], folder: Path) -> None:
     for file in folder.iterdir():
-        if file.name != outbox.TOLD:
-            mlflow.MlflowClient().log_artifact(run_id, str(file), told["folder"])
+        if file.name != outbox.ENTRY_FILE:
+            mlflow.MlflowClient().log_artifact(run_id, str(file), content["folder"])
 
 
-def _deliver_image(run_id: str, told: Mapping[str, Any], folder: Path) -> None:
+def _send_image(run_id: str, content: Mapping[str, Any], folder: Path) -> None:
     with Image.open(folder / "image.png") as image:
-        mlflow.MlflowClient().log_image(run_id, image, key=told["key"], step=told["step"], timestamp=told["time"])
+        mlflow.MlflowClient().log_image(
+            run_id, image, key=content["key"], step=content["step"], timestamp=content["time"]
+        )
 
 
-def _deliver_drop(run_id: str, told: Mapping[str, Any], folder: Path) -> None:
+def _send_drop(run_id: str, content: Mapping[str, Any], folder: Path) -> None:
     address = mlflow.get_run(run_id).info.artifact_uri
-    get_artifact_repository(address).delete_artifacts(told["folder"])
+    get_artifact_repository(address).delete_artifacts(content["folder"])
 
 
-def _deliver_end(run_id: str, told: Mapping[str, Any], folder: Path) -> None:
-    mlflow.MlflowClient().set_terminated(run_id, told["status"], told["time"])
+def _send_end(run_id: str, content: Mapping[str, Any], folder: Path) -> None:
+    mlflow.MlflowClient().set_terminated(run_id, content["status"], content["time"])
 
 
-def _deliver_model(run_id: str, told: Mapping[str, Any], folder: Path) -> None:
-    """Log, register, describe. What is done is noted in the folder: a second try goes on from there."""
-    client, name, facts = mlflow.MlflowClient(), told["name"], told["facts"]
+def _send_model(run_id: str, content: Mapping[str, Any], folder: Path) -> None:
+    """Log a model, register it and tag it. Files in the folder note what is done, so that another attempt goes on."""
+    client = mlflow.MlflowClient()
+    name, facts = content["name"], content["facts"]
     logged, registered = folder / "logged.txt", folder / "registered.txt"
     if not logged.exists():
         logged.write_text(_log_keras(run_id, folder / "model.keras", facts))
@@ -135,25 +138,25 @@ def _deliver_model(run_id: str, told: Mapping[str, Any], folder: Path) -> None:
 
 
 def _make_candidate(name: str, version: str) -> None:
-    """Have the alias name that version. Where another training sets it for the first time too, MLflow refuses one."""
-    for chance in range(5):
+    """Set the alias. MLflow refuses it where another training sets it for the first time at the same moment."""
+    for attempt in range(5):
         try:
             mlflow.MlflowClient().set_registered_model_alias(name, CANDIDATE, version)
             return
         except MlflowException as error:
-            if chance == 4 or "registered_model_aliases" not in str(error):
+            if attempt == 4 or "registered_model_aliases" not in str(error):
                 raise
 
 
 def _log_keras(run_id: str, file: Path, facts: Mapping[str, Any]) -> str:
-    """Log the model in a file to a run; returns its address."""
+    """Log the Keras model in a file to a run; its address."""
     import keras
 
     signature = mlflow.models.ModelSignature(
         inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, -1, -1, 3), "image")]),
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1, -1, -1, 1))]),
     )
-    # Named here: MLflow's own guess takes seconds, and knows no backend (mlflow/mlflow issue 16183 for the example).
+    # Given, as MLflow's own guess takes seconds and misses the backend (mlflow/mlflow issue 16183).
     requirements = [f"keras=={keras.__version__}", f"numpy=={np.__version__}", "tensorflow>=2.20,<3"]
     info = mlflow.models.Model.log(
         None,
@@ -168,12 +171,12 @@ def _log_keras(run_id: str, file: Path, facts: Mapping[str, Any]) -> str:
     return str(info.model_uri)
 
 
-_DELIVER: dict[str, Callable[[str, Mapping[str, Any], Path], None]] = {
-    "metrics": _deliver_metrics,
-    "tags": _deliver_tags,
-    "file": _deliver_file,
-    "image": _deliver_image,
-    "drop": _deliver_drop,
-    "model": _deliver_model,
-    "end": _deliver_end,
+_SENDERS: dict[str, Callable[[str, Mapping[str, Any], Path], None]] = {
+    "metrics": _send_metrics,
+    "tags": _send_tags,
+    "file": _send_file,
+    "image": _send_image,
+    "drop": _send_drop,
+    "model": _send_model,
+    "end": _send_end,
 }

@@ -1,4 +1,4 @@
-"""The code and the packages that a run is made with, in words and digests."""
+"""Records which code and packages a run uses."""
 
 import platform
 import subprocess
@@ -10,7 +10,7 @@ from ocmlflow.storage import hrefs
 
 
 def code_digest() -> str:
-    """32 hex digits that name the code of package and entry points as it lies here, committed or not."""
+    """Digest of the code of package and entry points, committed or not: 32 hex digits."""
     root = Path(ocmlflow.__file__).parent.parent
     files = sorted(
         [*root.glob("ocmlflow/**/*.py"), *root.glob("entrypoints/**/*.py"), *root.glob("ocmlflow/**/*.html")]
@@ -18,15 +18,15 @@ def code_digest() -> str:
     return hrefs.digest(*(f"{file.relative_to(root)}\0{file.read_text()}" for file in files))
 
 
-def environment() -> str:
-    """The packages of this environment and their versions."""
-    return "\n".join(sorted({f"{found.name}=={found.version}" for found in distributions()})) + "\n"
+def installed_packages() -> str:
+    """Installed packages and their versions, one a line."""
+    return "\n".join(sorted({f"{package.name}=={package.version}" for package in distributions()})) + "\n"
 
 
-def checkout() -> dict[str, str]:
-    """Tags that say which code was sent, as MLflow has them for a project that runs here."""
+def source_tags() -> dict[str, str]:
+    """Tags that name checkout, commit and code, as MLflow sets them itself for a project that runs here."""
     root = Path(ocmlflow.__file__).parent.parent
-    tags = {"mlflow.source.name": root.name, **source()}
+    tags = {"mlflow.source.name": root.name, **code_tags()}
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
         tags["mlflow.source.git.commit"] = head.stdout.strip()
@@ -35,13 +35,13 @@ def checkout() -> dict[str, str]:
     return tags
 
 
-def source() -> dict[str, str]:
-    """What MLflow does not record: the code as it lies here, and whether it differs from the commit."""
+def code_tags() -> dict[str, str]:
+    """Tags that MLflow does not set itself: digest of the code, version of Python, whether the code is committed."""
     root = Path(ocmlflow.__file__).parent.parent
     tags = {"ocmlflow.code": code_digest(), "ocmlflow.python": platform.python_version()}
     try:
         status = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
         tags["ocmlflow.git.dirty"] = str(bool(status.stdout.strip())).lower()
     except (OSError, subprocess.CalledProcessError):
-        pass  # no git, or no checkout: an image of the code, say
+        pass  # no git, or no checkout, as in an image
     return tags

@@ -1,4 +1,4 @@
-"""Models: logged ones and the versions of registered ones, their facts, aliases and tags."""
+"""Loads models from MLflow, and registers, tags and promotes their versions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,30 +25,31 @@ class Model:
     """A registered version, or any other model that `train` logged."""
 
     uri: str
-    """As it was asked for."""
+    """Address that it was loaded by."""
     pinned: str
-    """Its address, which stays that of this one when an alias moves on."""
+    """Address of this very version, which does not change when an alias moves."""
     key: str
-    """MLflow's id of the logged model: the same id, the same network."""
+    """MLflow's id of the logged model. Equal ids mean equal networks."""
     facts: ModelFacts
     """What training recorded with it."""
     name: str
     """Registered name; empty for a model that is not registered."""
     version: str
+    """Number of the registered version; empty for a model that is not registered."""
     threshold: int
-    """Percent; chosen by the version's last evaluation, 50 before."""
+    """Probability from which a pixel is building, in percent. Chosen by the last evaluation; 50 before one."""
     temperature: float
-    """What its logits are divided by to give true probabilities; measured by an evaluation, 1 before."""
+    """Temperature that calibrates its probabilities. Measured by the last evaluation; 1 before one."""
     evaluated_on: str
-    """Run id of the chips that its last evaluation chose the two on; empty before."""
+    """Run id of the chips that the last evaluation used; empty before one."""
 
     @cached_property
     def keras(self) -> Any:
-        """keras.Model: uint8 RGB (batch, height, width, 3) to probability (batch, height, width, 1) float32.
+        """keras.Model from RGB (batch, height, width, 3) uint8 to probability (batch, height, width, 1) float32.
 
-        Sides are multiples of the fact `multiple`.
+        Height and width must be multiples of `facts.multiple`. InputError where it cannot be loaded, or could run code.
         """
-        from ocmlflow.training import networks  # when asked for: TensorFlow takes seconds and half a gigabyte
+        from ocmlflow.training import networks  # late: TensorFlow takes seconds and half a gigabyte
 
         try:
             loaded = mlflow.keras.load_model(self.pinned, load_model_kwargs={"safe_mode": True, "compile": False})
@@ -63,7 +64,10 @@ class Model:
 
 
 def load_model(uri: str) -> Model:
-    """The model at a `models:/name@alias`, `models:/name/version`, `runs:/` or other address of MLflow."""
+    """The model at an address of MLflow: `models:/name@alias`, `models:/name/version`, `runs:/…` and others.
+
+    Its network is not loaded yet. InputError where there is none, and where it is not one that `train` logged.
+    """
     try:
         name, version = _registered(uri)
         pinned = f"models:/{name}/{version}" if name else uri
@@ -81,23 +85,23 @@ def load_model(uri: str) -> Model:
         raise InputError(f"no model {uri}{_hint()}. MLflow says: {error}") from error
 
 
-def keras_file(model: Model, folder: Path) -> Path:
-    """A copy, in `folder`, of the file that Keras loads a model from; InputError where it cannot be had."""
+def download_keras_file(model: Model, folder: Path) -> Path:
+    """Download the Keras file of a model to `folder`; InputError where that fails."""
     try:
         return Path(mlflow.artifacts.download_artifacts(f"{model.pinned}/data/model.keras", dst_path=str(folder)))
     except (MlflowException, OSError) as error:
         raise InputError(f"cannot fetch model {model.uri}. MLflow says: {error}") from error
 
 
-def champion(name: str) -> Model | None:
-    """The present champion of a registered model, if it has one."""
+def load_champion(name: str) -> Model | None:
+    """The version of a registered model with the alias champion, if there is one."""
     if CHAMPION not in mlflow.MlflowClient().get_registered_model(name).aliases:
         return None
     return load_model(f"models:/{name}@{CHAMPION}")
 
 
 def promote(model: Model) -> None:
-    """Make a registered version the champion."""
+    """Give a registered version the alias champion."""
     mlflow.MlflowClient().set_registered_model_alias(model.name, CHAMPION, model.version)
 
 
@@ -110,7 +114,7 @@ def describe_version(model: Model, tags: Mapping[str, Any], description: str) ->
 
 
 def register(name: str) -> None:
-    """Make the registered model `name` unless it exists; InputError where it cannot be made."""
+    """Create the registered model `name` unless it exists; InputError where that fails."""
     try:
         mlflow.MlflowClient().create_registered_model(name)
     except MlflowException as error:
@@ -118,33 +122,34 @@ def register(name: str) -> None:
             raise InputError(f"cannot register a model as {name}: {error}") from error
 
 
-def version_of(run_id: str, name: str) -> str:
-    """The version of a registered model that a `train` run made."""
-    found = mlflow.MlflowClient().search_model_versions(f"name = '{name}'")  # Unity Catalog filters by name alone
-    for version in found:
+def find_version(run_id: str, name: str) -> str:
+    """The version of a registered model that a training run made; InputError if there is none."""
+    versions = mlflow.MlflowClient().search_model_versions(f"name = '{name}'")  # Unity Catalog filters by name alone
+    for version in versions:
         if version.run_id == run_id:
             return str(version.version)
     raise InputError(f"run {run_id} has registered no version of {name}; `ocmlflow send` sends what is unsent")
 
 
 def _registered(uri: str) -> tuple[str, str]:
-    """Name and version of a `models:/` address; empty for what is not registered."""
+    """Name and version of a `models:/` address; empty for another address."""
     if not uri.startswith("models:/"):
         return "", ""
-    name, separator, which = uri.removeprefix("models:/").rpartition("@" if "@" in uri else "/")
+    name, separator, selector = uri.removeprefix("models:/").rpartition("@" if "@" in uri else "/")
     if separator == "@":
-        which = mlflow.MlflowClient().get_model_version_by_alias(name, which).version
-    return name, str(which) if name else ""
+        selector = mlflow.MlflowClient().get_model_version_by_alias(name, selector).version
+    return name, str(selector) if name else ""
 
 
 def _hint() -> str:
+    """What the registry holds instead, to end an error message with."""
     try:
-        known = {m.name: sorted(m.aliases) for m in mlflow.MlflowClient().search_registered_models()}
+        known = {model.name: sorted(model.aliases) for model in mlflow.MlflowClient().search_registered_models()}
     except (MlflowException, OSError):
         return f": {mlflow.get_tracking_uri()} does not answer"
     if not known:
         return f": no model is registered at {mlflow.get_tracking_uri()}; `mlflow run . -e train` registers one"
     listed = "; ".join(
-        f"{name} with {', '.join('@' + a for a in aliases) or 'no alias'}" for name, aliases in known.items()
+        f"{name} with {', '.join('@' + alias for alias in aliases) or 'no alias'}" for name, aliases in known.items()
     )
     return f". Registered are {listed}, and their versions by number, as models:/NAME/1"

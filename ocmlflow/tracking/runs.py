@@ -1,4 +1,4 @@
-"""Runs: begun, told about, and ended. MLflow is the only memory; what is told to it goes through an outbox."""
+"""Starts, fills and ends MLflow runs. What a run logs goes through an outbox, so that a server may be away."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
-from mlflow.entities import Run as Run  # pipeline has it from here
+from mlflow.entities import Run as Run  # for pipeline, which does not import mlflow
 from PIL import Image
 
 import ocmlflow
@@ -22,26 +22,35 @@ from ocmlflow.errors import InputError
 from ocmlflow.tracking import model_facts, outbox_sender, provenance
 from ocmlflow.tracking.model_facts import ModelFacts
 from ocmlflow.tracking.outbox import Outbox, UndeliveredError
-from ocmlflow.tracking.outbox_sender import AWAY
+from ocmlflow.tracking.outbox_sender import SERVER_ERRORS
 
 log = logging.getLogger(__name__)
 
-VERB, KEY, PLACE = "ocmlflow.verb", "ocmlflow.key", "ocmlflow.place"
+VERB = "ocmlflow.verb"
+"""Tag of a run: the step that it is of."""
+KEY = "ocmlflow.key"
+"""Tag of a run: digest of its inputs, parameters and code. Runs of equal keys do the same."""
+PLACE = "ocmlflow.place"
+"""Tag of a run: host and folder that it works in."""
 STATE = "state"
-_NAMELESS = re.compile(r"[a-z]+-[a-z]+-\d+")
-"""A name that MLflow made up, which says nothing."""
+"""Artifact folder of the state of a training."""
+_GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
+"""Names that MLflow makes up."""
 
 
 @contextmanager
 def run(verb: str, parameters: Mapping[str, Any], *, resume: Run | None = None) -> Iterator[Run]:
-    """The run that `mlflow run` made for this process, or a new one in MLflow's current experiment, or `resume`.
+    """Open a run for the block: `resume`, the one that `mlflow run` made for this process, or else a new one.
 
-    Logs the parameters that MLflow has not logged itself; a failure ends the run as FAILED and says why on its page,
-    an interruption as KILLED.
+    A new run is in the current experiment; within another run it is a nested one. The parameters are logged, but for
+    those that MLflow has logged itself. An error ends the run as FAILED, with its message on the run's page, and an
+    interruption as KILLED. InputError where the server does not answer at the start; UndeliveredError where the block
+    succeeds and not all could be sent.
     """
-    with _begun(verb, parameters, resume) as active:
-        run_id, status = active.info.run_id, "FAILED"
-        _outboxes[run_id] = Outbox(outbox_sender.unsent_folder() / run_id, partial(outbox_sender.deliver, run_id))
+    with _started(verb, parameters, resume) as active:
+        run_id = active.info.run_id
+        status = "FAILED"
+        _outboxes[run_id] = Outbox(outbox_sender.unsent_folder() / run_id, partial(outbox_sender.send_entry, run_id))
         try:
             yield active
             status = "FINISHED"
@@ -57,36 +66,41 @@ def run(verb: str, parameters: Mapping[str, Any], *, resume: Run | None = None) 
 
 
 @contextmanager
-def _begun(verb: str, parameters: Mapping[str, Any], resume: Run | None) -> Iterator[Run]:
-    """The run, of which server and artifact store have taken the first words; what fails here, fails early."""
+def _started(verb: str, parameters: Mapping[str, Any], resume: Run | None) -> Iterator[Run]:
+    """The run, once server and artifact store have accepted a first entry, so that their faults show early."""
     outbox_sender.configure_client()
     try:
         if resume:
-            _hand_over(resume)
+            mlflow.set_experiment(experiment_id=resume.info.experiment_id)
+            refer_to(resume)
         active = mlflow.start_run(
             run_id=resume.info.run_id if resume else None,
-            nested=mlflow.active_run() is not None,  # of a caller that has a run of its own
+            nested=mlflow.active_run() is not None,  # the caller may have a run of its own
             log_system_metrics=True,
         )
         try:
-            if _NAMELESS.fullmatch(active.info.run_name or ""):
+            if _GENERATED_NAME.fullmatch(active.info.run_name or ""):
                 mlflow.set_tag("mlflow.runName", verb)
             logged = active.data.params
             mlflow.log_params(
-                {k: redaction.redact(str(v)) for k, v in parameters.items() if k not in logged and v is not None}
+                {
+                    name: redaction.redact(str(value))
+                    for name, value in parameters.items()
+                    if name not in logged and value is not None
+                }
             )
-            mlflow.set_tags({VERB: verb, "ocmlflow.version": ocmlflow.__version__, **provenance.source()})
-            mlflow.log_text(provenance.environment(), "environment.txt")
+            mlflow.set_tags({VERB: verb, "ocmlflow.version": ocmlflow.__version__, **provenance.code_tags()})
+            mlflow.log_text(provenance.installed_packages(), "environment.txt")
         except BaseException:
             _end_quietly("FAILED")
             raise
-    except AWAY as error:
-        raise no_answer(error) from error
+    except SERVER_ERRORS as error:
+        raise unreachable_error(error) from error
     yield active
 
 
-def no_answer(error: Exception) -> InputError:
-    """The error to raise where the tracking server does not answer."""
+def unreachable_error(error: Exception) -> InputError:
+    """The error to raise where the tracking server cannot be reached."""
     return InputError(
         f"no run can be started at {redaction.redact(mlflow.get_tracking_uri())}: {outbox_sender.error_text(error)}. "
         "`ocmlflow doctor` says what is wrong"
@@ -94,12 +108,12 @@ def no_answer(error: Exception) -> InputError:
 
 
 def _end(run_id: str, status: str) -> None:
-    """End the active run when all that it had to tell is sent, or raise UndeliveredError if nothing else went wrong."""
-    box = _outboxes[run_id]
+    """Send what is left, and end the active run; UndeliveredError where only the sending failed."""
+    outbox = _outboxes[run_id]
     try:
         with suppress(OSError):  # on a full disk
-            box.put({"do": "end", "status": status, "time": now()})
-        box.close()
+            outbox.put({"do": "end", "status": status, "time": now()})
+        outbox.close()
     except UndeliveredError as error:
         _end_quietly(status)
         message = f"{error}. `ocmlflow send` sends them"
@@ -113,43 +127,43 @@ def _end(run_id: str, status: str) -> None:
 
 
 def _end_quietly(status: str) -> None:
-    """Have MLflow forget the active run; a server that is away is asked once."""
+    """Close the active run in MLflow's client; a server that is away is asked once."""
     before = os.environ.get("MLFLOW_HTTP_REQUEST_MAX_RETRIES")
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-    with suppress(*AWAY):
+    with suppress(*SERVER_ERRORS):
         mlflow.end_run(status)
     del os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]
     if before is not None:
         os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = before
 
 
-def keep_state(path: Path) -> None:
-    """Store the state of a training in the active run, in place of the one before."""
-    with _as_far_as_disks_allow():
-        _tell({"do": "file", "folder": STATE}, path, slot=STATE)
+def save_state(path: Path) -> None:
+    """Log the state of a training to the active run, in place of the one before."""
+    with _errors_as_warnings():
+        _log_entry({"do": "file", "folder": STATE}, path, slot=STATE)
 
 
-def drop_state() -> None:
+def delete_state() -> None:
     """Delete the state of the training in the active run."""
-    with _as_far_as_disks_allow():
-        _tell({"do": "drop", "folder": STATE}, slot=STATE)
+    with _errors_as_warnings():
+        _log_entry({"do": "drop", "folder": STATE}, slot=STATE)
 
 
 def log_metrics(values: Mapping[str, float], *, step: int = 0) -> None:
     """Log metrics to the active run."""
-    with _as_far_as_disks_allow():
-        _tell({"do": "metrics", "values": dict(values), "step": step, "time": now()})
+    with _errors_as_warnings():
+        _log_entry({"do": "metrics", "values": dict(values), "step": step, "time": now()})
 
 
 def log_image(image: np.ndarray, name: str, *, step: int | None = None) -> None:
     """Log an image to the active run: as the file `name`, or as one step of the series `name`."""
-    with _as_far_as_disks_allow(), tempfile.TemporaryDirectory() as folder:
+    with _errors_as_warnings(), tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / ("image.png" if step is not None else name)
         Image.fromarray(image).save(file)
         if step is None:
-            _tell({"do": "file", "folder": None}, file)
+            _log_entry({"do": "file", "folder": None}, file)
         else:
-            _tell({"do": "image", "key": name, "step": step, "time": now()}, file)
+            _log_entry({"do": "image", "key": name, "step": step, "time": now()}, file)
 
 
 def log_model(model: Any, facts: ModelFacts, *, name: str) -> None:
@@ -158,26 +172,26 @@ def log_model(model: Any, facts: ModelFacts, *, name: str) -> None:
     The version gets the alias `candidate`. `facts` become its metadata and tags.
     """
     run_id = active().info.run_id
-    box = _outboxes.get(run_id)
+    outbox = _outboxes.get(run_id)
     try:
-        with tempfile.TemporaryDirectory(dir=box.folder if box else None) as folder:
+        with tempfile.TemporaryDirectory(dir=outbox.folder if outbox else None) as folder:
             file = Path(folder) / "model.keras"
             model.save(file)
-            _tell({"do": "model", "name": name, "facts": model_facts.to_metadata(facts)}, file)
-    except AWAY as error:
+            _log_entry({"do": "model", "name": name, "facts": model_facts.to_metadata(facts)}, file)
+    except SERVER_ERRORS as error:
         raise InputError(f"the model cannot be kept: {error}. Make room, then go on with resume={run_id}") from error
 
 
 def active() -> Run:
-    """The run that `run` has open."""
-    found = mlflow.active_run()
-    if found is None:
+    """The run that is open."""
+    current = mlflow.active_run()
+    if current is None:
         raise RuntimeError("no run is open: call this inside `tracking.run`")
-    return found
+    return current
 
 
 def identify(tags: Mapping[str, str]) -> None:
-    """Set tags of the active run that later runs find it by; the server has them when this returns."""
+    """Set tags by which later runs find the active run; they are on the server when this returns."""
     mlflow.set_tags(dict(tags))
 
 
@@ -202,8 +216,8 @@ def create_child(name: str) -> str:
     return str(mlflow.MlflowClient().create_run(parent.experiment_id, tags=tags, run_name=name).info.run_id)
 
 
-def variables(run_id: str) -> dict[str, str]:
-    """Environment variables by which MLflow, in another process, fills a run of this server."""
+def run_variables(run_id: str) -> dict[str, str]:
+    """Environment variables with which another process logs to a run of the same server."""
     return {
         "MLFLOW_RUN_ID": run_id,
         "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
@@ -212,79 +226,73 @@ def variables(run_id: str) -> dict[str, str]:
 
 
 def end_if_running(run_id: str, status: str) -> None:
-    """End a run that its process could not end."""
+    """End a run whose own process did not end it."""
     client = mlflow.MlflowClient()
     if client.get_run(run_id).info.status == "RUNNING":
         client.set_terminated(run_id, status)
 
 
 def describe(text: str) -> None:
-    """Set the active run's description (Markdown), which MLflow shows above everything."""
+    """Set the description of the active run (Markdown), at the top of its page in MLflow."""
     set_tags({"mlflow.note.content": text})
 
 
-def name_run(verb: str, what: str) -> None:
-    """Add to the active run's name what tells it from others of its verb; a name that a user gave stays as it is."""
-    given = active().info.run_name or ""
-    if given == verb or _NAMELESS.fullmatch(given):
-        set_tags({"mlflow.runName": f"{verb} {what}"})
+def name_run(verb: str, detail: str) -> None:
+    """Name the active run after its verb and a detail, unless the user gave it a name."""
+    name = active().info.run_name or ""
+    if name == verb or _GENERATED_NAME.fullmatch(name):
+        set_tags({"mlflow.runName": f"{verb} {detail}"})
 
 
-def picture(file: str) -> str:
-    """Markdown, for a description, that shows a picture among the active run's artifacts on MLflow's page."""
+def picture_markdown(file: str) -> str:
+    """Markdown that shows a picture among the artifacts of the active run, for its description."""
     return f"![{file}](get-artifact?path={file}&run_uuid={active().info.run_id})"
 
 
 def set_tags(values: Mapping[str, str]) -> None:
     """Set tags of the active run."""
-    with _as_far_as_disks_allow():
-        _tell({"do": "tags", "values": {name: redaction.redact(value) for name, value in values.items()}})
+    with _errors_as_warnings():
+        _log_entry({"do": "tags", "values": {name: redaction.redact(value) for name, value in values.items()}})
 
 
-def goes_on_in(run: Run) -> None:
-    """Have the run that `mlflow run` made for this process, if it did, say in which other one the work is."""
-    new = os.environ.pop("MLFLOW_RUN_ID", None)
-    if new:
-        mlflow.MlflowClient().set_tag(new, "mlflow.note.content", f"Goes on in run {run.info.run_id}.")
+def refer_to(run: Run) -> None:
+    """If `mlflow run` made a run for this process, let its description refer to `run`, which does the work."""
+    made_for_us = os.environ.pop("MLFLOW_RUN_ID", None)
+    if made_for_us:
+        mlflow.MlflowClient().set_tag(made_for_us, "mlflow.note.content", f"Goes on in run {run.info.run_id}.")
 
 
 def metric_name(name: str) -> str:
-    """The name, with an underscore for each character that MLflow takes in no name."""
+    """The name, with an underscore for each character that MLflow does not allow in names of metrics."""
     return re.sub(r"[^\w\-./ ]", "_", name)
 
 
 _outboxes: dict[str, Outbox] = {}
-"""Of the runs that this process has open."""
+"""Outboxes of the runs that this process has open, by run id."""
 
 
-def _tell(told: dict[str, Any], *files: Path, slot: str = "") -> None:
-    """Have the active run's outbox send this, or send it at once where it has none or the disk is full."""
+def _log_entry(content: dict[str, Any], *files: Path, slot: str = "") -> None:
+    """Add an entry to the outbox of the active run; without an outbox, or on a full disk, send it at once."""
     run_id = active().info.run_id
-    box = _outboxes.get(run_id)
-    if box:
+    outbox = _outboxes.get(run_id)
+    if outbox:
         try:
-            box.put(told, *files, slot=slot)
+            outbox.put(content, *files, slot=slot)
             return
         except OSError as error:
-            log.warning("cannot be kept in %s, it is sent without: %s", box.folder, error)
-    outbox_sender.deliver(run_id, told, files[0].parent if files else Path())
+            log.warning("nothing can be kept in %s, sent directly: %s", outbox.folder, error)
+    outbox_sender.send_entry(run_id, content, files[0].parent if files else Path())
 
 
 @contextmanager
-def _as_far_as_disks_allow() -> Iterator[None]:
-    """On a full disk, and a server that is away at the same time, work goes on without what is told here."""
+def _errors_as_warnings() -> Iterator[None]:
+    """Go on without an entry, where the disk is full and the server away at the same time."""
     try:
         yield
-    except AWAY as error:
-        log.warning("not kept: %s", error)
+    except SERVER_ERRORS as error:
+        log.warning("not logged: %s", error)
 
 
 def now() -> int:
-    """Milliseconds, as MLflow counts them."""
+    """Milliseconds since 1970, as in MLflow's API."""
     return round(1000 * time.time())
-
-
-def _hand_over(resume: Run) -> None:
-    """Make the experiment of a run the current one, and have the run that `mlflow run` made say where it goes on."""
-    mlflow.set_experiment(experiment_id=resume.info.experiment_id)
-    goes_on_in(resume)

@@ -38,7 +38,7 @@ def client_version() -> str:
 
 
 def check_reachable() -> None:
-    """Raise one of `outbox_sender.AWAY` unless the tracking server or database answers."""
+    """Raise one of `outbox_sender.SERVER_ERRORS` unless the tracking server or database answers."""
     _open_database()
     mlflow.MlflowClient().search_experiments(max_results=1)
 

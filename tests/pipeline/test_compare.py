@@ -285,7 +285,7 @@ def test_ground_that_a_model_trained_on_is_refused_by_outline_and_by_content(lin
     rows = made.select("validation")
     moved = rows.assign(geometry=rows.geometry.translate(1.0))  # the same pixels under another georeference
     for trained, count in ((rows.assign(hash="other"), len(rows)), (moved, int((rows.building_share > 0).sum()))):
-        monkeypatch.setattr(chip_artifacts, "trained_on", lambda _, trained=trained: trained)
+        monkeypatch.setattr(chip_artifacts, "training_rows", lambda _, trained=trained: trained)
         with pytest.raises(InputError, match=f"{count} of the {len(rows)} validation chips lie on ground"):
             scoring.check_fair(model, made, "validation")
 
@@ -293,8 +293,8 @@ def test_ground_that_a_model_trained_on_is_refused_by_outline_and_by_content(lin
 def test_chips_that_a_model_knows_and_that_are_gone_are_named(line):
     known = registry.load_model(f"models:/{NAME}/1")
     model = replace(known, facts=replace(known.facts, trained_on=(ChipSplit("0" * 32, None),)))
-    with pytest.raises(InputError, match=r"the chips of run 0{32}, that the model knows, cannot be read"):
-        chip_artifacts.trained_on(model)
+    with pytest.raises(InputError, match=r"the chips of run 0{32}, on which .* trained or validated, cannot be"):
+        chip_artifacts.training_rows(model)
 
 
 def test_one_contestant_is_no_comparison(line):

@@ -122,7 +122,7 @@ def test_chips_that_are_there_are_neither_cut_nor_sent_again(tmp_path, run, runs
 def test_a_run_that_broke_off_while_it_sent_goes_on(tmp_path, run, runs, caplog, monkeypatch, how):
     caplog.set_level("INFO")
     rules = {"catalog": places(tmp_path / "data"), "validation": "kam", "work": tmp_path / "work"}
-    before, send_one, sent = set(runs()), chip_artifacts._send_one, []
+    before, send_one, sent = set(runs()), chip_artifacts._upload_file, []
 
     def until_the_fourth(repository, source, name: str) -> None:
         if len(sent) == 4:
@@ -130,12 +130,12 @@ def test_a_run_that_broke_off_while_it_sent_goes_on(tmp_path, run, runs, caplog,
         sent.append(name)
         send_one(repository, source, name)
 
-    monkeypatch.setattr(chip_artifacts, "_send_one", until_the_fourth)
+    monkeypatch.setattr(chip_artifacts, "_upload_file", until_the_fourth)
     with pytest.raises(KeyboardInterrupt):
         prepare.run(parsed("prepare", words(**rules)))
-    monkeypatch.setattr(chip_artifacts, "_send_one", send_one)
+    monkeypatch.setattr(chip_artifacts, "_upload_file", send_one)
     (broken,) = runs().keys() - before
-    there = runs()[broken] - {chip_artifacts.LIST}
+    there = runs()[broken] - {chip_artifacts.FILE_LIST}
     assert there == set(sent)
     if how == "killed":  # at once, so that nobody told the server
         MlflowClient().update_run(broken, status="RUNNING")

@@ -117,7 +117,7 @@ def test_a_training_is_resumed_from_the_version_that_it_took_though_the_alias_mo
 def test_a_training_that_ended_before_it_had_chips_is_begun_anew(line):
     with pytest.raises(InputError, match="there is no encoder nobody"):
         train.run(parsed("train", words(line, encoder="nobody")))
-    with pytest.raises(InputError, match=r"left no state: .*; start it anew"):
+    with pytest.raises(InputError, match=r"left no state: .*; start a new one"):
         train.run(parsed("train", ["--resume", last().info.run_id]))
 
 
@@ -160,7 +160,10 @@ def test_a_model_of_a_fold_was_not_trained_on_what_touched_it(line, made, tmp_pa
         runs.log_model(one_layer(4, -2), facts, name="towns")
     model = registry.load_model("models:/towns/3")
     scoring.check_fair(model, held, "validation")
-    for rows, split in ((chip_artifacts.trained_on(model), "train"), (chip_artifacts.chosen_on(model), "validation")):
+    for rows, split in (
+        (chip_artifacts.training_rows(model), "train"),
+        (chip_artifacts.validation_rows(model), "validation"),
+    ):
         assert set(rows.id) == set(held.select(split).id) > set()
 
 

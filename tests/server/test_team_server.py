@@ -78,7 +78,7 @@ def team(team_servers, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     # Tries follow one another at once where MLflow would wait for minutes.
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    monkeypatch.setattr(outbox, "AGAIN_S", 0.5)
+    monkeypatch.setattr(outbox, "RETRY_S", 0.5)
 
     def use(database: str, *, direct: bool = False, url: str = "", s3_url: str = "") -> str:
         settings = team_servers[0][database]
@@ -112,7 +112,7 @@ def small_chips(made, tmp_path_factory):
 def prepared(folder: Path) -> str:
     """Run id of a `prepare` run that left these chips."""
     with tracking_runs.run("prepare", {}) as run:
-        chip_artifacts.send(folder, run.info.run_id)
+        chip_artifacts.upload(folder, run.info.run_id)
         mlflow.set_tag(chip_artifacts.DIGEST, chip_set.digest(chip_set.load(folder).index))
     return run.info.run_id
 
@@ -242,7 +242,7 @@ def test_a_training_loses_nothing_when_the_server_is_away_in_the_middle_and_at_t
     names = {file.path for file in direct.list_artifacts(run().info.run_id)}
     assert {"validation.jpg", "environment.txt"} <= names
     assert not direct.list_artifacts(run().info.run_id, "state")
-    assert not outbox.left(outbox_sender.unsent_folder())
+    assert not outbox.unsent(outbox_sender.unsent_folder())
     with pytest.raises(InputError, match="all that it had to tell is sent"):
         send.run(SendOptions(run=run().info.run_id))
 
@@ -280,7 +280,7 @@ def test_the_line_runs_on_the_servers_with_all_data_in_s3(direct, team, team_ser
     assert cog_validate(tmp_path / "mask.tif", strict=True)[0]
     footprints = gpd.read_parquet(io.BytesIO(hrefs.read(f"{base}/out/footprints/k1.parquet")))
     assert set(footprints.scene) <= {"k1"}
-    made = chip_set.load(chip_artifacts.folder(runs["prepare"].info.run_id))
+    made = chip_set.load(chip_artifacts.open_folder(runs["prepare"].info.run_id))
     assert chip_set.digest(made.index) == runs["prepare"].data.tags[chip_artifacts.DIGEST]
     (kept_in,) = (tmp_path / "cache" / "chips").glob(f"{runs['prepare'].info.run_id}-*")
     kept = hrefs.list_recursive(str(kept_in))  # read from S3 once
@@ -303,26 +303,26 @@ def test_an_upload_that_broke_goes_on_where_it_was_and_all_is_whole(direct, team
     run_id = MlflowClient(settings["url"]).create_run(experiment).info.run_id
     line.left = 25_000_000
     with pytest.raises(InputError, match=rf"cannot be sent to run {run_id}; started again, `prepare` goes on"):
-        chip_artifacts.send(source, run_id)
+        chip_artifacts.upload(source, run_id)
     line.left = None
     line.become("open")
     forget_credentials()
     assert not chip_artifacts.is_complete(run_id)
-    there = set(chip_artifacts._sizes(chip_artifacts._address(run_id))) - {chip_artifacts.LIST}
+    there = set(chip_artifacts._sizes(chip_artifacts._address(run_id))) - {chip_artifacts.FILE_LIST}
     assert 0 < len(there) < 4
-    assert chip_artifacts.send(source, run_id) == (5 - len(there), (4 - len(there)) * size + 2)
+    assert chip_artifacts.upload(source, run_id) == (5 - len(there), (4 - len(there)) * size + 2)
     assert chip_artifacts.is_complete(run_id)
-    assert chip_artifacts.send(source, run_id) == (0, 0)
+    assert chip_artifacts.upload(source, run_id) == (0, 0)
     (source / "a.zarr" / "image" / "c.2").write_bytes(os.urandom(size))  # of the same size
     (source / "a.zarr" / "image" / "c.3").unlink()
-    assert chip_artifacts.send(source, run_id) == (1, size)
-    folder = chip_artifacts.folder(run_id)
+    assert chip_artifacts.upload(source, run_id) == (1, size)
+    folder = chip_artifacts.open_folder(run_id)
     back = {
         name: hashlib.sha256(zarr_store.read_bytes(folder, name)).hexdigest()
         for name in hrefs.list_recursive(str(source))
     }
     assert back == {name: hashlib.sha256((source / name).read_bytes()).hexdigest() for name in back}
-    assert set(chip_artifacts._sizes(chip_artifacts._address(run_id))) == {*back, chip_artifacts.LIST}
+    assert set(chip_artifacts._sizes(chip_artifacts._address(run_id))) == {*back, chip_artifacts.FILE_LIST}
 
 
 def test_chips_that_are_gone_or_do_not_fit_the_cache_are_errors_that_say_so(
@@ -332,19 +332,19 @@ def test_chips_that_are_gone_or_do_not_fit_the_cache_are_errors_that_say_so(
     proxied = prepared(small_chips)
     monkeypatch.setenv("OCMLFLOW_CACHE_GB", "0.00001")
     with pytest.raises(InputError, match=r"mlflow-artifacts:/.* has 0\.0 GB, the cache in .*OCMLFLOW_CACHE_GB higher"):
-        chip_artifacts.folder(proxied)
+        chip_artifacts.open_folder(proxied)
     monkeypatch.delenv("OCMLFLOW_CACHE_GB")
     monkeypatch.setattr(range_cache, "PATIENCE_S", 1)
     line = line_to(port_of(team_servers[0]["sqlite"]["s3"]["AWS_ENDPOINT_URL_S3"]))
     team("sqlite", direct=True, s3_url=f"http://{line.address}")
     direct = prepared(small_chips)
-    made = chip_set.load(chip_artifacts.folder(direct))
+    made = chip_set.load(chip_artifacts.open_folder(direct))
     crops = Crops(made, side=32, inner=32, batch_size=4, seed=0, workers=2, building_crops=0.5)
     line.become("away")
     with pytest.raises(InputError, match=rf"cannot read aaa\.zarr/.* of the chips of run {direct}: s3://data/.*aaa"):
         crops[0]
     with pytest.raises(InputError, match=rf"the chips of run {direct} cannot be listed: cannot list s3://data/"):
-        chip_artifacts.folder(direct)
+        chip_artifacts.open_folder(direct)
 
 
 def test_clients_of_proxied_artifacts_need_not_reach_the_s3_server(team, team_servers, small_chips, monkeypatch):
@@ -361,7 +361,7 @@ def test_clients_of_proxied_artifacts_need_not_reach_the_s3_server(team, team_se
 
     monkeypatch.setattr(socket.socket, "connect", firewall)
     run_id = prepared(small_chips)
-    assert len(chip_set.load(chip_artifacts.folder(run_id)).index)
+    assert len(chip_set.load(chip_artifacts.open_folder(run_id)).index)
     # What MLflow does when nothing is said: its tries take two minutes.
     monkeypatch.setenv("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "true")
     url = get_artifact_repository(mlflow.get_run(run_id).info.artifact_uri)._get_presigned_download_url(
@@ -396,7 +396,7 @@ def test_a_database_that_is_away_is_told_in_one_line_without_its_password(team, 
     with pytest.raises(InputError, match=said), tracking_runs.run("train", {}):
         pytest.fail("the work began")
     with pytest.raises(InputError, match=r"resume=0 names no run of .*, or that is away: connection to .*refused"):
-        run_search.interrupted("train", "0")
+        run_search.get_interrupted("train", "0")
 
 
 @pytest.mark.parametrize("fault", ["busy", "slow", "refused"])
@@ -417,7 +417,7 @@ def test_artifacts_outlast_the_faults_of_s3(fault, team, team_servers, line_to, 
             else:
                 line.become(fault)
             state.write_bytes(b"state")
-            tracking_runs.keep_state(state)
+            tracking_runs.save_state(state)
             tracking_runs.log_metrics({"loss": 1.0}, step=1)
         return run.info.run_id
 
@@ -457,7 +457,7 @@ def test_two_trainings_register_at_once(team, database):
     runs = [client.create_run(os.environ["MLFLOW_EXPERIMENT_ID"]).info.run_id for _ in range(4)]
 
     def register(run_id: str) -> None:
-        box = Outbox(outbox_sender.unsent_folder() / run_id, partial(outbox_sender.deliver, run_id))
+        box = Outbox(outbox_sender.unsent_folder() / run_id, partial(outbox_sender.send_entry, run_id))
         network.save(box.folder / "model.keras")
         told = {"do": "model", "name": name, "facts": {"gsd": 0.1, "run": run_id}}
         box.put(told, box.folder / "model.keras")

@@ -19,7 +19,7 @@ def server():
                 raise self.answer
             if told.get("n") == 13:
                 raise RefusedError("thirteen")
-            files = sorted(path.name for path in folder.iterdir() if path.name != outbox.TOLD)
+            files = sorted(path.name for path in folder.iterdir() if path.name != outbox.ENTRY_FILE)
             self.arrived.append((told["n"], *files))
 
     made = Server()
@@ -42,17 +42,17 @@ def test_what_is_not_delivered_is_kept_and_delivered_later(tmp_path, server):
     box = Outbox(tmp_path / "run", server)
     box.put({"n": 0})
     with pytest.raises(UndeliveredError, match="still at work"):
-        outbox.deliver_left(tmp_path / "run", server)
+        outbox.deliver_unsent(tmp_path / "run", server)
     box.put({"n": 1})
     with pytest.raises(UndeliveredError, match=r"2 entries are not sent, they are kept in .*run: away"):
         box.close()
-    assert outbox.left(tmp_path) == [tmp_path / "run"]
+    assert outbox.unsent(tmp_path) == [tmp_path / "run"]
     with pytest.raises(UndeliveredError, match="2 entries"):
-        outbox.deliver_left(tmp_path / "run", server)
+        outbox.deliver_unsent(tmp_path / "run", server)
     server.answer = None
-    outbox.deliver_left(tmp_path / "run", server)
+    outbox.deliver_unsent(tmp_path / "run", server)
     assert server.arrived == [(0,), (1,)]
-    assert not outbox.left(tmp_path)
+    assert not outbox.unsent(tmp_path)
 
 
 def test_a_later_entry_of_a_slot_takes_the_place_of_one_not_delivered(tmp_path, server):
@@ -63,7 +63,7 @@ def test_a_later_entry_of_a_slot_takes_the_place_of_one_not_delivered(tmp_path, 
     with pytest.raises(UndeliveredError):
         box.close()
     server.answer = None
-    outbox.deliver_left(tmp_path / "run", server)
+    outbox.deliver_unsent(tmp_path / "run", server)
     assert server.arrived == [(0,), (2,), (3,), (4,)]
 
 
@@ -74,7 +74,7 @@ def test_what_is_refused_holds_up_nothing_and_is_not_thrown_away(tmp_path, serve
     with pytest.raises(UndeliveredError, match=r"1 entries are not sent.*thirteen"):
         box.close()
     assert server.arrived == [(1,), (2,)]
-    outbox.deliver_left(tmp_path / "run", lambda told, folder: server.arrived.append((told["n"],)))
+    outbox.deliver_unsent(tmp_path / "run", lambda told, folder: server.arrived.append((told["n"],)))
     assert server.arrived == [(1,), (2,), (13,)]
 
 
@@ -86,7 +86,7 @@ def test_numbers_go_on_where_an_earlier_process_ended(tmp_path, server):
         with pytest.raises(UndeliveredError):
             box.close()
     server.answer = None
-    outbox.deliver_left(tmp_path / "run", server)
+    outbox.deliver_unsent(tmp_path / "run", server)
     assert server.arrived == [(0,), (1,)]
 
 
