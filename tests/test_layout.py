@@ -11,11 +11,12 @@ ORDER = {
     "sample": ["layout", "render", "catalog"],
     "storage": ["s3", "hrefs", "range_cache"],
     "scenes": [
+        "gdal_settings",
+        "asset_roles",
         "stac_reader",
         "catalog",
         "geobox",
         "windows",
-        "gdal_settings",
         "raster",
         "geotiff",
         "resample",

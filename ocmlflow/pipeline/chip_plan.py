@@ -16,7 +16,7 @@ from ocmlflow.errors import InputError
 from ocmlflow.pipeline.options import PrepareOptions
 from ocmlflow.progress import progress_bar
 from ocmlflow.redaction import redact
-from ocmlflow.scenes import catalog, stac_reader
+from ocmlflow.scenes import asset_roles, catalog
 from ocmlflow.scenes.catalog import Scene
 from ocmlflow.storage import hrefs
 
@@ -41,8 +41,8 @@ def labelled_scenes(options: PrepareOptions) -> list[Scene]:
     if not any(scene.labels for scene in scenes):
         raise InputError(
             f"none of the {len(scenes)} scenes of {options.catalog} has labels: a label item is found by its `source` "
-            f"link, by the id SCENE{stac_reader.LABEL_SUFFIX} or by its scene's geometry, a label file by its image's "
-            f"name ({' or '.join(f'NAME{suffix}' for suffix in stac_reader.LABEL_FILES)})"
+            f"link, by the id SCENE{asset_roles.LABEL_SUFFIX} or by its scene's geometry, a label file by its image's "
+            f"name ({' or '.join(f'NAME{suffix}' for suffix in asset_roles.LABEL_FILES)})"
         )
     return scenes
 

@@ -18,7 +18,7 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 
 from ocmlflow.errors import InputError
-from ocmlflow.scenes import stac_reader
+from ocmlflow.scenes import asset_roles, stac_reader
 from ocmlflow.storage import hrefs
 
 log = logging.getLogger(__name__)
@@ -146,32 +146,34 @@ def _of_files(files: list[str], folder: str) -> list[Scene]:
     parts = [(file, *posixpath.splitext(file)) for file in files]
     labels = defaultdict(list)
     for file, stem, suffix in parts:
-        if suffix.lower() in stac_reader.LABEL_FILES:
+        if suffix.lower() in asset_roles.LABEL_FILES:
             labels[stem].append(file)
     return [
         Scene(posixpath.basename(stem), place, file, tuple(labels[stem]), folder)
         for file, stem, suffix in parts
-        if suffix.lower() in stac_reader.IMAGE_FILES
+        if suffix.lower() in asset_roles.IMAGE_FILES
     ]
 
 
 def _in_stac(href: str) -> list[Scene]:
     """Scenes of a STAC catalogue, collection or item, each with its labels."""
     items = stac_reader.read_items(href)
-    images = [item for item in items if stac_reader.image_href(item)]
+    files = {id(item): asset.get_absolute_href() for item in items if (asset := asset_roles.image_asset(item))}
+    images = [item for item in items if id(item) in files]
     by_name = stac_reader.index_by_name(images)
     # A label item may hold its labels as a raster too, which looks like an image.
     images = [
-        item for item in images if not stac_reader.label_hrefs(item) or item in stac_reader.source_images(item, by_name)
+        item
+        for item in images
+        if not asset_roles.label_assets(item) or item in stac_reader.source_images(item, by_name)
     ]
-    if not images:
-        raise InputError(f"{href} has {len(items)} items but none with a GeoTIFF asset")
     labels = _labels_of(images, items, href)
+    _check_images(items, files, href)
     return [
         Scene(
             item.id,
             stac_reader.place_name(item),
-            str(stac_reader.image_href(item)),
+            str(files[id(item)]),
             tuple(labels[id(item)]),
             href,
             item.get_self_href() or "",
@@ -181,12 +183,31 @@ def _in_stac(href: str) -> list[Scene]:
     ]
 
 
+def _check_images(items: list[pystac.Item], files: dict[int, str | None], href: str) -> None:
+    """Warn of items with neither image nor labels; InputError where no item has an image."""
+    empty = [item for item in items if id(item) not in files and not asset_roles.label_assets(item)]
+    if not files:
+        example = f": the assets of {empty[0].id} are {asset_roles.describe_assets(empty[0])}" if empty else ""
+        raise InputError(
+            f"{href} has {len(items)} items but none with a GeoTIFF asset that shows the scene{example}. It is found "
+            "by the role visual or data, or the key image; the roles thumbnail, overview and metadata, and those of "
+            "masks, are never taken"
+        )
+    for item in empty:
+        log.warning(
+            "item %s of %s is left out: none of its assets is a GeoTIFF that shows the scene: %s",
+            item.id,
+            href,
+            asset_roles.describe_assets(item),
+        )
+
+
 def _labels_of(images: list[pystac.Item], items: list[pystac.Item], href: str) -> dict[int, list[str]]:
     """Hrefs of the labels of each image item, by the `id()` of the item: STAC ids may occur twice."""
     by_name = stac_reader.index_by_name(images)
     labels: dict[int, list[str]] = {id(item): [] for item in images}
     for item in items:
-        drawn = stac_reader.label_hrefs(item)
+        drawn = [label_href for asset in asset_roles.label_assets(item) if (label_href := asset.get_absolute_href())]
         sources = stac_reader.source_images(item, by_name) if drawn else []
         for source in sources:
             labels[id(source)] += drawn

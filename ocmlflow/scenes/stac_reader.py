@@ -1,4 +1,4 @@
-"""Reads STAC items of any version, and finds the images, labels and places that they name."""
+"""Reads STAC items of any version, and finds which images the labels belong to."""
 
 import itertools
 import json
@@ -12,11 +12,9 @@ import pystac
 from pystac.stac_io import DefaultStacIO
 
 from ocmlflow.errors import InputError
+from ocmlflow.scenes import asset_roles
 from ocmlflow.storage import hrefs
 
-LABEL_SUFFIX = "-labels"  # of label items of the challenge, which have no `source` link
-LABEL_FILES = {".geojson": "application/geo+json", ".gpkg": "application/geopackage+sqlite3"}
-IMAGE_FILES = {".tif": "image/tiff", ".tiff": "image/tiff"}
 NOT_STAC = (ValueError, TypeError, LookupError, AttributeError, pystac.STACError, pystac.STACTypeError)
 """What pystac raises for files that are not JSON, or not STAC."""
 
@@ -46,23 +44,6 @@ def read_items(href: str) -> list[pystac.Item]:
     return items
 
 
-def image_href(item: pystac.Item) -> str | None:
-    """Href of the GeoTIFF: the asset `image`, else the first of its media type, else the first of its file name."""
-    tiffs = [asset for key, asset in item.assets.items() if _is_tiff(asset) and not _is_label(key, asset)]
-    chosen = item.assets.get("image") or min(tiffs, key=lambda asset: not asset.media_type, default=None)
-    return chosen.get_absolute_href() if chosen else None
-
-
-def label_hrefs(item: pystac.Item) -> list[str]:
-    """Hrefs of the vector files of labels, or of label rasters where there are no others.
-
-    Rasters cannot be used as footprints, but their item must not pass for unlabelled.
-    """
-    drawn = [asset for key, asset in item.assets.items() if _is_label(key, asset)]
-    vectors = [asset for asset in drawn if not _is_tiff(asset)]
-    return [href for asset in vectors or drawn if (href := asset.get_absolute_href())]
-
-
 def index_by_name(items: list[pystac.Item]) -> dict[str, list[pystac.Item]]:
     """The items by their hrefs and by their ids."""
     by_name: dict[str, list[pystac.Item]] = defaultdict(list)
@@ -78,7 +59,7 @@ def source_images(item: pystac.Item, images: dict[str, list[pystac.Item]]) -> li
     `images` are indexed by `index_by_name`.
     """
     links = {link.get_absolute_href() or "" for link in item.links if link.rel == "source"}
-    for names in (links, {item.id.removesuffix(LABEL_SUFFIX)}, {item.id}):
+    for names in (links, {item.id.removesuffix(asset_roles.LABEL_SUFFIX)}, {item.id}):
         if sources := [image for name in names for image in images.get(name, [])]:
             return sources
     candidates = itertools.chain.from_iterable(images.values())
@@ -104,25 +85,6 @@ def _below(catalog: pystac.Catalog, *above: pystac.Catalog) -> Iterator[pystac.I
         yield item
     for child in catalog.get_children():
         yield from _below(child, *above, catalog)
-
-
-def _is_label(key: str, asset: pystac.Asset) -> bool:
-    names = (key, *map(str, asset.roles or ()))
-    is_named_so = any(name.endswith("labels") or name.startswith("labels-") for name in names)
-    return is_named_so or _media_type(asset).endswith(("geo+json", "geopackage+sqlite3"))
-
-
-def _is_tiff(asset: pystac.Asset) -> bool:
-    return _media_type(asset).endswith(
-        "tiff"
-    )  # image/tiff; before STAC 1.0, image/vnd.stac.geotiff and image/x.geotiff
-
-
-def _media_type(asset: pystac.Asset) -> str:
-    """Media type without parameters; by the file name where none is given."""
-    media_type = str(asset.media_type or "").partition(";")[0].strip().lower()
-    suffix = posixpath.splitext(urlparse(asset.href).path)[1].lower()
-    return media_type or (IMAGE_FILES | LABEL_FILES).get(suffix, "")
 
 
 class _Reader(DefaultStacIO):
