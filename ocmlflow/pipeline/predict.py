@@ -213,7 +213,7 @@ def _timed(
 
 def _pack_submission(setup: PredictionSetup, folder: Path) -> None:
     """Pack the masks of images without georeference, checked, into the submission of the challenge."""
-    chips = {name: (check.height, check.width) for name, check in setup.checks.items() if not check.placed}
+    chips = {name: (check.height, check.width) for name, check in setup.checks.items() if not check.is_georeferenced}
     if not chips:
         return
     masks = {path.stem: path for path in (folder / "chips").glob("*.tif")}

@@ -1,7 +1,9 @@
-"""A scene and a predict function, to files that a GIS opens and footprints that a map editor accepts."""
+"""Writes the probability and mask rasters of a scene block by block, behind the tiles that are being predicted."""
 
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +14,7 @@ import geopandas as gpd
 import numpy as np
 import shapely
 from affine import Affine
-from rasterio.io import DatasetReader
+from rasterio.io import DatasetReader, DatasetWriter
 from rasterio.windows import Window
 from shapely.geometry.base import BaseGeometry
 
@@ -22,37 +24,54 @@ from ocmlflow.prediction.polygonize import MaskBlock
 from ocmlflow.prediction.scene_tiles import CACHE, TilePlan
 from ocmlflow.scenes import geobox, geotiff, partial_read, raster, windows
 from ocmlflow.scenes.geobox import GeoBox
+from ocmlflow.scenes.windows import Tile
 
 NODATA = 255
-"""In both rasters, where the scene has no imagery."""
+"""Value of both rasters where the scene has no imagery."""
 BLOCK = 2 * geotiff.TILE
-"""Side of what is held in memory of a scene's grid, in pixels of the network's resolution, or of its own if finer."""
+"""Side of the blocks held in memory, in pixels of the map or, where those are larger, of the model."""
 
 
 class Watermark:
-    """How far down a scene is predicted, for a thread that waits for it."""
+    """The row of the model grid above which a scene is predicted, for a thread that waits for it."""
 
-    def __init__(self) -> None:
-        self._row, self._ended, self._moved = 0, False, Condition()
+    def __init__(self, pending: Iterable[Tile], height: int) -> None:
+        self._pending = deque(pending)
+        self._predicted: set[Tile] = set()
+        self._height = height
+        self._closed = False
+        self._changed = Condition()
 
-    def rise(self, row: int) -> None:
-        """Everything above this row of the ground grid is predicted."""
-        with self._moved:
-            self._row = row
-            self._moved.notify()
+    def advance(self, tile: Tile) -> None:
+        """Count a tile as predicted; tiles may come in any order."""
+        with self._changed:
+            self._predicted.add(tile)
+            while self._pending and self._pending[0] in self._predicted:
+                self._predicted.remove(self._pending.popleft())
+            self._changed.notify()
 
-    def end(self) -> None:
-        """It rises no more."""
-        with self._moved:
-            self._ended = True
-            self._moved.notify()
+    def close(self) -> None:
+        """End the wait of the other thread: no more tiles come."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
 
     def wait(self, row: int) -> None:
-        """Come back when everything above this row is predicted; RuntimeError if it never will be."""
-        with self._moved:
-            self._moved.wait_for(lambda: self._row >= row or self._ended)
-            if self._row < row:
+        """Wait until everything above this row is predicted; RuntimeError if it never will be."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.row >= row or self._closed)
+            if self.row < row:
                 raise RuntimeError("the scene was not predicted to its end")
+
+    @property
+    def row(self) -> int:
+        """Everything above this row of the model grid is predicted."""
+        return int(self._pending[0].core.row_off) if self._pending else self._height
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all tiles are predicted."""
+        return not self._pending
 
 
 @dataclass(frozen=True)
@@ -60,88 +79,122 @@ class MapJob:
     """A scene that is being mapped."""
 
     plan: TilePlan
-    out: GeoBox  # where the results lie
-    holes: list[Window]  # of the ground grid, that could not be read; grows
+    """All tiles of the scene."""
+    map_grid: GeoBox
+    """Grid of the rasters that are written: the scene's own or the model's."""
+    unreadable: list[Window]
+    """Windows of the model grid that could not be read; grows while the scene is predicted."""
 
 
-@dataclass
-class MapCounts:
-    """What was found so far in a scene."""
+@dataclass(frozen=True)
+class MapBlock:
+    """One block of a map."""
 
-    pixels: int = 0
-    building_pixels: int = 0
-    buildings: int = 0
-    area_m2: float = 0.0
+    window: Window
+    """Where the block lies in the map grid."""
+    percents: np.ndarray
+    """(height, width) uint8: probability of building in percent."""
+    valid: np.ndarray
+    """(height, width) bool: where there is imagery inside the area of interest."""
 
 
-def write_rasters(job: MapJob, tide: Watermark, paths: dict[str, Path], counts: MapCounts) -> Iterator[MaskBlock]:
-    """Write both rasters block by block, and hand each block on."""
-    place = job.out if job.plan.placed else None
-    size: dict[str, Any] = {"height": job.out.height, "width": job.out.width, "dtype": "uint8"}
-    # A submission knows 0 and 1 alone.
-    nothing = NODATA if job.plan.placed else 0
+class MapRasters:
+    """The probability and mask rasters of a map, open for writing; counts the pixels that it writes."""
+
+    def __init__(self, probability: DatasetWriter, mask: DatasetWriter, *, threshold: int, mask_nodata: int) -> None:
+        self.pixels = 0
+        self.building_pixels = 0
+        self._probability = probability
+        self._mask = mask
+        self._threshold = threshold
+        self._mask_nodata = np.uint8(mask_nodata)
+
+    def write(self, block: MapBlock) -> MaskBlock:
+        """Write a block to both rasters; returns its mask."""
+        valid = block.valid
+        building = (block.percents >= self._threshold) & valid
+        self._probability.write(np.where(valid, block.percents, np.uint8(NODATA)), 1, window=block.window)
+        self._mask.write(np.where(valid, building.view(np.uint8), self._mask_nodata), 1, window=block.window)
+        self.pixels += int(np.count_nonzero(valid))
+        self.building_pixels += int(np.count_nonzero(building))
+        return MaskBlock(block.window, block.percents, building)
+
+
+@contextmanager
+def open_rasters(job: MapJob, *, probability: Path, mask: Path) -> Iterator[MapRasters]:
+    """Open the two rasters of a map for writing.
+
+    Without a georeference the mask has no nodata value and is 0 where there is no imagery: the challenge's submission
+    allows 0 and 1 alone.
+    """
+    grid = job.map_grid if job.plan.is_georeferenced else None
+    mask_nodata = NODATA if job.plan.is_georeferenced else None
+    size: dict[str, Any] = {"height": job.map_grid.height, "width": job.map_grid.width, "dtype": "uint8"}
     with (
-        raster.open_scene(job.plan.scene.image, gsd=job.plan.settings.chip_gsd, cache=CACHE) as (
-            dataset,
-            _,
-        ),  # this thread's own
-        geotiff.create(paths["probability"], place, nodata=NODATA, **size) as probability,
-        geotiff.create(paths["mask"], place, nodata=NODATA if job.plan.placed else None, **size) as mask,
+        geotiff.create(probability, grid, nodata=NODATA, **size) as probability_file,
+        geotiff.create(mask, grid, nodata=mask_nodata, **size) as mask_file,
     ):
-        probability.scales = (0.01,)
-        probability.set_band_description(1, "probability of building, percent")
-        mask.set_band_description(1, "building")
-        for window, percents, valid in _blocks(job, tide, dataset):
-            building = (percents >= job.plan.settings.threshold) & valid
-            probability.write(np.where(valid, percents, np.uint8(NODATA)), 1, window=window)
-            mask.write(np.where(valid, building.view(np.uint8), np.uint8(nothing)), 1, window=window)
-            counts.pixels += int(np.count_nonzero(valid))
-            counts.building_pixels += int(np.count_nonzero(building))
-            yield MaskBlock(window, percents, building)
+        probability_file.scales = (0.01,)
+        probability_file.set_band_description(1, "probability of building, percent")
+        mask_file.set_band_description(1, "building")
+        yield MapRasters(
+            probability_file, mask_file, threshold=job.plan.settings.threshold, mask_nodata=mask_nodata or 0
+        )
 
 
-def _blocks(job: MapJob, tide: Watermark, dataset: DatasetReader) -> Iterator[tuple[Window, np.ndarray, np.ndarray]]:
-    """Each block of the results' grid with its percents (uint8) and where it is valid (bool)."""
-    read = tile_store.reader(job.plan.kept, job.plan.tiles)
-    aoi = job.plan.settings.aoi
-    inside, area = (
-        scene_tiles.area_filter(job.plan.ground, aoi),
-        None if aoi is None else [geobox.project_area(aoi, job.out)],
-    )
-    # Smaller where pixels are larger than the network's, by a power of two: blocks share the edges of the files' tiles.
-    finer = round(math.log2(max(1.0, geobox.gsd(job.out) / job.plan.settings.gsd)))
-    for window in windows.blocks(job.out.height, job.out.width, size=BLOCK >> finer):
-        around = tile_store.source_window(job.plan.ground, job.out, window)
-        tide.wait(around.row_off + around.height)
-        if inside(around):
-            percents = tile_store.resampled_percents(read, job.plan.ground, job.out, window)
-            valid = read(window)[1] if job.plan.ground == job.out else _valid(job, dataset, window)
-            yield window, percents, valid & _wanted(job, window, area)
-        else:
-            shape = (window.height, window.width)
-            yield window, np.zeros(shape, np.uint8), np.zeros(shape, bool)
+def blocks(job: MapJob, watermark: Watermark) -> Iterator[MapBlock]:
+    """Blocks of the map, row by row, each as soon as the tiles that it needs are predicted."""
+    plan = job.plan
+    meets_area = scene_tiles.area_filter(plan.model_grid, plan.settings.aoi)
+    area = None if plan.settings.aoi is None else geobox.project_area(plan.settings.aoi, job.map_grid)
+    read_tiles = tile_store.reader(plan.tile_folder, plan.tiles)
+    # A dataset of its own, as this runs in another thread than the prediction.
+    with raster.open_scene(plan.scene.image, gsd=plan.settings.chip_gsd, cache=CACHE) as (dataset, _):
+        for window in windows.blocks(job.map_grid.height, job.map_grid.width, size=_block_size(job)):
+            source = tile_store.source_window(plan.model_grid, job.map_grid, window)
+            watermark.wait(source.row_off + source.height)
+            if not meets_area(source):
+                shape = (window.height, window.width)
+                yield MapBlock(window, np.zeros(shape, np.uint8), np.zeros(shape, bool))
+                continue
+            percents = tile_store.resampled_percents(read_tiles, plan.model_grid, job.map_grid, window)
+            is_same_grid = plan.model_grid == job.map_grid
+            valid = read_tiles(window)[1] if is_same_grid else _imagery(plan, dataset, window)
+            yield MapBlock(window, percents, valid & _inside_area(job, window, area) & _readable(job, window))
 
 
-def _valid(job: MapJob, dataset: DatasetReader, window: Window) -> np.ndarray:
-    if not job.plan.settings.skip_unreadable:
+def _block_size(job: MapJob) -> int:
+    """Smaller than BLOCK by a power of two where the map is coarser than the model, so that tiles of the files fit."""
+    ratio = max(1.0, geobox.gsd(job.map_grid) / job.plan.settings.gsd)
+    return BLOCK >> round(math.log2(ratio))
+
+
+def _imagery(plan: TilePlan, dataset: DatasetReader, window: Window) -> np.ndarray:
+    """(height, width) bool: where the scene has imagery."""
+    if not plan.settings.skip_unreadable:
         return raster.read_valid(dataset, window)
     blank = np.zeros((window.height, window.width), bool)
     valid, _ = partial_read.read_array(partial(raster.read_valid, dataset), window, blank)
     return valid
 
 
-def _wanted(job: MapJob, window: Window, area: list[BaseGeometry] | None) -> np.ndarray | np.bool_:
-    """(height, width) bool: inside the area of interest, and not where the image could not be read."""
-    place: dict[str, Any] = {"height": int(window.height), "width": int(window.width)}
-    place["transform"] = job.out.transform @ Affine.translation(window.col_off, window.row_off)
-    wanted: np.ndarray | np.bool_ = np.True_
-    if area is not None:
-        wanted = wanted & (labels.rasterize(area, **place) == 1)
-    if job.holes:
-        # And what the probabilities next to them would be mixed with.
-        near = 2 * job.plan.settings.gsd
-        holes = [shapely.Polygon(job.plan.ground.corners(hole)).buffer(near, join_style="mitre") for hole in job.holes]
-        wanted = wanted & (
-            labels.rasterize(gpd.GeoSeries(holes, crs=job.plan.ground.crs).to_crs(job.out.crs), **place) == 0
-        )
-    return wanted
+def _inside_area(job: MapJob, window: Window, area: BaseGeometry | None) -> np.ndarray | np.bool_:
+    """(height, width) bool: inside the area of interest, given in the map's CRS."""
+    return np.True_ if area is None else _rasterize(gpd.GeoSeries([area], crs=job.map_grid.crs), job, window)
+
+
+def _readable(job: MapJob, window: Window) -> np.ndarray | np.bool_:
+    """(height, width) bool: where the image could be read."""
+    if not job.unreadable:
+        return np.True_
+    grid = job.plan.model_grid
+    # Resampling mixes the probabilities of neighbours: those next to an unreadable window are left out too.
+    reach_m = 2 * job.plan.settings.gsd
+    outlines = [shapely.Polygon(grid.corners(part)).buffer(reach_m, join_style="mitre") for part in job.unreadable]
+    return ~_rasterize(gpd.GeoSeries(outlines, crs=grid.crs).to_crs(job.map_grid.crs), job, window)
+
+
+def _rasterize(polygons: gpd.GeoSeries, job: MapJob, window: Window) -> np.ndarray:
+    """(height, width) bool: the pixels of a window of the map whose centres lie in a polygon."""
+    transform = job.map_grid.transform @ Affine.translation(window.col_off, window.row_off)
+    return labels.rasterize(polygons, transform, height=int(window.height), width=int(window.width)) == 1

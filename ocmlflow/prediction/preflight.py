@@ -1,4 +1,4 @@
-"""A scene and a predict function, to files that a GIS opens and footprints that a map editor accepts."""
+"""Checks a scene before it is predicted: resolution, georeference, area of interest."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,46 +13,66 @@ from ocmlflow.scenes.catalog import Scene
 from ocmlflow.scenes.geobox import GeoBox
 
 MAX_GSD_RATIO = 20
-"""Times the network's pixels that a scene's may be long: of 2 m for one of 0.1 m, where a house is a few of them."""
+"""Largest ratio of scene GSD to model GSD: for a model of 0.1 m pixels of 2 m, a few of which make a house."""
 
 
 @dataclass(frozen=True)
 class SceneCheck:
     """What is known of a scene before it is predicted."""
 
-    placed: bool
-    """Whether it says where on earth it lies."""
+    is_georeferenced: bool
+    """Whether the image has a CRS and a transform, its own or a sidecar's."""
     height: int
+    """Pixels of the image."""
     width: int
+    """Pixels of the image."""
     inside: bool
-    """Whether it meets the area of interest."""
+    """Whether the scene meets the area of interest."""
     acquired: datetime | None
-    """When, as its catalogue or else its file says."""
+    """Time of acquisition from the catalogue, or else from the file; None if neither states it."""
 
 
 def check(scene: Scene, *, settings: MapSettings) -> SceneCheck:
-    """What is known of a scene before it is predicted; InputError where it cannot be."""
-    with raster.open_scene(scene.image, gsd=settings.chip_gsd, cache=CACHE) as (dataset, own):
-        if (metres := geobox.gsd(own)) > MAX_GSD_RATIO * settings.gsd:
-            raise InputError(
-                f"image {scene.image} has pixels of {metres:.3g} m, over {MAX_GSD_RATIO} times the "
-                f"{settings.gsd:g} m of the model, which would know no building there: "
-                "finer imagery would do, or a model of coarser imagery"
-            )
+    """What is known of a scene before it is predicted.
+
+    Raises InputError if the scene cannot be opened, is too coarse for the model, or has no georeference where the
+    settings need one. A doubtful alpha band is warned of.
+    """
+    with raster.open_scene(scene.image, gsd=settings.chip_gsd, cache=CACHE) as (dataset, own_grid):
+        is_georeferenced = raster.is_georeferenced(dataset)
+        _check_resolution(scene, own_grid, settings)
         raster.warn_of_doubtful_alpha(dataset)
-        ground = geobox.utm_grid(own, gsd=settings.gsd)
-        placed = raster.is_georeferenced(dataset)
-        if settings.aoi is not None and not placed:
-            raise InputError(f"image {scene.image} does not say where it lies, so that no area of interest limits it")
-        if not (settings.on_own_grid or placed or own == ground):
-            raise InputError(
-                f"image {scene.image} does not say where it lies, so that its mask is of its own pixels, of "
-                f"{settings.chip_gsd} m, not of the model's, of {settings.gsd} m: leave out grid=model"
-            )
-        inside = scene_tiles.area_filter(own, settings.aoi)(whole_window(own))
-        return SceneCheck(placed, own.height, own.width, inside, scene.acquired or raster.acquired(dataset))
+        if not is_georeferenced:
+            _check_without_georeference(scene, own_grid, settings)
+        return SceneCheck(
+            is_georeferenced=is_georeferenced,
+            height=own_grid.height,
+            width=own_grid.width,
+            inside=scene_tiles.area_filter(own_grid, settings.aoi)(whole_window(own_grid)),
+            acquired=scene.acquired or raster.acquired(dataset),
+        )
 
 
-def whole_window(of: GeoBox) -> Window:
+def whole_window(grid: GeoBox) -> Window:
     """The window of all pixels of a grid."""
-    return Window(0, 0, of.width, of.height)
+    return Window(0, 0, grid.width, grid.height)
+
+
+def _check_resolution(scene: Scene, own_grid: GeoBox, settings: MapSettings) -> None:
+    gsd = geobox.gsd(own_grid)
+    if gsd > MAX_GSD_RATIO * settings.gsd:
+        raise InputError(
+            f"image {scene.image} has pixels of {gsd:.3g} m, over {MAX_GSD_RATIO} times the {settings.gsd:g} m of the "
+            "model, too coarse to show a building to it: use finer imagery, or a model trained on coarser imagery"
+        )
+
+
+def _check_without_georeference(scene: Scene, own_grid: GeoBox, settings: MapSettings) -> None:
+    """Raise InputError if the settings need a georeference, which this image lacks."""
+    if settings.aoi is not None:
+        raise InputError(f"image {scene.image} has no georeference, so aoi= cannot be applied to it: leave out aoi=")
+    if not settings.on_own_grid and own_grid != geobox.utm_grid(own_grid, gsd=settings.gsd):
+        raise InputError(
+            f"image {scene.image} has no georeference, so its mask has its own pixels of {settings.chip_gsd} m, not "
+            f"the model's of {settings.gsd} m: leave out grid=model"
+        )

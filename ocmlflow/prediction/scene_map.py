@@ -1,14 +1,12 @@
-"""A scene and a predict function, to files that a GIS opens and footprints that a map editor accepts."""
+"""Maps one scene: predicts its tiles, and writes rasters, footprints and an overview picture."""
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-import geopandas as gpd
+import numpy as np
 from PIL import Image
 from rasterio.enums import Resampling
 from shapely.geometry.base import BaseGeometry
@@ -16,19 +14,21 @@ from shapely.geometry.base import BaseGeometry
 from ocmlflow import pictures
 from ocmlflow.errors import InputError
 from ocmlflow.prediction import map_writer, polygonize, preflight, scene_tiles, tile_store, vector_files
-from ocmlflow.prediction.map_writer import MapCounts, MapJob, Watermark
+from ocmlflow.prediction.map_writer import MapJob, MapRasters, Watermark
 from ocmlflow.prediction.polygonize import MaskBlock
 from ocmlflow.prediction.scene_tiles import CACHE, MapSettings, PredictFactory
+from ocmlflow.prediction.vector_files import FootprintTotals
 from ocmlflow.progress import Progress
 from ocmlflow.scenes import geobox, geotiff, raster
 from ocmlflow.scenes.catalog import Scene
 
 OVERVIEW_PX = 1000
+"""Longer side of each of the overview's two pictures, in pixels."""
 
 
 @dataclass(frozen=True)
 class MapFiles:
-    """What was predicted for one scene."""
+    """The files of one predicted scene, and its figures."""
 
     probability: Path
     """GeoTIFF, uint8: percent, rounded down, 255 where there is no imagery; cloud-optimized if georeferenced."""
@@ -37,24 +37,24 @@ class MapFiles:
     footprints: Path | None
     """GeoParquet, columns scene, probability, area_m2, geometry, in the rasters' CRS; None without a georeference.
 
-    Beside it lie the same in the formats of `vector.DRIVERS`.
+    Copies in the formats of `vector_files.DRIVERS` lie beside it.
     """
     overview: Path | None
-    """JPEG of two pictures: the scene, and the same with what is building; None where it cannot be read."""
+    """JPEG of the scene beside the same with its buildings tinted; None where the scene cannot be read."""
     tiles: Path
-    """Folder of what the network said, of no use once the files above are where they belong."""
+    """Folder of the predicted tiles, of no use once the files above are in the output."""
     pixels: int
     """Pixels with imagery."""
     building_pixels: int
-    """Pixels of them that are building."""
+    """Pixels that are building."""
     buildings: int
-    """Footprints."""
+    """Number of footprints."""
     area_m2: float
-    """Their area."""
+    """Area of all footprints."""
     outline: BaseGeometry
-    """Of the rasters, in degrees (lon, lat)."""
+    """Outline of the rasters, in degrees (lon, lat)."""
     unreadable: Sequence[BaseGeometry]
-    """Outlines in degrees of what could not be read and counts as no imagery."""
+    """Outlines, in degrees, of the parts that could not be read and count as no imagery."""
 
 
 def map_scene(
@@ -68,111 +68,132 @@ def map_scene(
 ) -> MapFiles:
     """Predict a scene of any size, in this process or on an executor's workers, and write its files under `folder`.
 
-    The scene is brought to the network's resolution as it is read, in windows; the probabilities are brought back to
-    the scene's own grid in blocks, in a thread of its own that follows the network down the scene. Of pixels no more
-    is held than a window and a block, of outlines only those that are not whole. Windows that a call before this one
-    has predicted, in the same folder, are not predicted again, as long as the map's `tiles` are there.
+    The scene is resampled to the model's resolution as it is read, tile by tile. A second thread follows down the
+    scene: it resamples the probabilities to the grid of the map in blocks, and traces the footprints. Memory holds a
+    few tiles, one block, and the outlines of buildings that reach the last row of blocks.
+
+    Tiles that an earlier call has predicted in the same folder are not predicted again, as long as the `tiles` of
+    MapFiles are there. Raises InputError where the scene cannot be read, unless the settings skip unreadable parts.
     """
-    whole = scene_tiles.plan(scene, folder, settings=settings)
-    whole.kept.mkdir(parents=True, exist_ok=True)
-    waiting, done = deque(tile_store.missing(whole.kept, whole.tiles)), set()
-    job = MapJob(whole, whole.own if settings.on_own_grid else whole.ground, scene_tiles.unreadable_windows(whole))
-    tide = Watermark()
-
-    def rise() -> None:
-        tide.rise(waiting[0].core.row_off if waiting else whole.ground.height)
-
-    on = partial(scene_tiles.predict_on_workers, executor=executor) if executor else scene_tiles.predict
-    with ThreadPoolExecutor(1) as thread:
-        made = thread.submit(_draw, job, tide, folder)
-        try:
-            rise()
-            with closing(on(whole, network, progress=progress)) as found:
-                for tile, holes in found:
-                    job.holes.extend(holes)
-                    done.add(tile)
-                    while waiting and waiting[0] in done:
-                        done.remove(waiting.popleft())
-                    rise()
-                    if made.done() and waiting:  # it has failed
-                        break
-        finally:
-            tide.end()
-        return made.result()
-
-
-def _draw(job: MapJob, tide: Watermark, folder: Path) -> MapFiles:
-    """Write the rasters and footprints of a scene that is being predicted."""
-    name, placed = job.plan.scene.id, job.plan.placed
-    files = {kind: folder / f"{name}-{kind}.tif" for kind in ("probability", "mask")}
-    plain = {kind: folder / f"{name}-{kind}-plain.tif" if placed else file for kind, file in files.items()}
-    counts = MapCounts()
-    blocks = map_writer.write_rasters(job, tide, plain, counts)
-    footprints = folder / f"{name}.parquet" if placed else None
-    if footprints:
-        _outline_buildings(job, blocks, footprints, counts)
-        for kind, path in plain.items():
-            how = Resampling.average if kind == "probability" else Resampling.nearest
-            geotiff.write_cog(path, files[kind], overviews=how)
-            path.unlink()
+    plan = scene_tiles.plan(scene, folder, settings=settings)
+    plan.tile_folder.mkdir(parents=True, exist_ok=True)
+    map_grid = plan.own_grid if settings.on_own_grid else plan.model_grid
+    job = MapJob(plan, map_grid, unreadable=scene_tiles.unreadable_windows(plan))
+    watermark = Watermark(tile_store.missing(plan.tile_folder, plan.tiles), plan.model_grid.height)
+    if executor:
+        tiles = scene_tiles.predict_on_workers(plan, network, progress, executor)
     else:
-        for _ in blocks:
-            pass
-        for path in files.values():
-            geotiff.check_complete(path)
-    holes = sorted(set(job.holes), key=lambda hole: hole.toranges())  # in whichever order they were met
+        tiles = scene_tiles.predict(plan, network, progress)
+    with ThreadPoolExecutor(1) as thread:
+        writing = thread.submit(_write_map, job, watermark, folder)
+        try:
+            with closing(tiles):
+                for tile, unreadable in tiles:
+                    job.unreadable.extend(unreadable)
+                    watermark.advance(tile)
+                    if writing.done() and not watermark.is_complete:
+                        break  # it has failed
+        finally:
+            watermark.close()
+        return writing.result()
+
+
+def _write_map(job: MapJob, watermark: Watermark, folder: Path) -> MapFiles:
+    """Write the files of a scene while its tiles are being predicted."""
+    name = job.plan.scene.id
+    probability = folder / f"{name}-probability.tif"
+    mask = folder / f"{name}-mask.tif"
+    footprints = None
+    if job.plan.is_georeferenced:
+        footprints = folder / f"{name}.parquet"
+        rasters, totals = _write_georeferenced(job, watermark, probability, mask, footprints)
+    else:
+        rasters, totals = _write_plain(job, watermark, probability, mask), FootprintTotals(0, 0.0)
+    unreadable = sorted(set(job.unreadable), key=lambda window: window.toranges())  # tiles come in any order
     return MapFiles(
-        files["probability"],
-        files["mask"],
-        footprints,
-        _overview(job, files["mask"], folder / f"{name}.jpg"),
-        job.plan.kept,
-        **vars(counts),
-        outline=geobox.outline(job.out, preflight.whole_window(job.out)),
-        unreadable=[geobox.outline(job.plan.ground, hole) for hole in holes],
+        probability=probability,
+        mask=mask,
+        footprints=footprints,
+        overview=_write_overview(job, mask, folder / f"{name}.jpg"),
+        tiles=job.plan.tile_folder,
+        pixels=rasters.pixels,
+        building_pixels=rasters.building_pixels,
+        buildings=totals.buildings,
+        area_m2=totals.area_m2,
+        outline=geobox.outline(job.map_grid, preflight.whole_window(job.map_grid)),
+        unreadable=[geobox.outline(job.plan.model_grid, window) for window in unreadable],
     )
 
 
-def _outline_buildings(job: MapJob, blocks: Iterator[MaskBlock], path: Path, counts: MapCounts) -> None:
-    """Write the footprints in all formats."""
-    settings = job.plan.settings
-    found = polygonize.trace(blocks)
-    # A pixel of the network, in pixels of the map: what is finer is interpolation, not knowledge.
-    tolerance = max(1.0, settings.gsd / geobox.gsd(job.out))
-    name, least = job.plan.scene.id, settings.min_area_m2
-    # The ground grid's CRS is in metres, whatever the scene's own.
-    how = {"squared_in": job.plan.ground.crs if settings.squared else None}
-    frames = vector_files.frames(found, job.out, scene=name, tolerance=tolerance, min_area_m2=least, **how)
-    vector_files.write(_counted(frames, counts), path)
+def _write_plain(job: MapJob, watermark: Watermark, probability: Path, mask: Path) -> MapRasters:
+    """Write plain TIFFs of a scene without a georeference."""
+    with map_writer.open_rasters(job, probability=probability, mask=mask) as rasters:
+        for block in map_writer.blocks(job, watermark):
+            rasters.write(block)
+    for path in (probability, mask):
+        geotiff.check_complete(path)
+    return rasters
+
+
+def _write_georeferenced(
+    job: MapJob, watermark: Watermark, probability: Path, mask: Path, footprints: Path
+) -> tuple[MapRasters, FootprintTotals]:
+    """Write the rasters as COGs, and the footprints in all formats."""
+    plain_probability = probability.with_name(f"{probability.stem}-plain.tif")
+    plain_mask = mask.with_name(f"{mask.stem}-plain.tif")
+    with map_writer.open_rasters(job, probability=plain_probability, mask=plain_mask) as rasters:
+        masks = map(rasters.write, map_writer.blocks(job, watermark))
+        totals = _write_footprints(job, masks, footprints)
     for suffix in vector_files.DRIVERS:
-        copy = path.with_suffix(suffix)
-        copy.unlink(missing_ok=True)  # of a call that was interrupted; drivers would add to it
-        vector_files.convert(path, copy)
+        copy = footprints.with_suffix(suffix)
+        copy.unlink(missing_ok=True)  # left by an interrupted call; GDAL would add to it
+        vector_files.convert(footprints, copy)
+    geotiff.write_cog(plain_probability, probability, overviews=Resampling.average)
+    plain_probability.unlink()
+    geotiff.write_cog(plain_mask, mask, overviews=Resampling.nearest)
+    plain_mask.unlink()
+    return rasters, totals
 
 
-def _overview(job: MapJob, mask: Path, picture: Path) -> Path | None:
-    """Write one picture of two, of at most OVERVIEW_PX pixels a side; None where the scene cannot be read."""
-    if job.holes:
+def _write_footprints(job: MapJob, masks: Iterator[MaskBlock], path: Path) -> FootprintTotals:
+    """Trace the masks of all blocks, and write the footprints as GeoParquet."""
+    settings = job.plan.settings
+    frames = vector_files.frames(
+        polygonize.trace(masks),
+        job.map_grid,
+        scene=job.plan.scene.id,
+        # One pixel of the model, in pixels of the map: detail below it comes from interpolation.
+        tolerance=max(1.0, settings.gsd / geobox.gsd(job.map_grid)),
+        min_area_m2=settings.min_area_m2,
+        # The model grid's CRS is in metres, whatever the scene's own.
+        squared_in=job.plan.model_grid.crs if settings.squared else None,
+    )
+    return vector_files.write(frames, path)
+
+
+def _write_overview(job: MapJob, mask: Path, picture: Path) -> Path | None:
+    """Write the scene beside the same with its buildings tinted; None where the scene cannot be read."""
+    if job.unreadable:
         return None
     with geotiff.open_written(mask) as dataset:
         shrink = max(1.0, max(dataset.height, dataset.width) / OVERVIEW_PX)
         shape = (max(1, round(dataset.height / shrink)), max(1, round(dataset.width / shrink)))
-        found = dataset.read(1, out_shape=shape)
-    try:
-        with raster.open_scene(job.plan.scene.image, gsd=job.plan.settings.chip_gsd, cache=CACHE) as (dataset, _):
-            image = raster.read_reduced(dataset, shape)
-    except InputError:
-        if not job.plan.settings.skip_unreadable:
-            raise
+        building = dataset.read(1, out_shape=shape) == 1
+    image = _read_reduced(job, shape)
+    if image is None:
         return None
-    Image.fromarray(pictures.contact_sheet([[image, pictures.tint_buildings(image, found == 1)]])).save(
-        picture, quality=85
-    )
+    sheet = pictures.contact_sheet([[image, pictures.tint_buildings(image, building)]])
+    Image.fromarray(sheet).save(picture, quality=85)
     return picture
 
 
-def _counted(frames: Iterator[gpd.GeoDataFrame], counts: MapCounts) -> Iterator[gpd.GeoDataFrame]:
-    for frame in frames:
-        counts.buildings += len(frame)
-        counts.area_m2 += float(frame.area_m2.sum())
-        yield frame
+def _read_reduced(job: MapJob, shape: tuple[int, int]) -> np.ndarray | None:
+    """The whole scene at a reduced size; None where it cannot be read and the settings allow that."""
+    settings = job.plan.settings
+    try:
+        with raster.open_scene(job.plan.scene.image, gsd=settings.chip_gsd, cache=CACHE) as (dataset, _):
+            return raster.read_reduced(dataset, shape)
+    except InputError:
+        if not settings.skip_unreadable:
+            raise
+        return None

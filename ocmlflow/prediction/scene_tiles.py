@@ -1,4 +1,4 @@
-"""A scene's windows and a network, to files of their probabilities, in this process or on workers."""
+"""Predicts the tiles of a scene, in this process or on workers, and keeps each in a file of its own."""
 
 from collections.abc import Callable, Generator
 from concurrent.futures import Executor
@@ -6,7 +6,6 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import shapely
@@ -21,15 +20,15 @@ from ocmlflow.scenes import geobox, partial_read, raster, resample, windows
 from ocmlflow.scenes.catalog import Scene
 from ocmlflow.scenes.geobox import GeoBox
 from ocmlflow.scenes.raster import Pixels
+from ocmlflow.scenes.resample import ReadWindow
 from ocmlflow.scenes.windows import Tile
 
 TILES_PER_TASK = 2
-"""Windows side by side that one worker predicts at a time: the second is read while the network sees the first."""
-
+"""Least number of tiles in one task of a worker: the second is read while the network runs on the first."""
 CACHE = 64 << 20
-"""Bytes of decoded blocks that each process keeps: more than that saves no time."""
+"""Bytes of decoded image blocks that each process caches; more saves no time."""
 PredictFactory = Callable[[], Predict]
-"""Gives a predict function, the same one each time in one process; can be sent to another."""
+"""Returns a predict function, the same one each time in one process; can be sent to another process."""
 
 
 @dataclass(frozen=True)
@@ -37,127 +36,158 @@ class MapSettings:
     """How a scene is predicted."""
 
     gsd: float
-    """Metres per pixel that the network was trained at."""
+    """Ground resolution of the model, in metres per pixel."""
     multiple: int
-    """Windows start at multiples of so many pixels: the stride of the network's coarsest features."""
+    """Tiles start at multiples of so many pixels, the stride of the network's coarsest features."""
     size: int
-    """Pixels along a side of the windows that the network sees."""
+    """Largest side of the windows that the network sees, in pixels."""
     margin: int
-    """Context in pixels that is seen but not kept on each side of a window."""
+    """Context on each side of a window that the network sees and the map does not use, in pixels."""
     batch_size: int
+    """Windows that the network sees at once."""
     threshold: int
-    """Percent of probability from which a pixel is building."""
+    """A pixel of at least this probability, in percent, is building."""
     min_area_m2: float
     """Smaller footprints are left out; the mask keeps them."""
     chip_gsd: float
-    """Metres per pixel of images that do not say where they lie."""
+    """Assumed resolution of images without a georeference, in metres per pixel."""
     on_own_grid: bool
-    """Whether the results lie on the scene's own grid, else on that which the network saw."""
+    """Whether the map lies on the scene's own grid; otherwise on the model's."""
     aoi: BaseGeometry | None
-    """In degrees (lon, lat); what lies outside counts as no imagery."""
+    """Area of interest, in degrees (lon, lat): what lies outside counts as no imagery. None is everywhere."""
     squared: bool
     """Whether footprints are made right-angled."""
     skip_unreadable: bool
-    """Whether what cannot be read of a scene counts as no imagery, else it is an error."""
+    """Whether unreadable parts of a scene count as no imagery; otherwise they are an error."""
 
 
 @dataclass(frozen=True)
 class TilePlan:
-    """Some windows of a scene that are to be predicted, or all of them."""
+    """The tiles of a scene that are to be predicted, all of them or a part."""
 
     scene: Scene
+    """The scene that is predicted."""
     settings: MapSettings
-    placed: bool
-    """Whether the scene says where on earth it lies."""
-    own: GeoBox
-    """The scene's own."""
-    ground: GeoBox
-    """What the network sees."""
-    kept: Path
-    """Folder of what is predicted: a file for each tile."""
+    """How it is predicted."""
+    is_georeferenced: bool
+    """Whether the image has a CRS and a transform."""
+    own_grid: GeoBox
+    """Pixel grid of the scene itself."""
+    model_grid: GeoBox
+    """Pixel grid that the network sees, in the scene's UTM zone at the model's resolution; tiles lie in it."""
+    tile_folder: Path
+    """Folder of the predicted tiles."""
     tiles: list[Tile]
+    """Tiles of the model grid, row by row."""
 
 
 def plan(scene: Scene, folder: Path, *, settings: MapSettings) -> TilePlan:
-    """All windows of a scene, whose results are to lie under `folder`; InputError where it cannot be opened."""
-    with raster.open_scene(scene.image, gsd=settings.chip_gsd, cache=CACHE) as (dataset, own):
-        ground, placed = geobox.utm_grid(own, gsd=settings.gsd), raster.is_georeferenced(dataset)
-    how = {"size": settings.size, "margin": settings.margin, "multiple": settings.multiple}
-    tiles = windows.tiles(ground.height, ground.width, **how)
-    return TilePlan(scene, settings, placed, own, ground, folder / f"{scene.id}-tiles", tiles)
+    """All tiles of a scene, to be kept in a folder under `folder`; InputError if the scene cannot be opened."""
+    with raster.open_scene(scene.image, gsd=settings.chip_gsd, cache=CACHE) as (dataset, own_grid):
+        is_georeferenced = raster.is_georeferenced(dataset)
+    model_grid = geobox.utm_grid(own_grid, gsd=settings.gsd)
+    tiles = windows.tiles(
+        model_grid.height,
+        model_grid.width,
+        size=settings.size,
+        margin=settings.margin,
+        multiple=settings.multiple,
+    )
+    tile_folder = folder / f"{scene.id}-tiles"
+    return TilePlan(scene, settings, is_georeferenced, own_grid, model_grid, tile_folder, tiles)
 
 
-def split(whole: TilePlan) -> list[TilePlan]:
-    """The windows of a scene in parts, by rows, each for one worker at a time."""
-    count = max(whole.settings.batch_size, TILES_PER_TASK)
-    return [replace(whole, tiles=whole.tiles[first : first + count]) for first in range(0, len(whole.tiles), count)]
+def split(plan: TilePlan) -> list[TilePlan]:
+    """A plan in parts of a few neighbouring tiles, each one task for a worker."""
+    count = max(plan.settings.batch_size, TILES_PER_TASK)
+    return [replace(plan, tiles=plan.tiles[first : first + count]) for first in range(0, len(plan.tiles), count)]
 
 
 def predict(
-    part: TilePlan, network: PredictFactory, progress: Progress
+    plan: TilePlan, network: PredictFactory, progress: Progress
 ) -> Generator[tuple[Tile, list[Window]], None, None]:
-    """Predict the tiles that are not kept yet; gives each, and what of it cannot be read, when its file is whole."""
-    settings = part.settings
-    spoilt: dict[Any, list[Window]] = {tile.window.toranges(): [] for tile in part.tiles}
-    inside = area_filter(part.ground, settings.aoi)
+    """Predict the tiles of a plan that are not kept yet, and keep each in a file.
 
-    def seen(window: Window) -> Pixels:
-        if not inside(window):
-            shape = (int(window.height), int(window.width))
-            return Pixels(np.zeros((*shape, 3), np.uint8), np.zeros(shape, bool))
-        if settings.skip_unreadable:
-            pixels, spoilt[window.toranges()] = partial_read.read_pixels(read, window)
-            return pixels
-        return read(window)
-
-    part.kept.mkdir(parents=True, exist_ok=True)
-    todo = tile_store.missing(part.kept, part.tiles)
-    if not todo:
+    Gives each tile once its file is complete, with the windows of the model grid in it that could not be read.
+    """
+    plan.tile_folder.mkdir(parents=True, exist_ok=True)
+    missing = tile_store.missing(plan.tile_folder, plan.tiles)
+    if not missing:
         return
+    settings = plan.settings
     with (
-        raster.open_scene(part.scene.image, gsd=settings.chip_gsd, cache=CACHE) as (dataset, own),
-        resample.window_reader(dataset, own, part.ground) as read,
-        # Closed before the dataset is, which its thread may be reading.
-        closing(inference.predict_tiles(network(), seen, todo, batch_size=settings.batch_size)) as found,
+        raster.open_scene(plan.scene.image, gsd=settings.chip_gsd, cache=CACHE) as (dataset, own_grid),
+        resample.window_reader(dataset, own_grid, plan.model_grid) as read,
     ):
-        for tile, probability, valid in progress(found, len(todo)):
-            # Of the core alone, so that what counts as read does not depend on which window is read first.
-            holes = [intersection(h, tile.core) for h in spoilt[tile.window.toranges()] if intersect(h, tile.core)]
-            for hole in holes:
-                _hole(part.kept, hole).touch()
-            tile_store.write(part.kept, tile, probability, valid)
-            yield tile, holes
+        reader = _TileReader(read, plan)
+        # Closed before the dataset, which its thread may be reading.
+        with closing(
+            inference.predict_tiles(network(), reader.read, missing, batch_size=settings.batch_size)
+        ) as predictions:
+            for tile, probability, valid in progress(predictions, len(missing)):
+                unreadable = reader.unreadable_in(tile)
+                for window in unreadable:
+                    _mark_unreadable(plan.tile_folder, window)
+                tile_store.write(plan.tile_folder, tile, probability, valid)
+                yield tile, unreadable
 
 
 def predict_on_workers(
-    whole: TilePlan, network: PredictFactory, progress: Progress, executor: Executor
+    plan: TilePlan, network: PredictFactory, progress: Progress, executor: Executor
 ) -> Generator[tuple[Tile, list[Window]], None, None]:
-    """The same on workers, which see the plan's folder: the tiles as they come."""
-    left = [run for run in split(whole) if tile_store.missing(whole.kept, run.tiles)]
-    done = executors.map_unordered(executor, partial(predict_all, network=network), left)
-    with closing(done):
-        for tiles in progress(done, len(left)):
+    """The same as `predict` on the workers of an executor, which must see the tile folder; tiles come in any order."""
+    parts = [part for part in split(plan) if tile_store.missing(plan.tile_folder, part.tiles)]
+    results = executors.map_unordered(executor, partial(predict_all, network=network), parts)
+    with closing(results):
+        for tiles in progress(results, len(parts)):
             yield from tiles
 
 
-def predict_all(part: TilePlan, network: PredictFactory) -> list[tuple[Tile, list[Window]]]:
-    """Predict all tiles that are not kept yet."""
-    return list(predict(part, network, silent))
+def predict_all(plan: TilePlan, network: PredictFactory) -> list[tuple[Tile, list[Window]]]:
+    """Predict all tiles of a plan that are not kept yet; returns what `predict` gives."""
+    return list(predict(plan, network, silent))
 
 
-def unreadable_windows(whole: TilePlan) -> list[Window]:
-    """What of the tiles that are kept could not be read."""
-    return [Window(*map(int, path.stem.split("-"))) for path in sorted(whole.kept.glob("*.hole"))]
+def unreadable_windows(plan: TilePlan) -> list[Window]:
+    """Windows of the model grid that could not be read for the tiles that are kept."""
+    return [Window(*map(int, path.stem.split("-"))) for path in sorted(plan.tile_folder.glob("*.hole"))]
 
 
-def area_filter(of: GeoBox, aoi: BaseGeometry | None) -> Callable[[Window], bool]:
-    """Whether a window of the grid meets the area of interest."""
+def area_filter(grid: GeoBox, aoi: BaseGeometry | None) -> Callable[[Window], bool]:
+    """A function that tells whether a window of the grid meets the area of interest."""
     if aoi is None:
         return lambda window: True
-    area = geobox.project_area(aoi, of)
+    area = geobox.project_area(aoi, grid)
     shapely.prepare(area)
-    return lambda window: bool(area.intersects(shapely.Polygon(of.corners(window))))
+    return lambda window: bool(area.intersects(shapely.Polygon(grid.corners(window))))
 
 
-def _hole(kept: Path, window: Window) -> Path:
-    return kept / f"{window.col_off}-{window.row_off}-{window.width}-{window.height}.hole"
+class _TileReader:
+    """Reads the windows of a plan, without what lies outside the area of interest or cannot be read."""
+
+    def __init__(self, read: ReadWindow, plan: TilePlan) -> None:
+        self._read = read
+        self._meets_area = area_filter(plan.model_grid, plan.settings.aoi)
+        self._skip_unreadable = plan.settings.skip_unreadable
+        self._unreadable: dict[Window, list[Window]] = {}
+
+    def read(self, window: Window) -> Pixels:
+        """Pixels of a window of the model grid; not valid where there is nothing to predict."""
+        if not self._meets_area(window):
+            shape = (int(window.height), int(window.width))
+            return Pixels(np.zeros((*shape, 3), np.uint8), np.zeros(shape, bool))
+        if not self._skip_unreadable:
+            return self._read(window)
+        pixels, self._unreadable[window] = partial_read.read_pixels(self._read, window)
+        return pixels
+
+    def unreadable_in(self, tile: Tile) -> list[Window]:
+        """The unreadable windows of a tile that was read, cut to its core."""
+        # Only the core, so that the result does not depend on which of two overlapping windows is read first.
+        parts = self._unreadable.pop(tile.window, [])
+        return [intersection(part, tile.core) for part in parts if intersect(part, tile.core)]
+
+
+def _mark_unreadable(tile_folder: Path, window: Window) -> None:
+    """Note an unreadable window in the name of an empty file, for `unreadable_windows`."""
+    (tile_folder / f"{window.col_off}-{window.row_off}-{window.width}-{window.height}.hole").touch()

@@ -4,6 +4,7 @@ import io
 import json
 import warnings
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -24,6 +25,16 @@ BATCH = 2_000
 """Rows that are held at a time."""
 LEAST_IOU = 0.7
 """Of a squared outline with the outline it was made from."""
+
+
+@dataclass(frozen=True)
+class FootprintTotals:
+    """Totals over the footprints of a file."""
+
+    buildings: int
+    """Number of footprints."""
+    area_m2: float
+    """Their area."""
 
 
 def frames(
@@ -76,17 +87,25 @@ def squared(frame: gpd.GeoDataFrame, crs: str) -> gpd.GeoDataFrame:
     return gpd.GeoDataFrame(frame.drop(columns="geometry"), geometry=outlines, crs=crs).to_crs(frame.crs)
 
 
-def write(frames: Iterable[gpd.GeoDataFrame], path: Path) -> None:
-    """Write GeoParquet of some frames, at least one, of the same columns and CRS; one after the other."""
+def write(frames: Iterable[gpd.GeoDataFrame], path: Path) -> FootprintTotals:
+    """Write frames of footprints, at least one, to a GeoParquet file, one after the other; returns the totals.
+
+    All have the same columns, `area_m2` among them, and the same CRS.
+    """
     writer = None
+    buildings = 0
+    area_m2 = 0.0
     try:
         for frame in frames:
             table = _table(frame)
             writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
             writer.write_table(table)
+            buildings += len(frame)
+            area_m2 += float(frame.area_m2.sum())
     finally:
         if writer:
             writer.close()
+    return FootprintTotals(buildings, area_m2)
 
 
 def convert(source: Path, target: Path) -> None:

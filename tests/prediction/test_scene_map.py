@@ -273,12 +273,12 @@ def test_a_scene_was_taken_when_its_catalogue_says_or_else_its_file(tmp_path):
 def test_what_cannot_be_predicted_is_refused_before(tmp_path):
     scene = Scene("one", "", write_image(tmp_path / "a.tif", noise(30, 20)))
     assert preflight.check(scene, settings=SETTINGS) == SceneCheck(
-        placed=True, height=30, width=20, inside=True, acquired=None
+        is_georeferenced=True, height=30, width=20, inside=True, acquired=None
     )
     with pytest.raises(InputError, match="cannot open image nowhere"):
         preflight.check(Scene("one", "", "nowhere.tif"), settings=SETTINGS)
     chip = Scene("one", "", write_image(tmp_path / "chip.tif", noise(30, 20), crs=None))
-    assert not preflight.check(chip, settings=settings(on_own_grid=False)).placed
+    assert not preflight.check(chip, settings=settings(on_own_grid=False)).is_georeferenced
     with pytest.raises(InputError, match="leave out grid=model"):
         preflight.check(chip, settings=settings(on_own_grid=False, chip_gsd=0.05))
 
@@ -374,7 +374,7 @@ def test_scenes_away_from_the_area_of_interest_are_told_and_chips_refused(tmp_pa
     assert not preflight.check(scene, settings=settings(aoi=away)).inside
     assert preflight.check(scene, settings=settings(aoi=here)).inside
     chip = Scene("one", "", write_image(tmp_path / "b.tif", noise(30, 20), crs=None))
-    with pytest.raises(InputError, match=r"b\.tif does not say where it lies"):
+    with pytest.raises(InputError, match=r"b\.tif has no georeference"):
         preflight.check(chip, settings=settings(aoi=here))
 
 
