@@ -3,20 +3,21 @@
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import keras
 
 from ocmlflow.errors import InputError
 from ocmlflow.training import callbacks, optimizer, tensorflow_ops
 from ocmlflow.training.callbacks import EpochReporter, StateCheckpoint, SwapAveragedWeights
-from ocmlflow.training.dataset import Batches, RemainingBatches, reraise_batch_error
+from ocmlflow.training.dataset import Batches, Crops, RemainingBatches, reraise_batch_error
 from ocmlflow.training.losses import Loss
 from ocmlflow.training.train_step import Recipe, TrainStep
 
 
 def fit(
     network: keras.Model,
-    train: Batches,
+    train: Crops,
     validation: Batches,
     *,
     recipe: Recipe,
@@ -62,17 +63,24 @@ def fit(
             "callbacks": [average, reporter, checkpoint],
             "verbose": 1 if progress else 0,
         }
-        epoch = checkpoint.epochs
-        if checkpoint.steps:  # the rest of the epoch by itself, because Keras only starts with whole epochs
-            train.epoch = epoch + 1
-            rest = RemainingBatches(train, checkpoint.steps)
-            step_model.fit(rest, initial_epoch=epoch, epochs=epoch + 1, **fit_options)
-            epoch += 1
-        if epoch < recipe.epochs and not reporter.stopped_early:
-            train.epoch = epoch
-            step_model.fit(train, initial_epoch=epoch, epochs=recipe.epochs, **fit_options)
+        _fit_from(checkpoint, step_model, train, recipe.epochs, fit_options)
     network.set_weights(reporter.weights)
     return reporter.best_epoch, reporter.best
+
+
+def _fit_from(
+    checkpoint: StateCheckpoint, step_model: TrainStep, train: Crops, epochs: int, fit_options: dict[str, Any]
+) -> None:
+    """Train up to epoch number `epochs`, from where the checkpoint stands."""
+    epoch = checkpoint.epochs
+    if checkpoint.steps:  # the rest of the epoch by itself, because Keras only starts with whole epochs
+        train.epoch = epoch + 1
+        rest = RemainingBatches(train, checkpoint.steps)
+        step_model.fit(rest, initial_epoch=epoch, epochs=epoch + 1, **fit_options)
+        epoch += 1
+    if epoch < epochs and not checkpoint.reporter.stopped_early:
+        train.epoch = epoch
+        step_model.fit(train, initial_epoch=epoch, epochs=epochs, **fit_options)
 
 
 def training_copy(network: keras.Model, precision: str) -> keras.Model:
