@@ -95,7 +95,7 @@ def test_with_a_version_to_go_on_from_no_other_network_is_named(line, broken_off
 def test_a_frozen_encoder_of_random_weights_is_refused(capsys):
     with pytest.raises(SystemExit):
         parsed("train", ["--freeze", "1", "--weights", "none"])
-    assert "argument --freeze: an encoder of random weights is to learn" in capsys.readouterr().err
+    assert "argument --freeze: an encoder of random weights has to learn" in capsys.readouterr().err
 
 
 def test_a_training_is_not_resumed_on_another_backend(broken_off, monkeypatch):

@@ -243,7 +243,7 @@ def test_a_training_loses_nothing_when_the_server_is_away_in_the_middle_and_at_t
     assert {"validation.jpg", "environment.txt"} <= names
     assert not direct.list_artifacts(run().info.run_id, "state")
     assert not outbox.unsent(outbox_sender.unsent_folder())
-    with pytest.raises(InputError, match="all that it had to tell is sent"):
+    with pytest.raises(InputError, match="all its entries are sent"):
         send.run(SendOptions(run=run().info.run_id))
 
 
@@ -302,7 +302,7 @@ def test_an_upload_that_broke_goes_on_where_it_was_and_all_is_whole(direct, team
     (source / "chips.json").write_text("{}")
     run_id = MlflowClient(settings["url"]).create_run(experiment).info.run_id
     line.left = 25_000_000
-    with pytest.raises(InputError, match=rf"cannot be sent to run {run_id}; started again, `prepare` goes on"):
+    with pytest.raises(InputError, match=rf"cannot be uploaded to run {run_id}; run `prepare` again to go on"):
         chip_artifacts.upload(source, run_id)
     line.left = None
     line.become("open")
