@@ -34,6 +34,7 @@ import shapely
 from affine import Affine
 from containers import base_image, docker_engine, mlflow_server, project_image, registry  # noqa: F401
 from hypothesis import settings
+from pyproj import Transformer
 from rasterio.errors import NotGeoreferencedWarning
 
 from ocmlflow.chips import chip_set, cutting, scene_survey, splits
@@ -311,6 +312,12 @@ def rules_with(**changes) -> Rules:
     """Rules for chips of 32 pixels."""
     plain = Rules(gsd=GSD, size=32, stride=32, min_valid=0.1, buffer_m=0.0, parts=False)
     return replace(plain, **changes)
+
+
+def wrong_zone(*, gsd: float = GSD, size: int = 40) -> Affine:
+    """Transform of a square around Monrovia in EPSG:32636, far from its own zone, 29, as of two challenge scenes."""
+    x, y = Transformer.from_crs("EPSG:4326", "EPSG:32636", always_xy=True).transform(-10.8, 6.3)
+    return Affine(gsd, 0, x - gsd * size / 2, 0, -gsd, y + gsd * size / 2)
 
 
 def cut(scene: Scene, folder: Path, *, rules: Rules, black_m2: float = 0) -> gpd.GeoDataFrame:

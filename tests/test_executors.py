@@ -42,7 +42,7 @@ def executor(request):
         yield found
 
 
-def test_every_item_is_done_once(executor):
+def test_every_item_is_processed_once(executor):
     found = executors.map_unordered(executor, squared, range(20))
     assert sorted(number for number, _ in found) == [n**2 for n in range(20)]
 
@@ -54,12 +54,12 @@ def test_workers_share_the_cores(executor, request):
     assert found == {"thread": cores, "processes": max(1, cores // 2), "dask": 1}[way]
 
 
-def test_a_failure_comes_out_as_it_is(executor):
+def test_an_error_of_a_worker_is_raised(executor):
     with pytest.raises(ValueError, match="-1 is negative"):
         list(executors.map_unordered(executor, squared, [1, 2, -1, 3]))
 
 
-def test_no_more_is_handed_out_than_is_waited_for(monkeypatch):
+def test_at_most_max_pending_calls_are_submitted(monkeypatch):
     """A scene of a million blocks does not become a million tasks."""
     monkeypatch.setattr(executors, "MAX_PENDING", 4)
     handed, most = [], []
@@ -78,7 +78,7 @@ def test_no_more_is_handed_out_than_is_waited_for(monkeypatch):
     assert max(most) <= 5
 
 
-def test_nobody_waits_for_what_is_cancelled():
+def test_cancelled_calls_end_the_wait_for_them():
     """When one scene fails, its executor is closed, and the threads of the other scenes end."""
     handed, go_on, ended = Event(), Event(), Event()
 
@@ -104,13 +104,13 @@ def interrupted(number: int) -> int:
     return number
 
 
-def test_ctrl_c_leaves_processes_to_their_parent():
+def test_worker_processes_ignore_ctrl_c():
     """A terminal tells them all."""
     with executors.executor(2, None) as executor:
         assert executor.submit(interrupted, 7).result() == 7
 
 
-def test_processes_and_clusters_are_other_processes(cluster):
+def test_processes_and_clusters_run_in_other_processes(cluster):
     for count, scheduler in ((2, None), (1, cluster)):
         with executors.executor(count, scheduler) as executor:
             assert os.getpid() not in {pid for _, pid in executor.map(squared, range(4))}
@@ -118,18 +118,18 @@ def test_processes_and_clusters_are_other_processes(cluster):
         assert {pid for _, pid in executor.map(squared, range(4))} == {os.getpid()}
 
 
-def test_a_killed_worker_of_a_cluster_is_made_good(cluster, tmp_path):
+def test_a_killed_worker_of_a_cluster_is_replaced(cluster, tmp_path):
     with executors.executor(1, cluster) as executor:
         assert list(executors.map_unordered(executor, killed_once, [str(tmp_path / "killed")]))
 
 
-def test_a_killed_process_is_told(tmp_path):
+def test_a_killed_worker_process_is_an_error(tmp_path):
     with pytest.raises(InputError, match="use fewer workers"), executors.executor(2, None) as executor:
         list(executor.map(killed_once, [str(tmp_path / "killed")]))
 
 
 @pytest.mark.parametrize("scheduler", ["tcp://127.0.0.1:9", "nonsense"])
-def test_no_cluster_at_an_address_is_told(scheduler, monkeypatch):
+def test_an_address_without_a_cluster_is_an_error(scheduler, monkeypatch):
     monkeypatch.setattr(executors, "TIMEOUT_S", 1)
     with pytest.raises(InputError, match=f"no Dask scheduler answers at {scheduler}"), executors.executor(1, scheduler):
         pass

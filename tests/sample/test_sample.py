@@ -185,7 +185,7 @@ def test_seeds_give_different_scenery():
     assert len(images) == 2
 
 
-def test_a_folder_that_exists_is_left_alone(tmp_path):
+def test_an_existing_folder_is_refused_and_unchanged(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="exists; the sample needs a new folder"):
         catalog.write(tmp_path, seed=0)

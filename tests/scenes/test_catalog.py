@@ -50,7 +50,7 @@ def test_scenes_come_with_place_and_labels_in_the_order_of_the_catalogue(folder,
     assert not caplog.records
 
 
-def test_a_relative_path_gives_hrefs_that_hold_elsewhere(folder, monkeypatch):
+def test_a_relative_path_gives_absolute_hrefs(folder, monkeypatch):
     monkeypatch.chdir(folder / "acc")
     (found, *_) = catalog.read_scenes("../catalog.json")
     assert found.image == str(folder / "acc/a1/a1.tif")
@@ -89,7 +89,7 @@ def test_labels_of_several_images_are_those_of_each(folder, caplog):
     ],
 )
 @pytest.mark.parametrize("name", ["a1-labels", "drawn-by-hand"])
-def test_an_item_that_holds_its_labels_as_a_raster_too_is_no_scene(folder, raster, name, caplog):
+def test_a_label_item_with_a_raster_is_no_scene(folder, raster, name, caplog):
     vector = {"labels": {"href": "a1.geojson", "type": "application/geo+json"}}
     links = [{"rel": "source", "href": "../a1/a1.json"}] if name == "drawn-by-hand" else []
     change(folder / "acc/a1-labels/a1-labels.json", id=name, assets=raster | vector, links=links)
@@ -100,7 +100,7 @@ def test_an_item_that_holds_its_labels_as_a_raster_too_is_no_scene(folder, raste
     assert not caplog.records
 
 
-def test_labels_in_a_raster_alone_are_not_passed_over(folder):
+def test_label_rasters_without_vectors_are_reported(folder):
     raster = {"raster_labels": {"href": "a1.tif", "type": "image/tiff"}}
     change(folder / "acc/a1-labels/a1-labels.json", assets=raster)
     (found, *_) = catalog.read_scenes(str(folder / "catalog.json"))
@@ -158,7 +158,7 @@ def test_a_catalogue_that_links_to_itself_is_refused_by_its_address(folder, rel,
         catalog.read_scenes(str(folder / "catalog.json"))
 
 
-def test_labels_of_no_scene_are_told(folder, caplog):
+def test_labels_of_no_scene_are_warned_of(folder, caplog):
     change(folder / "acc/a1-labels/a1-labels.json", id="stray", geometry=None, bbox=None)
     assert names(catalog.read_scenes(str(folder / "catalog.json")))[0] == ("a1", "acc", 0)
     assert "labels stray belong to no scene" in caplog.text
@@ -181,7 +181,7 @@ def test_one_id_twice_is_refused(folder):
 
 
 @pytest.mark.parametrize("content", ["", "hello", "{}", "[]", '{"type": "FeatureCollection", "features": []}'])
-def test_what_is_no_catalogue_is_refused_by_name(content, tmp_path):
+def test_a_file_that_is_no_catalogue_is_refused_by_name(content, tmp_path):
     (tmp_path / "catalog.json").write_text(content)
     with pytest.raises(InputError, match=r"catalog\.json"):
         catalog.read_scenes(str(tmp_path / "catalog.json"))
@@ -229,7 +229,7 @@ def test_a_remote_image_is_one_scene():
 
 
 @pytest.mark.parametrize("href", ["nowhere", "nowhere/*.tif", "acc/a1-labels"])
-def test_no_image_is_refused_by_name(href, folder):
+def test_a_source_without_images_is_refused_by_name(href, folder):
     with pytest.raises(InputError, match="no image at"):
         catalog.find_images(str(folder / href))
 
@@ -293,7 +293,7 @@ def test_a_remote_catalogue_names_no_local_file(web, target, what):
         catalog.read_scenes(f"{address}/maps/catalog.json")
 
 
-def test_a_remote_catalogue_may_name_other_servers_and_what_lies_beside(web):
+def test_a_remote_catalogue_may_name_other_servers_and_relative_files(web):
     folder, address, _ = web
     write_catalog(folder / "maps", {"acc/a1": [], "acc/a2": []})
     change(folder / "maps/acc/a1/a1.json", assets={"image": {"href": "s3://elsewhere/a1.tif"}})
@@ -318,7 +318,7 @@ def test_a_plain_folder_pairs_images_and_labels_by_name(tmp_path):
         catalog.read_scenes(str(tmp_path))
 
 
-def test_what_macos_leaves_beside_files_is_no_scene_and_no_label(tmp_path, s3):
+def test_hidden_files_of_macos_are_ignored(tmp_path, s3):
     plain_folder(tmp_path)
     upload(tmp_path, s3)
     hrefs = [str(tmp_path), f"{tmp_path}/*.tif", f"{s3}/", f"{s3}/*.tif"]
@@ -332,14 +332,14 @@ def test_what_macos_leaves_beside_files_is_no_scene_and_no_label(tmp_path, s3):
         catalog.find_images(f"{tmp_path}/._one.tif")
 
 
-def test_beside_images_a_collection_is_that_of_results(tmp_path):
+def test_a_collection_beside_images_is_ignored(tmp_path):
     write_image(tmp_path / "a.tif", noise(8, 9))
     (tmp_path / "collection.json").write_text("{}")
     for found in (catalog.find_images(str(tmp_path)), catalog.read_scenes(str(tmp_path))):
         assert [scene.id for scene in found] == ["a"]
 
 
-def test_a_link_to_a_catalogue_is_read_where_that_lies(tmp_path):
+def test_a_symbolic_link_to_a_catalogue_is_resolved(tmp_path):
     write_catalog(tmp_path / "there", {"acc/a1": []})
     (tmp_path / "here").mkdir()
     (tmp_path / "here/catalog.json").symlink_to(tmp_path / "there/catalog.json")
@@ -347,7 +347,7 @@ def test_a_link_to_a_catalogue_is_read_where_that_lies(tmp_path):
 
 
 @pytest.mark.parametrize(("image", "label"), [("a.tif", "a.GeoJSON"), ("a.TIFF", "a.GPKG"), ("a.Tif", "a.gpkg")])
-def test_the_files_of_a_folder_may_have_endings_of_any_case(tmp_path, image, label):
+def test_file_suffixes_may_be_of_any_case(tmp_path, image, label):
     for name in (image, label, "b.geojson", "a.txt"):
         (tmp_path / name).touch()
     (scene,) = catalog.read_scenes(str(tmp_path))
@@ -372,7 +372,7 @@ def test_images_in_s3_are_a_folder_or_a_glob(tmp_path, s3):
         catalog.find_images("s3://nosuchbucket/*.tif")
 
 
-def test_nothing_between_commas_is_nothing(folder, monkeypatch):
+def test_empty_hrefs_between_commas_are_ignored(folder, monkeypatch):
     plain_folder(folder / "here")
     monkeypatch.chdir(folder / "here")
     for read in (catalog.find_images, catalog.read_scenes):
@@ -382,7 +382,7 @@ def test_nothing_between_commas_is_nothing(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["x#1", "q?y", "a;b", ".a"])
-def test_names_that_cut_links_short_are_refused(tmp_path, name):
+def test_ids_that_cannot_be_file_names_are_refused(tmp_path, name):
     image = write_image(tmp_path / f"{name}.tif", noise(8, 8))
     with pytest.raises(InputError, match=re.escape(f"names a scene {name}, which cannot be the name")):
         catalog.find_images(image)
@@ -437,7 +437,7 @@ SQUARE = shapely.geometry.mapping(shapely.box(32, 0, 33, 1))
         {"type": "FeatureCollection", "features": [{"type": "Feature", "geometry": g} for g in (None, SQUARE)]},
     ],
 )
-def test_an_area_is_what_the_polygons_of_a_file_cover(tmp_path, content):
+def test_an_area_is_the_union_of_the_polygons_of_a_file(tmp_path, content):
     assert catalog.read_area(write_json(tmp_path / "aoi.geojson", content)).equals(shapely.box(32, 0, 33, 1))
 
 
@@ -457,7 +457,7 @@ def test_an_area_whose_parts_overlap_has_no_hole(tmp_path):
         (["no", "GeoJSON"], "cannot be read as GeoJSON"),
     ],
 )
-def test_an_area_that_says_nothing_is_refused(tmp_path, content, message):
+def test_an_area_without_polygons_in_degrees_is_refused(tmp_path, content, message):
     with pytest.raises(InputError, match=rf"aoi=.*aoi\.geojson {message}"):
         catalog.read_area(write_json(tmp_path / "aoi.geojson", content))
     with pytest.raises(InputError, match=r"aoi=nowhere\.geojson cannot be read as GeoJSON"):

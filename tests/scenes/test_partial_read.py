@@ -11,7 +11,7 @@ from ocmlflow.scenes.raster import Pixels
 
 
 @given(st.integers(1, 700), st.integers(1, 500), st.data())
-def test_all_but_the_surroundings_of_what_is_broken_is_read(height, width, data):
+def test_everything_but_the_surroundings_of_damage_is_read(height, width, data):
     broken = [(data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))) for _ in range(2)]
     image, valid = noise(height, width), np.ones((height, width), bool)
 

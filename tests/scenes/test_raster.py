@@ -3,29 +3,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-import shapely
 from affine import Affine
-from conftest import CRS, GSD, NODATA, TRANSFORM, hole, noise, pixels, room_for, write_image
+from conftest import CRS, GSD, NODATA, TRANSFORM, hole, noise, pixels, write_image, wrong_zone
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from pyproj import Geod, Transformer
-from rasterio._err import CPLE_BaseError
-from rasterio.enums import Resampling
 from rasterio.windows import Window
-from rio_cogeo.cogeo import cog_validate
 
 from ocmlflow.errors import InputError
-from ocmlflow.scenes import geobox, geotiff, raster
+from ocmlflow.scenes import geobox, raster
 from ocmlflow.scenes.geobox import GeoBox
-
-MONROVIA = -10.8, 6.3  # where two scenes of the challenge are filed in zone 36 in place of 29
-
-
-def wrong_zone(*, gsd: float = GSD, size: int = 40) -> Affine:
-    """Transform, in EPSG:32636, of a square of pixels around Monrovia."""
-    x, y = Transformer.from_crs("EPSG:4326", "EPSG:32636", always_xy=True).transform(*MONROVIA)
-    return Affine(gsd, 0, x - gsd * size / 2, 0, -gsd, y + gsd * size / 2)
 
 
 def own_grid(href: str) -> GeoBox:
@@ -33,14 +20,14 @@ def own_grid(href: str) -> GeoBox:
         return own
 
 
-def test_valid_is_the_same_however_the_file_says_it(tmp_path, how):
+def test_alpha_nodata_and_mask_band_give_the_same_validity(tmp_path, how):
     image, valid = noise(30, 40), hole(30, 40)
     found = pixels(write_image(tmp_path / "a.tif", image, valid, how=how))
     np.testing.assert_array_equal(found.valid, valid)
     np.testing.assert_array_equal(found.image, np.where(valid[..., np.newaxis], image, 0))
 
 
-def test_black_and_one_band_of_the_nodata_value_are_imagery(tmp_path, how):
+def test_black_and_pixels_with_one_nodata_band_are_valid(tmp_path, how):
     image = noise(20, 20)
     image[4:8, 4:8] = 0
     image[12:16, 12:16, 0] = NODATA
@@ -51,13 +38,13 @@ def test_black_and_one_band_of_the_nodata_value_are_imagery(tmp_path, how):
         np.testing.assert_array_equal(found.image[found.valid], image[found.valid])
 
 
-def test_an_image_that_says_nothing_is_valid_all_over(tmp_path):
+def test_an_image_without_alpha_nodata_or_mask_is_all_valid(tmp_path):
     href = write_image(tmp_path / "a.tif", noise(9, 9), how="nothing")
     assert pixels(href).valid.all()
     assert pixels(href, own_grid(href)).valid.all()
 
 
-def test_lossy_alpha_is_imagery_above_127(tmp_path):
+def test_lossy_alpha_is_valid_above_127(tmp_path):
     alphas = np.array([0, 1, 126, 127, 128, 200, 255], np.uint8)
     image = np.full((1, len(alphas), 3), 77, np.uint8)
     href = write_image(tmp_path / "a.tif", np.concatenate([image, alphas[np.newaxis, :, np.newaxis]], -1), how="as is")
@@ -70,7 +57,7 @@ def test_lossy_alpha_is_imagery_above_127(tmp_path):
 
 
 @given(st.integers(-12, 30), st.integers(-12, 30), st.integers(1, 50))
-def test_a_window_is_read_as_it_is_inside_and_not_valid_outside(tmp_path_factory, row, col, size):
+def test_a_window_is_padded_with_not_valid_pixels(tmp_path_factory, row, col, size):
     folder = tmp_path_factory.getbasetemp() / "padded"
     image, valid = noise(30, 20), hole(30, 20)
     href = str(folder / "a.tif") if folder.exists() else write_image(folder / "a.tif", image, valid)
@@ -84,31 +71,6 @@ def test_a_window_is_read_as_it_is_inside_and_not_valid_outside(tmp_path_factory
     np.testing.assert_array_equal(
         found.image, np.pad(np.where(valid[..., np.newaxis], image, 0), (*around, (0, 0)))[at]
     )
-
-
-def test_gsd_is_measured_on_the_ground():
-    # The scale of UTM is 0.9996 on the middle of a zone.
-    own = GeoBox(CRS, TRANSFORM, 40, 40)
-    assert geobox.gsd(own) == pytest.approx(GSD / 0.9996, rel=1e-4)
-    # Far from it: 0.9996 / sqrt(1 - (cos lat * sin dlon)^2), on the sphere.
-    scale = 0.9996 / np.sqrt(1 - (np.cos(np.radians(6.3)) * np.sin(np.radians(33 + 10.8))) ** 2)
-    assert geobox.gsd(GeoBox("EPSG:32636", wrong_zone(), 40, 40)) == pytest.approx(GSD / scale, rel=0.01)
-    # In degrees, at the equator and at 60 degrees north, where a degree of longitude is half as long.
-    degree = 1e-6
-    for lat, metres in ((0, 0.1109), (60, 0.1109 * np.sqrt(0.5))):
-        own = GeoBox("EPSG:4326", Affine(degree, 0, 10, 0, -degree, lat), 2, 2)
-        assert geobox.gsd(own) == pytest.approx(metres, rel=0.01)
-
-
-def test_the_ground_grid_lies_in_the_zone_of_the_ground():
-    assert geobox.utm_grid(GeoBox("EPSG:32636", wrong_zone(), 40, 40), gsd=0.1).crs == "EPSG:32629"
-    south = Affine(1e-6, 0, 39.2, 0, -1e-6, -6.8)
-    assert geobox.utm_grid(GeoBox("EPSG:4326", south, 40, 40), gsd=0.1).crs == "EPSG:32737"
-
-
-def test_a_transform_outside_its_crs_is_refused():
-    with pytest.raises(InputError, match="lies outside its CRS"):
-        geobox.utm_grid(GeoBox("EPSG:4326", Affine(1, 0, 500_000, 0, -1, 600_000), 9, 9), gsd=0.1)
 
 
 STEP = GSD / 111_320  # in degrees
@@ -125,7 +87,7 @@ STEP = GSD / 111_320  # in degrees
     ],
     ids=["local", "metres", "200 degrees", "across 180 degrees", "across 180 degrees in metres"],
 )
-def test_what_has_no_place_on_earth_is_refused_by_name(tmp_path, crs, transform, why):
+def test_an_image_outside_the_earth_is_refused_by_name(tmp_path, crs, transform, why):
     href = write_image(tmp_path / "lost.tif", noise(30, 40), crs=crs, transform=transform)
     with (
         pytest.raises(InputError, match=rf"lost\.tif has no valid place on earth: .*{why}"),
@@ -148,20 +110,6 @@ def test_a_transform_without_a_crs_is_refused_by_name(tmp_path):
         assert not raster.is_georeferenced(dataset)
 
 
-@given(st.floats(0.02, 0.5), st.integers(1, 300), st.integers(1, 300), st.floats(0.02, 0.5))
-def test_the_ground_grid_covers_the_scene_and_little_more(own_gsd, height, width, gsd):
-    transform = Affine(own_gsd, 0, 500_123.4567, 0, -own_gsd, 619_876.543)
-    target = geobox.utm_grid(GeoBox(CRS, transform, height, width), gsd=gsd)
-    (left, top), (right, bottom) = target.transform @ (0, 0), target.transform @ (target.width, target.height)
-    east, south = transform @ (width, height)
-    slack = 1e-5
-    assert left - slack <= transform.c < left + gsd + slack
-    assert right - gsd - slack < east <= right + slack
-    assert top - gsd - slack < transform.f <= top + slack
-    assert bottom - slack <= south < bottom + gsd + slack
-    assert np.isclose(left / gsd, round(left / gsd), atol=1e-3)
-
-
 def test_warping_to_the_same_grid_changes_nothing(tmp_path, how):
     href = write_image(tmp_path / "a.tif", noise(30, 40), hole(30, 40), how=how)
     own, warped = pixels(href), pixels(href, own_grid(href))
@@ -172,7 +120,7 @@ def test_warping_to_the_same_grid_changes_nothing(tmp_path, how):
     np.testing.assert_array_equal(pixels(href, target).image, own.image)
 
 
-def test_larger_pixels_are_averages(tmp_path, how):
+def test_larger_pixels_are_averaged(tmp_path, how):
     board = np.indices((40, 40)).sum(axis=0) % 2 * 200 + 20
     href = write_image(tmp_path / "a.tif", np.stack([board] * 3, -1).astype(np.uint8), how=how)
     found = pixels(href, geobox.utm_grid(own_grid(href), gsd=2 * GSD))
@@ -181,7 +129,7 @@ def test_larger_pixels_are_averages(tmp_path, how):
 
 
 @pytest.mark.parametrize("gsd", [0.06, 0.2])
-def test_what_is_not_imagery_does_not_bleed_into_what_is(tmp_path, how, gsd):
+def test_pixels_that_are_not_valid_do_not_bleed_into_valid_ones(tmp_path, how, gsd):
     image = np.where(hole(30, 40)[..., np.newaxis], 200, 0).repeat(3, -1).astype(np.uint8)
     href = write_image(tmp_path / "a.tif", image, hole(30, 40), how=how)
     found = pixels(href, geobox.utm_grid(own_grid(href), gsd=gsd))
@@ -203,7 +151,7 @@ def test_a_point_keeps_its_place_on_the_ground(tmp_path, crs, transform):
     assert Geod(ellps="WGS84").inv(*drawn, *found)[2] < 0.07
 
 
-def test_windows_warped_apart_equal_the_whole(tmp_path):
+def test_warped_windows_equal_parts_of_the_whole(tmp_path):
     href = write_image(tmp_path / "a.tif", noise(60, 60), crs="EPSG:32636", transform=wrong_zone())
     target = geobox.utm_grid(own_grid(href), gsd=0.08)
     whole = pixels(href, target)
@@ -214,7 +162,7 @@ def test_windows_warped_apart_equal_the_whole(tmp_path):
     np.testing.assert_allclose(part.image, whole.image[window.toslices()].astype(int), atol=2)
 
 
-def test_an_image_without_a_place_needs_its_gsd(tmp_path):
+def test_an_image_without_a_georeference_needs_a_gsd(tmp_path):
     href = write_image(tmp_path / "chip.tif", noise(8, 9), crs=None)
     with pytest.raises(InputError, match=r"chip\.tif has no georeference"), raster.open_scene(href):
         pass
@@ -224,7 +172,7 @@ def test_an_image_without_a_place_needs_its_gsd(tmp_path):
 
 
 @pytest.mark.parametrize("gsd", [0.1, 0.3, 0.0518])
-def test_an_image_without_a_place_lies_on_the_ground_grid_of_its_gsd(tmp_path, gsd):
+def test_an_image_without_a_georeference_is_aligned_to_the_utm_grid_of_its_gsd(tmp_path, gsd):
     """Chips of the model's own resolution go through the network pixel by pixel, not blurred by a shift."""
     href = write_image(tmp_path / "chip.tif", noise(8, 9), crs=None)
     with raster.open_scene(href, gsd=gsd) as (dataset, own):
@@ -234,14 +182,14 @@ def test_an_image_without_a_place_lies_on_the_ground_grid_of_its_gsd(tmp_path, g
 
 
 @pytest.mark.parametrize("image", [noise(8, 8)[..., :1], noise(8, 8).astype(np.uint16)], ids=["grey", "16 bit"])
-def test_what_is_no_rgb_of_8_bits_is_refused(tmp_path, image):
+def test_images_other_than_8_bit_rgb_are_refused(tmp_path, image):
     href = write_image(tmp_path / "odd.tif", image, how="nothing")
     with pytest.raises(InputError, match=r"odd\.tif has .*8 bits"), raster.open_scene(href):
         pass
 
 
 @pytest.mark.parametrize("href", ["nowhere.tif", "text.tif", "s3://data/nowhere.tif", "http://127.0.0.1:9/a.tif"])
-def test_what_is_no_image_is_refused_by_name(tmp_path, monkeypatch, href):
+def test_files_that_are_no_image_are_refused_by_name(tmp_path, monkeypatch, href):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.tif").write_text("hello")
     with pytest.raises(InputError, match=f"cannot open image {href}"), raster.open_scene(href):
@@ -249,7 +197,7 @@ def test_what_is_no_image_is_refused_by_name(tmp_path, monkeypatch, href):
 
 
 @pytest.mark.parametrize("warp", [False, True])
-def test_what_cannot_be_read_is_told_in_words_and_holds_no_error_of_gdal_s(tmp_path, warp):
+def test_a_read_error_has_a_message_and_no_gdal_error_attached(tmp_path, warp):
     """Which could not be sent from one process to another."""
     path = tmp_path / "short.tif"
     write_image(path, noise(100, 300))
@@ -268,70 +216,8 @@ def test_what_cannot_be_read_is_told_in_words_and_holds_no_error_of_gdal_s(tmp_p
     assert error.value.__cause__.__cause__ is error.value.__cause__.__context__ is None
 
 
-@given(arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40))))
-def test_a_written_raster_is_read_back(tmp_path_factory, values):
-    path = tmp_path_factory.getbasetemp() / "written.tif"
-    height, width = values.shape
-    with geotiff.create(path, None, height=height, width=width, dtype="uint8", nodata=None) as out:
-        out.write(values, 1)
-    with geotiff.open_written(path) as file:
-        np.testing.assert_array_equal(file.read(1), values)
-
-
-@pytest.mark.parametrize(("height", "width"), [(20, 30), (530, 700)])
-def test_cogs_are_valid_and_keep_their_pixels(tmp_path, height, width):
-    values = noise(height, width)[..., 0]
-    values[:5] = 255
-    plain, cog = tmp_path / "plain.tif", tmp_path / "cog.tif"
-    own = GeoBox(CRS, TRANSFORM, height, width)
-    with geotiff.create(plain, own, height=height, width=width, dtype="uint8", nodata=255) as out:
-        out.write(values, 1)
-    geotiff.write_cog(plain, cog, overviews=Resampling.nearest)
-    assert cog_validate(cog, strict=True, quiet=True) == (True, [], [])
-    with rasterio.open(cog) as file:
-        np.testing.assert_array_equal(file.read(1), values)
-        assert (file.crs, file.transform, file.nodata) == (rasterio.CRS.from_string(CRS), TRANSFORM, 255)
-
-
-@pytest.mark.parametrize("lost", [1, 100, 3_000, 30_000, 200_000])
-def test_a_cog_without_room_is_an_error_and_never_half_a_file(tmp_path, lost):
-    values = noise(700, 1100)[..., 0]
-    plain, cog = tmp_path / "plain.tif", tmp_path / "cog.tif"
-    own = GeoBox(CRS, TRANSFORM, 700, 1100)
-    with geotiff.create(plain, own, height=700, width=1100, dtype="uint8", nodata=255) as out:
-        out.write(values, 1)
-    geotiff.write_cog(plain, cog, overviews=Resampling.nearest)
-    size = cog.stat().st_size
-    cog.unlink()
-    with room_for(size - lost), pytest.raises((OSError, CPLE_BaseError)):
-        geotiff.write_cog(plain, cog, overviews=Resampling.nearest)
-
-
-def test_outlines_are_in_degrees_around_their_pixels():
-    own = GeoBox(CRS, TRANSFORM, 40, 40)
-    outline = geobox.outline(own, Window(10, 20, 10, 10))
-    area, _ = Geod(ellps="WGS84").geometry_area_perimeter(outline)
-    assert abs(area) == pytest.approx((10 * GSD / 0.9996) ** 2, rel=0.001)
-    assert geobox.outline(own, Window(0, 0, 40, 40)).covers(outline)
-
-
-def test_outlines_across_180_degrees_are_cut_there():
-    """As RFC 7946 asks: a part on each side, which together are the whole, and meet what lies there."""
-    x, y = Transformer.from_crs("EPSG:4326", "EPSG:32760", always_xy=True).transform(180, -17)
-    own = GeoBox("EPSG:32760", Affine(GSD, 0, x - 20, 0, -GSD, y), 40, 400)
-    outline = geobox.outline(own, Window(0, 0, 400, 40))
-    west, east = sorted(outline.geoms, key=lambda part: -part.bounds[0])
-    assert (west.bounds[2], east.bounds[0]) == (180, -180)
-    area = sum(abs(Geod(ellps="WGS84").geometry_area_perimeter(part)[0]) for part in outline.geoms)
-    assert area == pytest.approx(400 * 40 * geobox.gsd(own) ** 2, rel=0.001)
-    found = geobox.outlines(own, np.zeros(10, int), np.arange(0, 400, 40), size=40)
-    assert sum(part.geom_type == "MultiPolygon" for part in found) == 1
-    assert all(part.bounds[2] - part.bounds[0] < 0.001 for part in found if part.geom_type == "Polygon")
-    assert shapely.symmetric_difference(shapely.union_all(found), outline).area < 1e-3 * outline.area
-
-
 @pytest.mark.parametrize(("fourth", "doubted"), [("infrared", True), ("alpha", False), ("lossy", False)])
-def test_an_alpha_that_looks_like_a_picture_is_doubted(tmp_path, caplog, fourth, doubted):
+def test_an_alpha_band_that_looks_like_a_picture_is_warned_of(tmp_path, caplog, fourth, doubted):
     image = noise(300, 200)
     alpha = {"infrared": image[..., 0], "alpha": 255 * hole(300, 200), "lossy": 253 + image[..., 0] % 3}[fourth]
     profile = {"driver": "GTiff", "height": 300, "width": 200, "count": 4, "dtype": "uint8", "crs": CRS}
@@ -342,7 +228,7 @@ def test_an_alpha_that_looks_like_a_picture_is_doubted(tmp_path, caplog, fourth,
     assert ("gdal_edit.py -colorinterp_4 undefined" in caplog.text) == doubted
 
 
-def test_an_alpha_that_cannot_be_read_is_left_to_those_who_need_it(tmp_path):
+def test_an_unreadable_alpha_band_raises_no_error_at_the_check(tmp_path):
     path = Path(write_image(tmp_path / "short.tif", noise(600, 300)))
     path.write_bytes(path.read_bytes()[:400_000])
     with raster.open_scene(str(path)) as (dataset, _):

@@ -41,7 +41,7 @@ def by_hand(image: np.ndarray, valid: np.ndarray, to_source: Affine, height: int
 
 
 @given(st.floats(0.04, 0.35), st.integers(0, 3), st.booleans())
-def test_pixels_are_the_triangle_filter_of_the_scene(tmp_path_factory, gsd, corner, holed):
+def test_resized_pixels_equal_a_triangle_filter_of_the_scene(tmp_path_factory, gsd, corner, holed):
     folder = tmp_path_factory.getbasetemp() / "filtered"
     transform = Affine(GSD, 0, 500_000 + corner * 0.033, 0, -GSD, 620_000 - corner * 0.021)
     image, valid = noise(40, 50), hole(40, 50) if holed else np.ones((40, 50), bool)
@@ -59,7 +59,7 @@ def test_pixels_are_the_triangle_filter_of_the_scene(tmp_path_factory, gsd, corn
 
 
 @pytest.mark.parametrize("gsd", [0.1, 0.073, 0.15])
-def test_windows_are_parts_of_the_whole_and_nothing_is_valid_beyond(tmp_path, how, gsd, monkeypatch):
+def test_windows_equal_parts_of_the_whole_and_are_not_valid_beyond(tmp_path, how, gsd, monkeypatch):
     href = write_image(tmp_path / "a.tif", noise(60, 70), hole(60, 70), how=how)
     target = ground(href, gsd)
     whole = read(href, target)
@@ -78,7 +78,7 @@ def test_windows_are_parts_of_the_whole_and_nothing_is_valid_beyond(tmp_path, ho
     assert not beyond.valid.any()
 
 
-def test_the_same_grid_is_read_as_it_is(tmp_path, how):
+def test_pixels_of_the_same_grid_are_unchanged(tmp_path, how):
     href = write_image(tmp_path / "a.tif", noise(30, 40), hole(30, 40), how=how)
     found = read(href, ground(href, GSD))
     np.testing.assert_array_equal(found.valid, hole(30, 40))
@@ -86,7 +86,7 @@ def test_the_same_grid_is_read_as_it_is(tmp_path, how):
 
 
 @pytest.mark.parametrize("gsd", [0.06, 0.2])
-def test_what_is_not_imagery_does_not_bleed(tmp_path, how, gsd):
+def test_pixels_that_are_not_valid_do_not_bleed(tmp_path, how, gsd):
     image = np.where(hole(30, 40)[..., np.newaxis], 200, 0).repeat(3, -1).astype(np.uint8)
     href = write_image(tmp_path / "a.tif", image, hole(30, 40), how=how)
     found = read(href, ground(href, gsd))
@@ -109,7 +109,7 @@ def test_other_orientations_are_warped_to_the_same_ground(tmp_path, transform):
 
 @pytest.mark.parametrize("overviews", [False, True])
 @pytest.mark.parametrize("gsd", [0.05, 0.1, 0.13, 0.2, 0.35])
-def test_a_turned_scene_is_as_sharp_as_one_that_is_not(tmp_path, gsd, overviews):
+def test_a_rotated_scene_is_as_sharp_as_others(tmp_path, gsd, overviews):
     """The same ground, once with its rows running south: warped, it is what it is where it is only resized."""
     image = noise(20, 100).repeat(3, 0).repeat(3, 1)
     straight = write_image(tmp_path / "a.tif", image)
@@ -130,7 +130,7 @@ def with_overviews(href: str) -> None:
         file.build_overviews([2, 4], Resampling.average)
 
 
-def test_an_overview_is_read_where_one_is_fine_enough(tmp_path, how):
+def test_an_overview_that_is_fine_enough_is_read(tmp_path, how):
     smooth = np.add.outer(np.arange(203) * 0.6, np.arange(161) * 0.5)[..., np.newaxis].repeat(3, -1).astype(np.uint8)
     href = write_image(tmp_path / "a.tif", smooth, how=how, transform=Affine(0.02, 0, 500_000, 0, -0.02, 620_000))
     target = ground(href, 0.1)
@@ -146,7 +146,7 @@ def test_an_overview_is_read_where_one_is_fine_enough(tmp_path, how):
 
 @needs_data
 @pytest.mark.parametrize("scene", ["acc/d41d8a/d41d8a.tif", "ban/ban01/ban01.tif", "kam/kam01/kam01.tif"])
-def test_real_scenes_are_as_gdal_warps_them(scene):
+def test_real_scenes_are_close_to_gdal_s_warp(scene):
     href = str(DATA / "train_tier_1" / scene)
     with raster.open_scene(href) as (dataset, own):
         target = geobox.utm_grid(own, gsd=0.1)

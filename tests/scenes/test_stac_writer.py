@@ -9,7 +9,7 @@ from ocmlflow.scenes import catalog, stac_writer
 from ocmlflow.scenes.catalog import Scene
 
 
-def test_what_was_made_of_scenes_is_a_valid_item_derived_from_them(tmp_path):
+def test_an_item_is_valid_stac_and_derived_from_its_scenes(tmp_path):
     write_catalog(tmp_path, {"acc/a1": [], "kam/k1": []})
     found = catalog.read_scenes(str(tmp_path / "catalog.json"))
     outline = shapely.union_all([shapely.box(0, 0, 1, 1), shapely.box(5, 5, 6, 6)])
@@ -24,7 +24,7 @@ def test_what_was_made_of_scenes_is_a_valid_item_derived_from_them(tmp_path):
     assert pystac.serialization.identify_stac_object(item).object_type == pystac.STACObjectType.ITEM
 
 
-def test_boxes_across_180_degrees_have_their_west_east_of_their_east():
+def test_west_is_greater_than_east_in_boxes_across_180_degrees():
     across = shapely.union_all([shapely.box(179.9, -17, 180, -16), shapely.box(-180, -17, -179.8, -16)])
     beside, far = shapely.box(178, -18, 179, -17), shapely.box(-1, 5, 1, 6)
     items = [stac_writer.build_item("a", [], outline=outline, assets={}) for outline in (across, beside, far)]
@@ -34,7 +34,7 @@ def test_boxes_across_180_degrees_have_their_west_east_of_their_east():
         assert made["extent"]["spatial"]["bbox"][0] == box
 
 
-def test_results_make_a_collection_that_is_valid(tmp_path):
+def test_a_collection_of_results_is_valid_stac(tmp_path):
     scenes = [
         Scene(name, "", f"/scenes/{name}.tif", acquired=taken)
         for name, taken in (("a", datetime(2020, 2, 7, tzinfo=UTC)), ("b", None))

@@ -46,7 +46,7 @@ def test_cores_touch_each_pixel_once_with_context_around(height, width, size, da
 
 
 @given(lengths, sizes, st.data())
-def test_windows_are_alike_few_and_small(length, size, data):
+def test_tile_windows_are_of_one_size_few_and_small(length, size, data):
     multiple = data.draw(st.integers(1, size))
     margin = data.draw(st.integers(0, (size - multiple) // 2))
     found = [tile.window.width for tile in windows.tiles(1, length, size=size, margin=margin, multiple=multiple)]
@@ -59,7 +59,7 @@ def test_windows_are_alike_few_and_small(length, size, data):
 
 
 @pytest.mark.parametrize("stride", [0, -1, 3, 16])
-def test_a_stride_that_loses_ground_is_refused(stride):
+def test_a_stride_that_does_not_divide_the_size_is_refused(stride):
     with pytest.raises(ValueError, match=rf"must divide 8.*got {stride}"):
         windows.start_offsets(100, size=8, stride=stride)
 

@@ -22,7 +22,7 @@ def put(folder, href: str, content: bytes) -> None:
     assert not source.exists()
 
 
-def test_what_was_put_is_read_and_deleted(base, tmp_path):
+def test_a_file_is_put_read_and_deleted(base, tmp_path):
     href = hrefs.join(base, "maps", "one.tif")
     put(tmp_path, href, b"first")
     put(tmp_path, href, b"second")
@@ -49,7 +49,7 @@ def test_a_folder_that_can_be_written_is_left_empty(base):
         hrefs.read(hrefs.join(base, ".ocmlflow-probe"))
 
 
-def test_a_mirror_passes_over_what_goes_while_it_works_and_over_nothing_else(s3, tmp_path, monkeypatch):
+def test_a_mirror_skips_only_objects_that_vanish_meanwhile(s3, tmp_path, monkeypatch):
     for name in ("a", "b", "c"):
         put(tmp_path, f"{s3}/{name}", name.encode())
     download = s3_store.download
@@ -73,7 +73,7 @@ def test_a_mirror_passes_over_what_goes_while_it_works_and_over_nothing_else(s3,
 
 
 @pytest.mark.parametrize("folder", ["/proc/out", "https://example.org/out", "file"])
-def test_what_is_no_folder_to_write_to_is_refused(folder, tmp_path, monkeypatch):
+def test_an_output_that_is_not_a_writable_folder_is_refused(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=f"cannot write to {folder}"):
@@ -87,7 +87,7 @@ def test_a_read_only_folder_is_refused(tmp_path):
         hrefs.check_writable(str(tmp_path))
 
 
-def test_web_addresses_are_read_under_a_name_of_our_own(web):
+def test_https_requests_have_their_own_user_agent(web):
     folder, address, _ = web
     (folder / "a.json").write_text("{}")
     assert hrefs.read(f"{address}/a.json") == b"{}"
@@ -118,7 +118,7 @@ def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path):
     assert seen <= contents
 
 
-def test_several_may_put_the_same_file_at_once(tmp_path):
+def test_several_processes_may_put_the_same_file(tmp_path):
     def writer(number: int) -> None:
         for _ in range(200):
             put(tmp_path / str(number), str(tmp_path / "target"), bytes([number]) * 1000)
@@ -142,25 +142,25 @@ def test_several_may_put_the_same_file_at_once(tmp_path):
         ("file:///a", False),
     ],
 )
-def test_addresses_are_told_from_paths(href, remote, tmp_path):
+def test_remote_addresses_and_local_paths_are_distinguished(href, remote, tmp_path):
     assert hrefs.is_remote(href) == remote
     assert hrefs.join(href, "c").endswith("/c")
     assert hrefs.absolute(href) == href if remote else hrefs.absolute(href).startswith("/")
 
 
-def test_what_is_absolute_is_named_as_before(tmp_path, monkeypatch):
+def test_an_absolute_href_keeps_the_name_of_a_link(tmp_path, monkeypatch):
     (tmp_path / "annexed").touch()
     (tmp_path / "scene.tif").symlink_to("annexed")
     monkeypatch.chdir(tmp_path)
     assert hrefs.absolute("scene.tif") == str(tmp_path / "scene.tif")
 
 
-def test_digests_tell_texts_apart():
+def test_digests_of_different_texts_differ():
     assert len(hrefs.digest("a")) == 32
     assert hrefs.digest("ab", "c") != hrefs.digest("a", "bc")
 
 
-def test_what_is_passing_is_asked_again(web):
+def test_transient_statuses_are_retried(web):
     folder, address, answers = web
     (folder / "a.json").write_text("{}")
     answers["/a.json"] = [503, 429]
@@ -169,7 +169,7 @@ def test_what_is_passing_is_asked_again(web):
 
 
 @pytest.mark.parametrize(("status", "asked"), [(403, 1), (404, 1), (503, 5)])
-def test_what_is_not_passing_is_told_with_the_answer(web, status, asked, monkeypatch):
+def test_other_statuses_are_errors_with_the_status(web, status, asked, monkeypatch):
     monkeypatch.setattr("urllib3.util.retry.Retry.DEFAULT_BACKOFF_MAX", 0.01)
     folder, address, answers = web
     (folder / "a.json").write_text("{}")
@@ -181,7 +181,7 @@ def test_what_is_not_passing_is_told_with_the_answer(web, status, asked, monkeyp
     assert 9 - len(answers["/a.json"]) == asked
 
 
-def test_the_files_of_a_folder_are_listed_and_those_below_are_not(base, tmp_path):
+def test_files_of_a_folder_are_listed_without_subfolders(base, tmp_path):
     for name in ("b.tif", "a.tif", "below/c.tif"):
         put(tmp_path, hrefs.join(base, *name.split("/")), b"x")
     assert hrefs.list_files(base) == [hrefs.join(base, "a.tif"), hrefs.join(base, "b.tif")]

@@ -53,7 +53,7 @@ with ThreadPoolExecutor(4) as threads:
 """
 
 
-def test_the_cache_stays_bounded_and_right_under_many_threads_and_processes(tmp_path):
+def test_the_cache_stays_bounded_and_correct_under_many_threads_and_processes(tmp_path):
     command = [sys.executable, "-c", HAMMER, str(tmp_path / "cache")]
     at_work = [subprocess.Popen(command, cwd=ROOT) for _ in range(2)]
     most = 0
@@ -76,7 +76,7 @@ def held_meanwhile(folder: Path) -> int:
     return total
 
 
-def test_what_was_used_last_stays(tmp_path):
+def test_the_least_recently_used_files_are_evicted(tmp_path):
     cache = RangeCache(tmp_path, 10_000)
     for number in range(9):
         entry(cache, str(number), 1_000)
@@ -89,13 +89,13 @@ def test_what_was_used_last_stays(tmp_path):
     assert held(tmp_path) <= 10_000
 
 
-def test_what_is_larger_than_the_cache_comes_and_is_not_kept(tmp_path):
+def test_a_file_larger_than_the_cache_is_read_and_not_kept(tmp_path):
     cache = RangeCache(tmp_path, 1_000)
     assert entry(cache, "large", 2_000) == content("large", 2_000)
     assert held(tmp_path) == 0
 
 
-def test_a_file_that_is_not_whole_is_fetched_again(tmp_path):
+def test_an_incomplete_file_is_fetched_again(tmp_path):
     cache = RangeCache(tmp_path, 10_000)
     entry(cache, "a", 1_000)
     (tmp_path / "a").write_bytes(b"half")  # the machine went down
@@ -105,7 +105,7 @@ def test_a_file_that_is_not_whole_is_fetched_again(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"a", range_cache.SIZE_FILE, range_cache.PARTIAL_FOLDER}
 
 
-def test_what_a_killed_process_left_goes_when_room_is_needed(tmp_path):
+def test_abandoned_partial_files_are_evicted(tmp_path):
     cache = RangeCache(tmp_path, 10_000)
     entry(cache, "a", 1_000)
     for name, age in (("old", 2 * range_cache.ABANDONED_S), ("new", 0)):
@@ -116,7 +116,7 @@ def test_what_a_killed_process_left_goes_when_room_is_needed(tmp_path):
     assert [path.name for path in (tmp_path / range_cache.PARTIAL_FOLDER).iterdir()] == ["new"]
 
 
-def test_on_a_full_disk_the_cache_makes_room(tmp_path):
+def test_the_cache_shrinks_on_a_full_disk(tmp_path):
     cache = RangeCache(tmp_path, 100_000)
     for number in range(10):
         entry(cache, str(number), 1_000)
@@ -136,7 +136,7 @@ def test_on_a_full_disk_the_cache_makes_room(tmp_path):
     assert held(tmp_path) <= 6_000
 
 
-def test_a_thread_waits_for_what_another_one_fetches(tmp_path):
+def test_threads_wait_for_a_file_that_another_fetches(tmp_path):
     cache, made, go = RangeCache(tmp_path, 10_000), [], threading.Event()
 
     def make(part: Path) -> None:
@@ -153,7 +153,7 @@ def test_a_thread_waits_for_what_another_one_fetches(tmp_path):
     assert made == [1]
 
 
-def test_the_limit_is_what_is_set_or_half_of_the_disk(tmp_path, monkeypatch):
+def test_the_size_limit_is_the_setting_or_half_of_the_disk(tmp_path, monkeypatch):
     assert 0 < range_cache.size_limit(tmp_path / "new") <= range_cache.LIMIT_GB * 1e9
     monkeypatch.setenv("OCMLFLOW_CACHE_GB", "0.5")
     assert range_cache.size_limit(tmp_path) == 500_000_000
@@ -189,7 +189,7 @@ def same(found: tuple, expected: tuple) -> bool:
 
 
 @pytest.mark.parametrize("small", [range_cache.WHOLE_FILE_BYTES, 100])
-def test_chips_from_s3_are_those_of_the_disk_and_come_once(made, in_s3, fetched, tmp_path, monkeypatch, small):
+def test_chips_from_s3_equal_those_on_disk_and_are_fetched_once(made, in_s3, fetched, tmp_path, monkeypatch, small):
     """As small files, whole, and as large ones, in parts."""
     monkeypatch.setattr(range_cache, "WHOLE_FILE_BYTES", small)
     sizes = hrefs.list_recursive(in_s3)
@@ -211,7 +211,7 @@ def test_chips_from_s3_are_those_of_the_disk_and_come_once(made, in_s3, fetched,
         zarr_store.read(folder, "none.zarr", 0)
 
 
-def test_a_chip_of_a_set_larger_than_the_cache_brings_itself_alone(made, in_s3, fetched, tmp_path, monkeypatch):
+def test_only_the_bytes_of_a_chip_are_fetched_where_the_cache_is_small(made, in_s3, fetched, tmp_path, monkeypatch):
     monkeypatch.setattr(range_cache, "WHOLE_FILE_BYTES", 1_200)
     sizes = hrefs.list_recursive(in_s3)
     folder = range_cache.open_ranges(in_s3, sizes, RangeCache(tmp_path, 20_000), "run")
@@ -226,7 +226,7 @@ def test_a_chip_of_a_set_larger_than_the_cache_brings_itself_alone(made, in_s3, 
     assert held(tmp_path) <= 20_000
 
 
-def test_an_s3_server_that_is_busy_or_away_a_while_is_waited_for(made, in_s3, tmp_path, line_to, monkeypatch):
+def test_a_busy_or_missing_s3_server_is_asked_again(made, in_s3, tmp_path, line_to, monkeypatch):
     line = line_to(int(os.environ["AWS_ENDPOINT_URL_S3"].rpartition(":")[2]))
     sizes = hrefs.list_recursive(in_s3)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://{line.address}")
@@ -239,7 +239,7 @@ def test_an_s3_server_that_is_busy_or_away_a_while_is_waited_for(made, in_s3, tm
 
 
 @pytest.mark.parametrize(("fault", "said"), [("away", "127.0.0.1"), ("busy", "the S3 server answers 503")])
-def test_an_s3_server_that_is_away_for_good_is_an_error_that_names_the_file(
+def test_an_s3_server_that_stays_unavailable_is_an_error_naming_the_file(
     made, in_s3, tmp_path, line_to, monkeypatch, caplog, fault, said
 ):
     line = line_to(int(os.environ["AWS_ENDPOINT_URL_S3"].rpartition(":")[2]))
@@ -259,7 +259,7 @@ def test_an_s3_server_that_is_away_for_good_is_an_error_that_names_the_file(
     assert "trying again" not in caplog.text  # what will not pass is not waited for
 
 
-def test_files_that_only_come_whole_must_fit_the_cache(made, tmp_path):
+def test_files_that_are_only_served_whole_must_fit_the_cache(made, tmp_path):
     """As through MLflow's server."""
     sizes, came = hrefs.list_recursive(str(made.folder)), []
 

@@ -46,7 +46,7 @@ def test_no_server_and_wrong_credentials_are_named(s3, monkeypatch):
         hrefs.check_writable("s3://data/x")
 
 
-def test_public_data_is_read_unsigned_by_whoever_has_credentials(s3, monkeypatch):
+def test_requests_go_unsigned_on_request_despite_credentials(s3, monkeypatch):
     assert s3_store.boto_session()[1] is False
     monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "YES")
     assert s3_store.boto_session()[1] is True
@@ -77,7 +77,7 @@ def test_a_profile_is_enough_for_boto3_mlflow_and_gdal(s3, tmp_path, monkeypatch
         boto3.setup_default_session()
 
 
-def test_mlflows_setting_of_the_address_is_understood(s3, monkeypatch):
+def test_mlflow_s3_endpoint_url_is_used(s3, monkeypatch):
     monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", os.environ["AWS_ENDPOINT_URL_S3"])
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
     assert s3_store.custom_endpoint() == os.environ["MLFLOW_S3_ENDPOINT_URL"]
@@ -94,7 +94,7 @@ def test_mlflows_setting_of_the_address_is_understood(s3, monkeypatch):
         ("cn-north-1", "s3.cn-north-1.amazonaws.com.cn"),
     ],
 )
-def test_parts_are_asked_for_in_the_region_of_their_bucket(region, host, monkeypatch):
+def test_addresses_are_signed_for_the_region_of_the_bucket(region, host, monkeypatch):
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
     # In place of Amazon, which says so with a refusal too.
     known = {"ResponseMetadata": {"HTTPHeaders": {"x-amz-bucket-region": region}}}
@@ -116,7 +116,7 @@ def raise_refused(answer):
     raise ClientError({"Error": {"Code": "403"}, **answer}, "HeadBucket")
 
 
-def test_parts_of_another_server_are_asked_for_at_its_own_address(monkeypatch):
+def test_addresses_are_signed_for_a_custom_endpoint(monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "https://s3.your.org")
     signed = s3_store._signed_address(s3_store._signing_client(s3_store.client(), "data"), "s3://data/a", 0)
     assert signed.startswith("https://s3.your.org/data/a?X-Amz-Algorithm=AWS4-HMAC-SHA256&")
@@ -129,7 +129,7 @@ def test_parts_of_another_server_are_asked_for_at_its_own_address(monkeypatch):
     assert s3_store.custom_endpoint() == own
 
 
-def test_an_error_does_not_show_what_an_address_is_signed_with():
+def test_an_error_does_not_show_the_signature_of_an_address():
     with pytest.raises(ServerUnavailableError) as raised:
         s3_store.read_range("s3://data/a", 0, 9)
     shown = "".join(traceback.format_exception(raised.value))
@@ -137,7 +137,7 @@ def test_an_error_does_not_show_what_an_address_is_signed_with():
     assert "Signature" not in shown
 
 
-def test_ranges_come_through_a_proxy(s3, tmp_path, monkeypatch):
+def test_ranges_are_read_through_a_proxy(s3, tmp_path, monkeypatch):
     """SeaweedFS takes whole addresses in its requests too, as a proxy does."""
     put(tmp_path, f"{s3}/a", bytes(range(100)))
     monkeypatch.setenv("http_proxy", os.environ["AWS_ENDPOINT_URL_S3"])
@@ -174,7 +174,7 @@ def certificate(tmp_path):
     return tmp_path / "localhost.pem"
 
 
-def test_ranges_come_from_a_server_with_a_certificate_of_its_own(certificate, monkeypatch):
+def test_ranges_are_read_with_a_custom_certificate(certificate, monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), OneRange)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
