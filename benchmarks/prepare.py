@@ -294,4 +294,6 @@ def forward(source: socket.socket, target: socket.socket, counted: Any, asking: 
 
 
 if __name__ == "__main__":
-    main()
+    from benchmarks import prepare  # workers find functions in modules, not in the script that runs
+
+    prepare.main()

@@ -8,8 +8,10 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing.context import SpawnContext, SpawnProcess
 from queue import SimpleQueue
+from threading import Lock
+from types import ModuleType
 from typing import TypeVar
 
 from ocmlflow.errors import InputError
@@ -91,12 +93,38 @@ def _initialize_worker(threads: int) -> None:
         os.environ[name] = str(threads)
 
 
+class _Process(SpawnProcess):
+    """A worker process that does not run the caller's script again.
+
+    multiprocessing imports the script of the parent into each child, where it would do all its work again unless that
+    stands under `if __name__ == "__main__"`. Functions that are sent to workers stand in modules, never in the script.
+    """
+
+    _starting = Lock()
+
+    def start(self) -> None:
+        """Start the process, while an empty module stands in for the script."""
+        with self._starting:
+            script = sys.modules["__main__"]
+            sys.modules["__main__"] = ModuleType("__main__")
+            try:
+                super().start()
+            finally:
+                sys.modules["__main__"] = script
+
+
+class _Context(SpawnContext):
+    """Starts new processes. A fork would copy the locks of GDAL's threads."""
+
+    Process = _Process
+
+
 @contextmanager
 def _local(workers: int) -> Iterator[Executor]:
     pool: Executor = ThreadPoolExecutor(1)
-    if workers > 1:  # spawned, not forked: a fork would copy the locks of GDAL's threads
+    if workers > 1:
         threads = max(1, _core_count() // workers)
-        pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_initialize_worker, initargs=(threads,))
+        pool = ProcessPoolExecutor(workers, _Context(), initializer=_initialize_worker, initargs=(threads,))
     try:
         yield pool
     except BrokenProcessPool as error:

@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from pathlib import Path
 from threading import Event, Thread
 
 import distributed
@@ -116,6 +119,23 @@ def test_processes_and_clusters_run_in_other_processes(cluster):
             assert os.getpid() not in {pid for _, pid in executor.map(squared, range(4))}
     with executors.executor(1, None) as executor:
         assert {pid for _, pid in executor.map(squared, range(4))} == {os.getpid()}
+
+
+SCRIPT = """
+from ocmlflow import executors
+with executors.executor(2, None) as executor:
+    print(*executors.map_unordered(executor, len, ["abc"]))
+"""
+
+
+@pytest.mark.parametrize("way", ["file", "input"])
+def test_a_script_is_not_run_again_by_its_workers(way, tmp_path):
+    """Though it does its work at the top level, without `if __name__ == "__main__"`."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, tmp_path / "script.py" if way == "file" else "-"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(executors.__file__).parents[1])}
+    done = subprocess.run(command, input=SCRIPT, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("3\n", "")
 
 
 def test_a_killed_worker_of_a_cluster_is_replaced(cluster, tmp_path):
