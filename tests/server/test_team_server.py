@@ -395,7 +395,9 @@ def test_a_database_that_is_away_is_told_in_one_line_without_its_password(team, 
     said = r"no run can be started at postgresql\+psycopg2://127\.0\.0\.1:9/runs: connection to .*refused[^\n]*doctor`"
     with pytest.raises(InputError, match=said), tracking_runs.run("train", {}):
         pytest.fail("the work began")
-    with pytest.raises(InputError, match=r"resume=0 names no run of .*, or that is away: connection to .*refused"):
+    with pytest.raises(
+        InputError, match=r"resume=0 names no run of .*, or that does not answer: connection to .*refused"
+    ):
         run_search.get_interrupted("train", "0")
 
 
