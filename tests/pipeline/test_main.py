@@ -317,7 +317,7 @@ def empty(store, monkeypatch):
 )
 def test_a_step_that_cannot_work_says_so_first(verb, words, message, sample_line):
     with pytest.raises(InputError, match=re.escape(message)):
-        verb.run(parsed("predict", words.split()))
+        verb.run(parsed(verb.__name__.rpartition(".")[2], words.split()))
 
 
 @pytest.mark.usefixtures("empty")
@@ -344,7 +344,7 @@ def test_signatures_are_not_logged(store):
 
 
 def test_two_processes_cannot_make_the_same_chips(tmp_path):
-    with pytest.raises(InputError, match="another process is making the same"):  # noqa: SIM117
+    with pytest.raises(InputError, match="another process is doing the same work"):  # noqa: SIM117
         with work_folder.hold(tmp_path / "chips"), work_folder.hold(tmp_path / "chips"):
             pass
 
