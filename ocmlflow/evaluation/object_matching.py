@@ -208,9 +208,13 @@ class _BlockObjects:
     def objects(self) -> np.ndarray:
         """(parts,) int64: the number, from 0, of the whole object that each part belongs to."""
         first_parts = np.arange(self._joiner.count)
-        for numbers in self._joiner.edge_objects():
-            first_parts[np.array(numbers) - 1] = numbers[0] - 1
-        return np.unique(first_parts, return_inverse=True)[1]
+        is_first = np.ones(self._joiner.count, bool)
+        for numbers in self._joiner.joined_objects():
+            parts = np.array(numbers) - 1
+            first_parts[parts] = parts[0]
+            is_first[parts[1:]] = False
+        objects_of_first_parts = np.cumsum(is_first) - 1
+        return np.asarray(objects_of_first_parts[first_parts])
 
     def areas(self, objects: np.ndarray) -> np.ndarray:
         """(objects,) float64: pixels of each whole object, given the object of each part."""

@@ -3,6 +3,7 @@
 An object is a connected component: pixels that share an edge belong to one, pixels that share only a corner do not.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,12 @@ from scipy import ndimage
 def label_objects(mask: np.ndarray) -> np.ndarray:
     """Label the objects of a mask (height, width) bool: (height, width) int32, numbered from 1, 0 is background."""
     return np.asarray(ndimage.label(mask)[0])
+
+
+def edge_labels(labels: np.ndarray) -> set[int]:
+    """The labels of a block's objects that touch an edge of the block, and may go on in a neighbour."""
+    edges = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+    return set(_distinct(edges))
 
 
 @dataclass(frozen=True)
@@ -37,15 +44,15 @@ class BlockJoiner:
     """Numbers the objects of a raster's blocks, and joins those that go on across block edges.
 
     Blocks may come in any order and be of any size; they must not overlap. An object has one number in each block that
-    it lies in. Memory holds the edges whose neighbours have not come, and the numbers of objects that lie on edges.
+    it lies in. Memory holds the edges whose neighbours have not come, and the numbers of objects of several blocks.
     """
 
     def __init__(self) -> None:
         self.count = 0
         # By the line between two rows or columns of pixels, on which the edges of both neighbours lie.
         self._open: dict[tuple[str, int], list[_Edge]] = {}
-        # Each number on an edge, to the list of all numbers of its object, which they share.
-        self._objects: dict[int, list[int]] = {}
+        # Each number of an object of several blocks, to the list of all its numbers, which they share.
+        self._joined: dict[int, list[int]] = {}
 
     def add(self, row: int, col: int, labels: np.ndarray) -> int:
         """Add the block that starts at a pixel of the raster; returns its offset: label `i` gets number offset + `i`.
@@ -61,26 +68,31 @@ class BlockJoiner:
         self._add_edge(("col", col + width), row, labels[:, -1], offset)
         return offset
 
-    def is_on_edge(self, number: int) -> bool:
-        """Whether an object touches an edge of its block, and is not finished."""
-        return number in self._objects
+    def objects(self, numbers: Iterable[int]) -> list[list[int]]:
+        """The objects that have these numbers, each once: all its numbers, sorted."""
+        by_first = {object_numbers[0]: object_numbers for object_numbers in map(self._numbers_of, numbers)}
+        return sorted(sorted(object_numbers) for object_numbers in by_first.values())
 
-    def edge_objects(self) -> list[list[int]]:
-        """Objects that touch an edge of a block and are not finished: the sorted numbers of each."""
-        return sorted(sorted(numbers) for number, numbers in self._objects.items() if numbers[0] == number)
+    def joined_objects(self) -> list[list[int]]:
+        """The objects of several blocks: the sorted numbers of each."""
+        return self.objects(self._joined)
 
-    def finish_rows(self, row: int) -> list[list[int]]:
-        """Finish the objects that cannot grow if all blocks to come start at this row or below; then forget them.
+    def finish_rows(self, row: int, numbers: Iterable[int]) -> list[list[int]]:
+        """Finish the rows above this one: all blocks to come start at it or below.
 
-        Returns the sorted numbers of each.
+        Returns those objects of these numbers that cannot grow any more, as `objects` does, and forgets them.
         """
         self._close_above(row)
-        growing = {number for edges in self._open.values() for edge in edges for number in _distinct(edge.numbers)}
-        finished = [numbers for numbers in self.edge_objects() if growing.isdisjoint(numbers)]
-        for numbers in finished:
-            for number in numbers:
-                del self._objects[number]
+        on_edges = {number for edges in self._open.values() for edge in edges for number in _distinct(edge.numbers)}
+        growing = {joined for number in on_edges for joined in self._numbers_of(number)}
+        finished = self.objects(number for number in numbers if number not in growing)
+        for object_numbers in finished:
+            for number in object_numbers:
+                self._joined.pop(number, None)
         return finished
+
+    def _numbers_of(self, number: int) -> list[int]:
+        return self._joined.get(number, [number])
 
     def _close_above(self, row: int) -> None:
         """Drop the edges, or the parts of vertical ones, that no block from this row on can touch."""
@@ -96,8 +108,6 @@ class BlockJoiner:
 
     def _add_edge(self, line: tuple[str, int], start: int, labels: np.ndarray, offset: int) -> None:
         new = _Edge(start, np.where(labels > 0, labels + np.int64(offset), 0))
-        for number in _distinct(new.numbers):
-            self._objects.setdefault(number, [number])
         edges = self._open.pop(line, [])
         for edge in edges:
             self._join_edges(edge, new)
@@ -120,12 +130,12 @@ class BlockJoiner:
         theirs[:] = 0
 
     def _join(self, number: int, other: int) -> None:
-        smaller, larger = sorted((self._objects[number], self._objects[other]), key=len)
+        smaller, larger = sorted((self._numbers_of(number), self._numbers_of(other)), key=len)
         if smaller is larger:
             return
         larger.extend(smaller)
-        for joined in smaller:
-            self._objects[joined] = larger
+        for moved in (larger[0], *smaller):  # the larger may have been alone as well
+            self._joined[moved] = larger
 
 
 def _distinct(numbers: np.ndarray) -> list[int]:

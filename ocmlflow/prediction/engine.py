@@ -1,4 +1,4 @@
-"""Keras models, to the predict function of the engine that runs them fastest and gives the same."""
+"""Runs Keras models by the fastest engine that gives the same probabilities: Keras itself, or OpenVINO on a CPU."""
 
 import functools
 import importlib.util
@@ -26,77 +26,87 @@ log = logging.getLogger(__name__)
 
 ENGINES = ("auto", "keras", "openvino")
 MAX_DIFFERENCE = 1e-4
-"""Largest difference of probabilities at which two engines are said to give the same."""
+"""Largest difference of probabilities between OpenVINO and Keras."""
 COMPILED_SHAPES = 2
-"""Shapes of images for which a compiled network is kept, each takes up to 400 MB: of a scene's windows, and turned."""
+"""Image shapes whose compiled network is kept, up to 400 MB each: one scene's windows, upright and turned."""
 _DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
-"""Where Linux has a GPU that Keras might use, of any make."""
+"""Device files of the GPUs, of any make, that Keras might use on Linux."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """One model of an ensemble, as a file that any process can run."""
+    """One model of an ensemble, as a file that any process can load."""
 
     engine: str
     """One of ENGINES, not `auto`."""
     file: Path
-    """The model: of Keras, or exported for OpenVINO."""
+    """The Keras model, or its OpenVINO export."""
     multiple: int
-    """Sides of its images are multiples of this."""
+    """Image sides must be multiples of so many pixels."""
     temperature: float
-    """What its logits are divided by."""
+    """Calibration temperature, which divides the logits."""
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """A predict function that is not running yet, and can be sent to another process: call it to get the function."""
+    """Models and views whose mean is predicted; call it to get the predict function.
+
+    It can be sent to another process, where the models are loaded at the first call.
+    """
 
     members: tuple[Member, ...]
+    """The models."""
     tta: str
-    """Name of the views whose mean it gives, of `inference.SYMMETRIES`."""
+    """Test-time augmentation, a name of `inference.SYMMETRIES`."""
 
     def __call__(self) -> Predict:
-        """The function; the same one each time in one process. It takes images of any size, from any thread."""
-        return _running(self)
+        """The predict function, the same one each time in one process; for images of any size, from any thread."""
+        return _load(self)
 
 
 def prepare_member(
     fetch: Callable[[], Path], key: str, *, engine: str, multiple: int, temperature: float, folder: Path
 ) -> Member:
-    """The Keras model whose file `fetch` gives, and which `key` names, for the engine that is asked for.
+    """Prepare a Keras model for an engine, as a file in `folder`, which all workers must see.
 
-    `auto` takes OpenVINO where it is installed and Keras has no GPU. The model is exported once, into `folder`, and
-    kept there only if it gives Keras's probabilities; Keras itself is not loaded again after that. Raises InputError
-    where `openvino` is asked for and is not installed, or gives others.
+    `fetch` downloads the Keras file, `key` names the model. `auto` takes OpenVINO if it is installed and Keras has no
+    GPU. A model is exported to OpenVINO once, and the export is kept only if it gives the probabilities of Keras.
+    Raises InputError if `openvino` is asked for, and is not installed or gives other probabilities.
     """
-    installed = importlib.util.find_spec("openvino") is not None
-    if engine == "openvino" and not installed:
+    is_installed = importlib.util.find_spec("openvino") is not None
+    if engine == "openvino" and not is_installed:
         raise InputError('engine=openvino needs OpenVINO: pip install -e ".[openvino]"')
-    plain = Member("keras", folder / "keras" / f"{key}.keras", multiple, temperature)
-    exported = folder / "openvino" / hrefs.digest(key, version("openvino"), version("keras")) if installed else None
-    if engine == "keras" or exported is None or (engine == "auto" and _has_gpu()):
-        return _kept(plain, fetch)
-    fast = Member("openvino", exported / "model.xml", multiple, temperature)
-    if not exported.exists():
-        part = exported.with_name(f"{exported.name}.{uuid.uuid4().hex}.part")
-        part.mkdir(parents=True)
-        try:
-            if unfit := _unfit(fetch(), part, multiple):
-                if engine == "openvino":
-                    raise InputError(f"{unfit}: engine=keras would do")
-                log.warning("%s: Keras is used", unfit)
-                return _kept(plain, fetch)
+    keras_member = Member("keras", folder / "keras" / f"{key}.keras", multiple, temperature)
+    if engine == "keras" or not is_installed or (engine == "auto" and _has_gpu()):
+        return _copy_keras(keras_member, fetch)
+    exported = folder / "openvino" / hrefs.digest(key, version("openvino"), version("keras"))
+    if not exported.exists() and (reason := _export_once(fetch, exported, multiple)):
+        if engine == "openvino":
+            raise InputError(f"{reason}: use engine=keras")
+        log.warning("%s: Keras is used", reason)
+        return _copy_keras(keras_member, fetch)
+    return Member("openvino", exported / "model.xml", multiple, temperature)
+
+
+def _export_once(fetch: Callable[[], Path], exported: Path, multiple: int) -> str:
+    """Export a model to the folder `exported`, which appears once it is complete; returns why that fails, or ""."""
+    part = exported.with_name(f"{exported.name}.{uuid.uuid4().hex}.part")
+    part.mkdir(parents=True)
+    try:
+        reason = _export_in_subprocess(fetch(), part, multiple)
+        if not reason:
             part.rename(exported)
-        except OSError:
-            if not exported.exists():  # else another process was faster
-                raise
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-    return fast
+        return reason
+    except OSError:
+        if not exported.exists():  # else another process was faster
+            raise
+        return ""
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
-def _kept(member: Member, fetch: Callable[[], Path]) -> Member:
-    """The member, whose file lies where every worker sees it."""
+def _copy_keras(member: Member, fetch: Callable[[], Path]) -> Member:
+    """Copy a member's Keras file to where all workers see it."""
     if not member.file.exists():
         member.file.parent.mkdir(parents=True, exist_ok=True)
         part = member.file.with_name(f"{uuid.uuid4().hex}.part")
@@ -106,7 +116,7 @@ def _kept(member: Member, fetch: Callable[[], Path]) -> Member:
 
 
 def _has_gpu() -> bool:
-    """Whether Keras sees a GPU; it is not loaded to be asked where there can be none."""
+    """Whether Keras sees a GPU; Keras is loaded only where there may be one."""
     if Path("/dev").is_dir() and Path("/proc").is_dir() and not any(Path(driver).exists() for driver in _DRIVERS):
         return False
     import keras
@@ -115,24 +125,28 @@ def _has_gpu() -> bool:
 
 
 @functools.lru_cache(2)
-def _running(network: Ensemble) -> Predict:
-    found = []
-    for one in network.members:
-        run = _openvino(one.file, executors.threads_per_task()) if one.engine == "openvino" else _keras(one.file)
-        found.append(inference.calibrated(inference.padded(run, one.multiple), one.temperature))
-    predict, lock = inference.averaged(found, network.tta), Lock()
+def _load(ensemble: Ensemble) -> Predict:
+    predicts = []
+    for member in ensemble.members:
+        if member.engine == "openvino":
+            predict_file = _openvino(member.file, executors.threads_per_task())
+        else:
+            predict_file = _load_keras(member.file).predict_on_batch
+        predicts.append(inference.calibrated(inference.padded(predict_file, member.multiple), member.temperature))
+    predict = inference.averaged(predicts, ensemble.tta)
+    lock = Lock()
 
     def one_at_a_time(images: np.ndarray) -> np.ndarray:
-        with lock:  # each call takes all the threads there are
+        with lock:  # each call uses all threads
             return predict(images)
 
     return one_at_a_time
 
 
-def _unfit(file: Path, folder: Path, multiple: int) -> str:
-    """Export a Keras model's file into the folder; why the export will not do, or nothing.
+def _export_in_subprocess(file: Path, folder: Path, multiple: int) -> str:
+    """Export a Keras file into a folder; returns why the export fails, or "".
 
-    In a process of its own: what TensorFlow takes of the memory it never gives back.
+    In another process, as TensorFlow never gives back the memory that it takes.
     """
     code = (
         "import sys; from ocmlflow.prediction import engine; "
@@ -153,23 +167,19 @@ def _unfit(file: Path, folder: Path, multiple: int) -> str:
 
 
 def export(file: str, folder: str, multiple: int) -> float:
-    """Write a Keras model's file for OpenVINO; returns the largest difference of probabilities on some noise."""
-    model = _loaded(Path(file))
+    """Export a Keras file to OpenVINO; returns the largest difference of their probabilities on random images."""
+    model = _load_keras(Path(file))
     target = Path(folder) / "model.xml"
     model.export(str(target), format="openvino", verbose=False)
     side = multiple * -(-256 // multiple)
     images = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
     images[1] = np.sort(images[1], axis=0)  # and something smooth
-    found = _openvino(target, executors.threads_per_task())(images)
-    return float(np.abs(found - model.predict_on_batch(images)).max())
+    probability = _openvino(target, executors.threads_per_task())(images)
+    return float(np.abs(probability - model.predict_on_batch(images)).max())
 
 
-def _keras(file: Path) -> Predict:
-    return _loaded(file).predict_on_batch
-
-
-def _loaded(file: Path) -> Any:
-    """The keras.Model of a file; InputError where that is of more than Keras' own layers, which could run any code."""
+def _load_keras(file: Path) -> Any:
+    """Load a keras.Model; InputError if it has other layers than Keras' own, which could run any code."""
     import keras
 
     from ocmlflow.training import networks
@@ -177,25 +187,26 @@ def _loaded(file: Path) -> Any:
     try:
         return networks.inner_network(keras.saving.load_model(file, compile=False, safe_mode=True))
     except (TypeError, ValueError) as error:
-        raise InputError(f"the model in {file} is refused, it is not of Keras' own layers alone: {error}") from error
+        raise InputError(f"the model in {file} is refused: it needs more than Keras' own layers: {error}") from error
 
 
 def _openvino(file: Path, threads: int) -> Predict:
+    """The predict function of an OpenVINO model."""
     import openvino
 
     core = openvino.Core()
     network = core.read_model(file)
-    # Full precision: some processors would otherwise be given half floats. Threads bound to a core wait for whatever
-    # else runs there.
+    # Full precision, as some processors would use half floats. No pinning, as a thread bound to a core waits for
+    # whatever else runs there.
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False}
 
     @functools.lru_cache(COMPILED_SHAPES)
     def compiled(shape: tuple[int, ...]) -> Any:
         fixed = network.clone()
-        fixed.reshape(list(shape))  # a twelfth of a second, and a tenth faster than one for all shapes
+        fixed.reshape(list(shape))  # takes 0.08 s, and runs a tenth faster than one network for all shapes
         return core.compile_model(fixed, "CPU", {**settings, "INFERENCE_NUM_THREADS": threads})
 
-    def run(images: np.ndarray) -> np.ndarray:
-        return np.array(compiled(images.shape)(images)[0])  # its own memory: the next call overwrites the network's
+    def predict(images: np.ndarray) -> np.ndarray:
+        return np.array(compiled(images.shape)(images)[0])  # copied, as the next call overwrites the result
 
-    return run
+    return predict

@@ -1,4 +1,4 @@
-"""Maps of scenes, to the files of an output and a STAC collection of all that lie there."""
+"""Moves the files of mapped scenes to an output, and keeps a STAC collection of all scenes there."""
 
 import json
 import logging
@@ -16,91 +16,95 @@ from ocmlflow.storage import hrefs
 log = logging.getLogger(__name__)
 
 RASTERS = {"probability": "probabilities", "mask": "masks"}
+"""Folder of the output for each raster, by the name of its asset."""
 FORMATS = {
     "footprints": (".parquet", "application/vnd.apache.parquet"),
     "flatgeobuf": (".fgb", "application/vnd.flatgeobuf"),
     "geojson": (".geojson", "application/geo+json"),
 }
+"""Suffix and media type of each format of footprints, by the name of its asset."""
 COLLECTION = "collection.json"
-_NAME, _MAKER = "buildings", "mapped by ocmlflow"
+_COLLECTION_ID = "buildings"
+_SIGNATURE = "mapped by ocmlflow"
+"""End of the description of collections that were written here."""
 
 
 def check_output(output: str) -> None:
-    """Raise InputError where an output holds a collection that `write_items` did not write, and would write over."""
+    """Raise InputError if an output holds a collection.json from another tool, which `write_items` would replace."""
     href = hrefs.join(output, COLLECTION)
     is_new = not hrefs.is_remote(output) and not hrefs.local_path(output).exists()
     try:
         if is_new or href not in hrefs.list_files(output):
             return
     except OSError as error:
-        raise InputError(f"output={output} cannot be looked into: {error}") from error
-    found = _json(href)
-    if found.get("id") != _NAME or not str(found.get("description")).endswith(_MAKER):
+        raise InputError(f"output={output} cannot be listed: {error}") from error
+    collection = _read_json(href)
+    is_own = str(collection.get("description")).endswith(_SIGNATURE)
+    if collection.get("id") != _COLLECTION_ID or not is_own:
         raise InputError(
-            f"{href} is not of `predict`, and would be replaced by the collection of the results: give output= another "
-            "folder"
+            f"{href} is not of `predict`, which would replace it by the collection of its results: "
+            "set output= to another folder"
         )
 
 
-def move_files(scene: Scene, made: MapFiles, output: str) -> None:
-    """Move a scene's files to the output."""
-    files = {"probabilities": [made.probability], "masks": [made.mask]}
-    if made.overview:
-        files["overviews"] = [made.overview]
-    if made.footprints:
-        files["footprints"] = [
-            made.footprints,
-            *(made.footprints.with_suffix(suffix) for suffix in vector_files.DRIVERS),
-        ]
-    for folder, paths in files.items():
+def move_files(scene: Scene, files: MapFiles, output: str) -> None:
+    """Move the files of a scene to the output, into a folder for each kind."""
+    by_folder = {"probabilities": [files.probability], "masks": [files.mask]}
+    if files.overview:
+        by_folder["overviews"] = [files.overview]
+    if files.footprints:
+        copies = [files.footprints.with_suffix(suffix) for suffix in vector_files.DRIVERS]
+        by_folder["footprints"] = [files.footprints, *copies]
+    for folder, paths in by_folder.items():
         for path in paths:
             hrefs.put(path, hrefs.join(output, folder, f"{scene.id}{path.suffix}"))
 
 
-def stac_item(scene: Scene, made: MapFiles, *, model: str, threshold: int) -> dict[str, Any]:
-    """What `move_files` leaves of a scene as a STAC item; `threshold` in percent."""
+def stac_item(scene: Scene, files: MapFiles, *, model: str, threshold: int) -> dict[str, Any]:
+    """A STAC item of the files that `move_files` puts into an output; `threshold` in percent."""
     cog = "image/tiff; application=geotiff; profile=cloud-optimized"
     assets = {name: (f"../{folder}/{scene.id}.tif", cog) for name, folder in RASTERS.items()}
     assets |= {name: (f"../footprints/{scene.id}{ending}", media) for name, (ending, media) in FORMATS.items()}
-    if made.overview:
+    if files.overview:
         assets["overview"] = (f"../overviews/{scene.id}.jpg", "image/jpeg")
-    facts = {
+    properties = {
         "ocmlflow:model": model,
         "ocmlflow:threshold": threshold / 100,
-        "ocmlflow:buildings": made.buildings,
-        "ocmlflow:building_area_m2": round(made.area_m2, 1),
-        "ocmlflow:unreadable": [part.wkt for part in made.unreadable],
+        "ocmlflow:buildings": files.buildings,
+        "ocmlflow:building_area_m2": round(files.area_m2, 1),
+        "ocmlflow:unreadable": [part.wkt for part in files.unreadable],
     }
-    return stac_writer.build_item(scene.id, [scene], outline=made.outline, assets=assets, **facts)
+    return stac_writer.build_item(scene.id, [scene], outline=files.outline, assets=assets, **properties)
 
 
 def write_items(items: Iterable[dict[str, Any]], output: str, folder: Path) -> None:
-    """Write items into an output, and the collection of all that lie there; `folder` is for files in the making.
+    """Write STAC items into an output, and the collection of all items there; `folder` is for temporary files.
 
-    Several processes may do so at once: each looks, once its collection is written, whether it holds all that lie there
-    by then, so that the last of them all sees to it. That asks for no lock, which S3 would not have.
+    Several processes may do so at once without a lock, which S3 does not have: each lists the items again after it has
+    written the collection, and repeats until no item is new. So the last one to finish has them all.
     """
-    for new in items:
-        _write(stac_writer.link_to_collection(_NAME, new), hrefs.join(output, "items", f"{new['id']}.json"), folder)
+    for item in items:
+        linked = stac_writer.link_to_collection(_COLLECTION_ID, item)
+        _write(linked, hrefs.join(output, "items", f"{item['id']}.json"), folder)
     known: dict[str, dict[str, Any]] = {}
-    while (filed := _filed(output)) != list(known):
-        known = {href: known.get(href) or _json(href) for href in filed}
-        members = [found for found in known.values() if found.get("collection") == _NAME]
-        description = f"Buildings of {len(members)} scenes, {_MAKER}"
-        made = stac_writer.build_collection(_NAME, members, description=description)
-        _write(made, hrefs.join(output, COLLECTION), folder)
+    while (listed := _list_items(output)) != list(known):
+        known = {href: known.get(href) or _read_json(href) for href in listed}
+        members = [item for item in known.values() if item.get("collection") == _COLLECTION_ID]
+        description = f"Buildings of {len(members)} scenes, {_SIGNATURE}"
+        collection = stac_writer.build_collection(_COLLECTION_ID, members, description=description)
+        _write(collection, hrefs.join(output, COLLECTION), folder)
 
 
-def _filed(output: str) -> list[str]:
+def _list_items(output: str) -> list[str]:
     return [href for href in hrefs.list_files(hrefs.join(output, "items")) if href.endswith(".json")]
 
 
-def _json(href: str) -> dict[str, Any]:
-    """The object of a JSON file; empty, with a warning, where it holds none."""
+def _read_json(href: str) -> dict[str, Any]:
+    """The object in a JSON file; empty, with a warning, if it holds something else."""
     try:
         return dict(json.loads(hrefs.read(href)))
     except (ValueError, TypeError):
-        log.warning("%s is no JSON object and is passed over", href)
+        log.warning("%s is not a JSON object and is ignored", href)
         return {}
 
 

@@ -63,20 +63,21 @@ def trace(blocks: Iterable[MaskBlock]) -> Iterator[PredictedFootprint]:
     for block in blocks:
         if block.window.row_off != row:
             row = block.window.row_off
-            for numbers in joiner.finish_rows(row):
+            for numbers in joiner.finish_rows(row, open_parts):
                 yield _footprint(_take(open_parts, numbers))
-            for numbers in joiner.edge_objects():
+            for numbers in joiner.objects(open_parts):
                 open_parts[numbers[0]] = _take(open_parts, numbers)
         if not block.building.any():
             continue
         labels = block_join.label_objects(block.building)
         offset = joiner.add(block.window.row_off, block.window.col_off, labels)
+        edge_labels = block_join.edge_labels(labels)
         for label, part in _parts(labels, block):
-            if joiner.is_on_edge(offset + label):
+            if label in edge_labels:
                 open_parts[offset + label] = part
             else:
                 yield _footprint(part)
-    for numbers in joiner.edge_objects():
+    for numbers in joiner.objects(open_parts):
         yield _footprint(_take(open_parts, numbers))
 
 

@@ -1,4 +1,4 @@
-"""Footprints on the ground, to files that a GIS opens and a map editor accepts."""
+"""Writes footprints as GeoParquet, FlatGeobuf and GeoJSON, a batch at a time."""
 
 import io
 import json
@@ -21,10 +21,11 @@ from ocmlflow.scenes import geobox
 from ocmlflow.scenes.geobox import GeoBox
 
 DRIVERS = {".fgb": "FlatGeobuf", ".geojson": "GeoJSON"}
+"""GDAL drivers of the formats beside GeoParquet, by suffix."""
 BATCH = 2_000
-"""Rows that are held at a time."""
-LEAST_IOU = 0.7
-"""Of a squared outline with the outline it was made from."""
+"""Footprints held in memory at a time."""
+MIN_SQUARED_IOU = 0.7
+"""Least IoU of a squared outline with the outline that it replaces."""
 
 
 @dataclass(frozen=True)
@@ -38,31 +39,28 @@ class FootprintTotals:
 
 
 def frames(
-    found: Iterable[PredictedFootprint],
-    place: GeoBox,
+    footprints: Iterable[PredictedFootprint],
+    grid: GeoBox,
     *,
     scene: str,
     tolerance: float,
     min_area_m2: float,
     squared_in: str | None = None,
 ) -> Iterator[gpd.GeoDataFrame]:
-    """Footprints in (col, row) on the ground, BATCH at a time and at least one frame, without those too small.
+    """Frames of at most BATCH footprints, at least one frame, without footprints below `min_area_m2`.
 
-    Columns scene, probability, area_m2, geometry, in the CRS of `place`; staircases are straightened by about
-    `tolerance` pixels. With `squared_in`, a CRS in metres, outlines are made right-angled in it.
+    `footprints` are in (col, row) of `grid`, the frames in its CRS, with columns scene, probability, area_m2, geometry.
+    Staircases are simplified by about `tolerance` pixels. With `squared_in`, a CRS in metres, outlines are made
+    right-angled in it. Areas are measured in an equal-area projection.
     """
-    rest, last, equal_area = iter(found), False, geobox.equal_area_crs(place)
-    while not last:
-        units = tolerance * abs(place.transform.determinant) ** 0.5
-        some = polygonize.to_ground(islice(rest, BATCH), place.transform, tolerance=units)
-        last = len(some) < BATCH
-        frame = gpd.GeoDataFrame(
-            {
-                "scene": pd.Series([scene] * len(some), dtype="str"),
-                "probability": np.array([round(f.probability, 4) for f in some], np.float64),
-            },
-            geometry=gpd.GeoSeries([f.outline for f in some], crs=place.crs),
-        )
+    units = tolerance * abs(grid.transform.determinant) ** 0.5
+    equal_area = geobox.equal_area_crs(grid)
+    rest = iter(footprints)
+    is_last = False
+    while not is_last:
+        batch = polygonize.to_ground(islice(rest, BATCH), grid.transform, tolerance=units)
+        is_last = len(batch) < BATCH
+        frame = _frame(batch, scene, grid.crs)
         if squared_in and len(frame):
             frame = squared(frame, squared_in)
         frame["area_m2"] = frame.to_crs(equal_area).area.round(2)
@@ -70,20 +68,20 @@ def frames(
 
 
 def squared(frame: gpd.GeoDataFrame, crs: str) -> gpd.GeoDataFrame:
-    """The frame with right-angled outlines, by buildingregulariser, worked out in a CRS in metres.
+    """The frame with right-angled outlines, by buildingregulariser, computed in a CRS in metres.
 
-    Outlines that would lose too much of what was found, by IoU below LEAST_IOU, or fall apart, stay as they are.
+    An outline stays as it is if squaring would split it, or change it to an IoU below MIN_SQUARED_IOU.
     """
     from buildingregulariser import regularize_geodataframe  # an extra
 
     plain = frame.to_crs(crs)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of those that it leaves as they are
-        made = regularize_geodataframe(plain.assign(row=range(len(plain))), num_cores=1, include_metadata=True)
-    whole = (made.iou >= LEAST_IOU) & made.is_valid & (made.geom_type == "Polygon")
-    made = made[whole & ~made.row.duplicated(keep=False)]
+        warnings.simplefilter("ignore", UserWarning)  # about outlines that it leaves as they are
+        regular = regularize_geodataframe(plain.assign(row=range(len(plain))), num_cores=1, include_metadata=True)
+    is_good = (regular.iou >= MIN_SQUARED_IOU) & regular.is_valid & (regular.geom_type == "Polygon")
+    regular = regular[is_good & ~regular.row.duplicated(keep=False)]
     outlines = plain.geometry.to_numpy().copy()
-    outlines[made.row.to_numpy()] = made.geometry.to_numpy()
+    outlines[regular.row.to_numpy()] = regular.geometry.to_numpy()
     return gpd.GeoDataFrame(frame.drop(columns="geometry"), geometry=outlines, crs=crs).to_crs(frame.crs)
 
 
@@ -109,10 +107,10 @@ def write(frames: Iterable[gpd.GeoDataFrame], path: Path) -> FootprintTotals:
 
 
 def convert(source: Path, target: Path) -> None:
-    """Write the polygons of a GeoParquet file as one of DRIVERS, by the target's suffix.
+    """Convert a GeoParquet file of polygons to the format of DRIVERS that the target's suffix names.
 
-    GeoJSON is that of RFC 7946: in degrees of seven decimals, a centimetre. Raises OSError, naming the target, where it
-    does not become whole.
+    GeoJSON follows RFC 7946: degrees of seven decimals, a centimetre. Raises OSError, naming the target, if the file is
+    incomplete.
     """
     with pq.ParquetFile(source) as file:
         crs = json.loads(file.schema_arrow.metadata[b"geo"])["columns"]["geometry"]["crs"]
@@ -127,27 +125,38 @@ def convert(source: Path, target: Path) -> None:
             crs=json.dumps(crs),
             layer_options={"RFC7946": "YES"} if target.suffix == ".geojson" else {},
         )
-        _check_whole(target, file.metadata.num_rows)
+        _check_complete(target, file.metadata.num_rows)
 
 
-def _check_whole(path: Path, rows: int) -> None:
-    """Raise OSError, naming it, unless so many rows can be read: GDAL does not tell what is lost at the very end."""
+def _check_complete(path: Path, rows: int) -> None:
+    """Raise OSError unless so many rows can be read: GDAL does not report what a full disk cuts off at the end."""
     try:
         with pyogrio.open_arrow(path, columns=[], batch_size=BATCH) as (_, stream):
-            found = sum(len(batch) for batch in pa.RecordBatchReader.from_stream(stream))
+            readable = sum(len(batch) for batch in pa.RecordBatchReader.from_stream(stream))
     except (OSError, pyogrio.errors.DataSourceError) as error:
-        raise OSError(f"{path} is not whole, as if the disk had been full: {error}") from error
-    if found != rows:
-        raise OSError(f"{path} is not whole, as if the disk had been full: {found} of {rows} footprints can be read")
+        raise OSError(f"{path} is incomplete; is the disk full? {error}") from error
+    if readable != rows:
+        raise OSError(f"{path} is incomplete: {readable} of {rows} footprints can be read; is the disk full?")
+
+
+def _frame(footprints: list[PredictedFootprint], scene: str, crs: str) -> gpd.GeoDataFrame:
+    """Footprints as a frame with the scene of each and its probability, rounded to four decimals."""
+    probabilities = [round(footprint.probability, 4) for footprint in footprints]
+    columns = {
+        "scene": pd.Series([scene] * len(footprints), dtype="str"),
+        "probability": np.array(probabilities, np.float64),
+    }
+    outlines = gpd.GeoSeries([footprint.outline for footprint in footprints], crs=crs)
+    return gpd.GeoDataFrame(columns, geometry=outlines)
 
 
 def _table(frame: gpd.GeoDataFrame) -> pa.Table:
-    """The frame as Arrow, with the metadata that makes a file of it GeoParquet."""
+    """The frame as an Arrow table with GeoParquet metadata that suits all frames of a file."""
     buffer = io.BytesIO()
     frame.to_parquet(buffer, index=False)
     table = pq.read_table(buffer)
     geo = json.loads(table.schema.metadata[b"geo"])
     column = geo["columns"]["geometry"]
-    column.pop("bbox", None)  # of this frame alone
+    column.pop("bbox", None)  # bounds of this frame only
     column["geometry_types"] = ["Polygon"]
     return table.replace_schema_metadata({"geo": json.dumps(geo)})

@@ -52,32 +52,38 @@ def test_objects_of_random_blocks_in_any_order_are_those_of_the_whole(mask, data
     for window in blocks:
         add(joiner, mask, window, numbers)
     assert joiner.count == numbers.max()
-    on_edges = joiner.edge_objects()
-    inside = set(range(1, joiner.count + 1)) - {number for parts in on_edges for number in parts}
-    assert not any(joiner.is_on_edge(number) for number in inside)
-    objects = [*on_edges, *([number] for number in inside)]
+    objects = joiner.objects(range(1, joiner.count + 1))
     assert {pixels_of(np.isin(numbers, parts)) for parts in objects} == objects_of(mask)
     assert len(objects) == len(objects_of(mask))
+    assert joiner.joined_objects() == [parts for parts in objects if len(parts) > 1]
 
 
 @given(masks, st.data())
 def test_objects_are_finished_once_and_whole_as_rows_come(mask, data):
     blocks = cut(Window(0, 0, mask.shape[1], mask.shape[0]), data.draw)
     joiner, numbers = BlockJoiner(), np.zeros(mask.shape, int)
-    inside, finished = [], []
+    held, finished = set(), []
     for window in sorted(blocks, key=lambda window: (window.row_off, window.col_off)):
-        finished += joiner.finish_rows(window.row_off)
+        finished += joiner.finish_rows(window.row_off, held)
+        held -= {number for parts in finished for number in parts}
+        # What is held reaches the last row that is finished, or goes below it.
+        reach = numbers[max(window.row_off - 1, 0) :]
+        assert all(np.isin(reach, parts).any() for parts in joiner.objects(held))
         before = joiner.count
         add(joiner, mask, window, numbers)
-        inside += [[number] for number in range(before + 1, joiner.count + 1) if not joiner.is_on_edge(number)]
-        # What is held reaches the block's rows, or would go on in them.
-        reach = numbers[max(window.row_off - 1, 0) :]
-        assert all(np.isin(reach, parts).any() for parts in joiner.edge_objects())
-    finished += joiner.finish_rows(mask.shape[0] + 1)
-    assert joiner.edge_objects() == []
-    assert sorted(number for parts in inside + finished for number in parts) == list(range(1, joiner.count + 1))
-    assert {pixels_of(np.isin(numbers, parts)) for parts in inside + finished} == objects_of(mask)
-    assert len(inside + finished) == len(objects_of(mask))
+        held |= set(range(before + 1, joiner.count + 1))
+    finished += joiner.finish_rows(mask.shape[0] + 1, held)
+    assert joiner.joined_objects() == []
+    assert sorted(number for parts in finished for number in parts) == list(range(1, joiner.count + 1))
+    assert {pixels_of(np.isin(numbers, parts)) for parts in finished} == objects_of(mask)
+
+
+@given(masks)
+def test_labels_on_edges_are_those_along_the_border(mask):
+    labels = block_join.label_objects(mask)
+    border = np.ones(mask.shape, bool)
+    border[1:-1, 1:-1] = False
+    assert block_join.edge_labels(labels) == set(labels[border & mask].tolist())
 
 
 def test_an_object_around_a_block_is_joined_from_both_sides():
@@ -89,7 +95,7 @@ def test_an_object_around_a_block_is_joined_from_both_sides():
     for row in range(0, 9, 3):
         for col in range(0, 9, 3):
             add(joiner, mask, Window(col, row, 3, 3), numbers)
-    (ring,) = joiner.edge_objects()
+    (ring,) = joiner.joined_objects()
     assert ring == sorted(set(range(1, 10)) - {numbers[4, 4]})
 
 
@@ -98,7 +104,7 @@ def test_blocks_that_share_no_edge_are_apart(row, col):
     full = np.ones((4, 4), np.int32)
     joiner = BlockJoiner()
     assert (joiner.add(0, 0, full), joiner.add(row, col, full)) == (0, 1)
-    assert joiner.edge_objects() == [[1], [2]]
+    assert joiner.objects([2, 1]) == [[1], [2]]
 
 
 def test_labels_are_numbered_from_one_and_corners_do_not_connect():

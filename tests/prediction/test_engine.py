@@ -94,14 +94,14 @@ def test_members_are_calibrated_and_averaged(file, folder):
 
 def test_what_differs_is_refused_or_left(file, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "MAX_DIFFERENCE", -1.0)  # nothing is near enough
-    with pytest.raises(InputError, match=r"OpenVINO differs from Keras by \d\.\de-\d+ .* engine=keras would do"):
+    with pytest.raises(InputError, match=r"OpenVINO differs from Keras by \d\.\de-\d+ .* use engine=keras"):
         member(file, tmp_path, "openvino")
     assert not list((tmp_path / "openvino").iterdir())
 
 
 def test_what_cannot_be_exported_is_refused_or_left(tmp_path, caplog):
     (tmp_path / "model.keras").write_bytes(b"no model")
-    with pytest.raises(InputError, match=r"the model cannot be exported to OpenVINO \(.+\): engine=keras would do"):
+    with pytest.raises(InputError, match=r"the model cannot be exported to OpenVINO \(.+\): use engine=keras"):
         member(tmp_path / "model.keras", tmp_path, "openvino")
     assert member(tmp_path / "model.keras", tmp_path, "auto").engine == "keras"
     assert "Keras is used" in caplog.text

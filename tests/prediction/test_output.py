@@ -80,5 +80,5 @@ def test_what_is_made_is_taken_for_ones_own_and_nothing_else_is(output, tmp_path
         hrefs.put(tmp_path / "collection.json", hrefs.join(output, "collection.json"))
         with pytest.raises(InputError, match=r"collection\.json is not of `predict`"):
             output_files.check_output(output)
-    with pytest.raises(InputError, match="output=s3://nosuchbucket/out cannot be looked into"):
+    with pytest.raises(InputError, match="output=s3://nosuchbucket/out cannot be listed"):
         output_files.check_output("s3://nosuchbucket/out")
