@@ -1,7 +1,7 @@
-"""Buildings as objects: predicted and labelled ones, matched where they overlap by half of what they cover together.
+"""Matches predicted buildings with labelled ones as objects, at an IoU of 0.5.
 
-An object is a polygon, or the pixels of a raster that hang together by their edges. Rasters are counted block by block
-and joined across the edges of blocks, so that memory hangs on a block and its objects, never on the scene.
+An object is a polygon, or a connected component of a mask. Masks are counted block by block and their objects joined
+across block edges, so memory grows with the number of objects, not with the size of the scene.
 """
 
 from collections.abc import Iterable
@@ -14,26 +14,27 @@ from ocmlflow.prediction import block_join
 from ocmlflow.prediction.block_join import BlockJoiner
 
 IOU = 0.5
-"""From here on a predicted and a labelled building are the same."""
+"""Least IoU of a predicted and a labelled building that match."""
 SIZES_M2 = (25.0, 100.0, 500.0)
-"""Between the size classes."""
+"""Limits between the size classes, in square metres."""
 CLASSES = ("below 25 m²", "25 to 100 m²", "100 to 500 m²", "from 500 m²")
+"""Names of the size classes."""
 
 
 @dataclass(frozen=True)
 class ObjectCounts:
-    """Objects, counted; counts of parts add up to those of the whole."""
+    """Counts of matched and unmatched objects; counts of parts add up to those of the whole."""
 
     tp: int = 0
-    """Labelled, and predicted as such."""
+    """Labelled objects that a predicted one matches."""
     fp: int = 0
-    """Predicted, but no match for any label."""
+    """Predicted objects that match no labelled one."""
     fn: int = 0
-    """Labelled, but matched by no prediction."""
+    """Labelled objects that no predicted one matches."""
     splits: int = 0
-    """Labelled buildings within which two or more predicted ones lie with half of their area."""
+    """Labelled objects that contain at least half the area of each of two or more predicted ones."""
     merges: int = 0
-    """Predicted buildings within which two or more labelled ones lie with half of their area."""
+    """Predicted objects that contain at least half the area of each of two or more labelled ones."""
 
     def __add__(self, other: "ObjectCounts") -> "ObjectCounts":
         return ObjectCounts(
@@ -46,53 +47,54 @@ class ObjectCounts:
 
     @property
     def precision(self) -> float:
-        """Share of the predicted buildings that match; NaN where none is predicted."""
+        """Share of the predicted objects that match; NaN if none is predicted."""
         return _ratio(self.tp, self.tp + self.fp)
 
     @property
     def recall(self) -> float:
-        """Share of the labelled buildings that are matched; NaN where there is none."""
+        """Share of the labelled objects that are matched; NaN if there is none."""
         return _ratio(self.tp, self.tp + self.fn)
 
     @property
     def f1(self) -> float:
-        """Harmonic mean of precision and recall; NaN without buildings."""
+        """Harmonic mean of precision and recall; NaN if there is no object."""
         return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
 
 
 @dataclass(frozen=True)
 class Overlaps:
-    """How predicted and labelled objects overlap."""
+    """Areas of predicted and labelled objects, and of their overlaps."""
 
     predicted: np.ndarray
     """(n,) float64: area of each predicted object, in any unit."""
     labelled: np.ndarray
-    """(m,) float64: area of each labelled one, in the same unit."""
+    """(m,) float64: area of each labelled object, in the same unit."""
     pairs: np.ndarray
-    """(k, 2) int: numbers of the predicted and of the labelled object of every pair that overlaps."""
+    """(k, 2) int: for each pair that overlaps, the index of the predicted and of the labelled object."""
     shared: np.ndarray
-    """(k,) float64: area that the two of a pair share."""
+    """(k,) float64: area of the intersection of each pair."""
 
 
 @dataclass(frozen=True)
 class ObjectBlock:
-    """Part of a raster, its objects numbered from 1 in the block; 0 is none."""
+    """One block of a scene, with its objects labelled by `block_join.label_objects`."""
 
     row: int
-    """Of its first pixel, in the scene."""
+    """Row of the block's first pixel in the scene."""
     col: int
+    """Column of the block's first pixel in the scene."""
     predicted: np.ndarray
-    """(height, width) int32."""
+    """(height, width) int32: predicted objects, from 1; 0 is none."""
     labelled: np.ndarray
-    """(height, width) int32."""
+    """(height, width) int32: labelled objects, from 1; 0 is none."""
 
 
 def polygon_overlaps(predicted: np.ndarray, labelled: np.ndarray) -> Overlaps:
-    """Overlaps of valid polygons, two arrays of objects in one CRS; areas in the square of its unit."""
+    """Overlaps of two arrays of valid polygons in one CRS; areas are in the square of its unit."""
     pairs = shapely.STRtree(labelled).query(predicted, predicate="intersects").T
     shared = shapely.area(shapely.intersection(predicted[pairs[:, 0]], labelled[pairs[:, 1]]))
-    some = shared > 0
-    return Overlaps(shapely.area(predicted), shapely.area(labelled), pairs[some], shared[some])
+    is_overlap = shared > 0  # not a common edge only
+    return Overlaps(shapely.area(predicted), shapely.area(labelled), pairs[is_overlap], shared[is_overlap])
 
 
 def block(row: int, col: int, predicted: np.ndarray, labelled: np.ndarray) -> ObjectBlock:
@@ -108,55 +110,67 @@ def raster_overlaps(blocks: Iterable[ObjectBlock]) -> Overlaps:
     return matcher.overlaps()
 
 
-def without_specks(found: Overlaps, *, least: float) -> Overlaps:
-    """The same without predicted objects of less than that area; labelled ones stay, however small."""
-    kept = found.predicted >= least
-    pairs = kept[found.pairs[:, 0]]
-    renumbered = np.cumsum(kept) - 1
-    numbers = np.stack([renumbered[found.pairs[pairs, 0]], found.pairs[pairs, 1]], axis=1)
-    return Overlaps(found.predicted[kept], found.labelled, numbers, found.shared[pairs])
+def without_specks(overlaps: Overlaps, *, min_area: float) -> Overlaps:
+    """The same without predicted objects of a smaller area; labelled ones stay, however small."""
+    is_kept = overlaps.predicted >= min_area
+    new_indices = np.cumsum(is_kept) - 1
+    pair_is_kept = is_kept[overlaps.pairs[:, 0]]
+    predicted, labelled = overlaps.pairs[pair_is_kept].T
+    pairs = np.stack([new_indices[predicted], labelled], axis=1)
+    return Overlaps(overlaps.predicted[is_kept], overlaps.labelled, pairs, overlaps.shared[pair_is_kept])
 
 
-def match(found: Overlaps, *, iou: float = IOU) -> np.ndarray:
-    """(n,) int: the labelled object that each predicted one matches, -1 for none.
+def match(overlaps: Overlaps, *, iou: float = IOU) -> np.ndarray:
+    """(n,) int: index of the labelled object that matches each predicted one, -1 for none.
 
-    One matches one, the highest IoU first. That is the only choice, and the best, where objects of a side do not
-    overlap one another and IoU is above a half.
+    Matching is one to one, the highest IoU first. That is the only possible matching, and the largest, where the
+    objects of each side do not overlap one another and `iou` is above a half.
     """
-    predicted, labelled = found.pairs.T
-    ious = found.shared / (found.predicted[predicted] + found.labelled[labelled] - found.shared)
-    partner, taken = np.full(len(found.predicted), -1), np.zeros(len(found.labelled), bool)
+    predicted, labelled = overlaps.pairs.T
+    ious = overlaps.shared / (overlaps.predicted[predicted] + overlaps.labelled[labelled] - overlaps.shared)
     candidates = np.flatnonzero(ious >= iou)
+    matches = np.full(len(overlaps.predicted), -1)
+    is_matched = np.zeros(len(overlaps.labelled), bool)
     for pair in candidates[np.argsort(-ious[candidates], kind="stable")]:
-        p, t = predicted[pair], labelled[pair]
-        if partner[p] < 0 and not taken[t]:
-            partner[p], taken[t] = t, True
-    return partner
+        p = predicted[pair]
+        t = labelled[pair]
+        if matches[p] < 0 and not is_matched[t]:
+            matches[p] = t
+            is_matched[t] = True
+    return matches
 
 
-def count(found: Overlaps, *, pixel_m2: float = 1.0) -> dict[str, ObjectCounts]:
-    """Objects by size class and, as `all`, together; `pixel_m2` turns the areas into square metres.
+def count(overlaps: Overlaps, *, pixel_m2: float = 1.0) -> dict[str, ObjectCounts]:
+    """Counts of objects by size class, and together as `all`; `pixel_m2` turns the areas into square metres.
 
-    A building's class is that of its label, where it has one, so that a class's recall is of labelled buildings.
+    A match counts in the class of its labelled object, so that recall is that of labelled buildings of the class.
     """
-    partner = match(found)
-    hit = partner[partner >= 0]
-    missed = np.setdiff1d(np.arange(len(found.labelled)), hit)
-    # A hair above the half: parts of equal size are no majority, rounding is none either.
-    split = _holding(found.pairs[:, 1], found.shared / found.predicted[found.pairs[:, 0]], len(found.labelled))
-    merged = _holding(found.pairs[:, 0], found.shared / found.labelled[found.pairs[:, 1]], len(found.predicted))
-    labelled, predicted = found.labelled * pixel_m2, found.predicted * pixel_m2
-    groups = labelled[hit], predicted[partner < 0], labelled[missed], labelled[split], predicted[merged]
-    numbers = np.stack([np.bincount(np.digitize(areas, SIZES_M2), minlength=len(CLASSES)) for areas in groups], axis=1)
-    classes = {name: ObjectCounts(*map(int, row)) for name, row in zip(CLASSES, numbers, strict=True)}
-    return {"all": sum(classes.values(), start=ObjectCounts()), **classes}
+    matches = match(overlaps)
+    predicted_m2 = overlaps.predicted * pixel_m2
+    labelled_m2 = overlaps.labelled * pixel_m2
+    predicted, labelled = overlaps.pairs.T
+    matched = matches[matches >= 0]
+    missed = np.setdiff1d(np.arange(len(labelled_m2)), matched)
+    split = _holds_several(labelled, overlaps.shared / overlaps.predicted[predicted], len(labelled_m2))
+    merged = _holds_several(predicted, overlaps.shared / overlaps.labelled[labelled], len(predicted_m2))
+    # In the order of the fields of ObjectCounts.
+    areas_m2 = [
+        labelled_m2[matched],
+        predicted_m2[matches < 0],
+        labelled_m2[missed],
+        labelled_m2[split],
+        predicted_m2[merged],
+    ]
+    by_class = np.stack([np.bincount(np.digitize(m2, SIZES_M2), minlength=len(CLASSES)) for m2 in areas_m2], axis=1)
+    counts = {name: ObjectCounts(*map(int, numbers)) for name, numbers in zip(CLASSES, by_class, strict=True)}
+    return {"all": sum(counts.values(), start=ObjectCounts()), **counts}
 
 
 def add_counts(parts: Iterable[dict[str, ObjectCounts]]) -> dict[str, ObjectCounts]:
-    """The counts of parts, added up class by class."""
+    """The sum of counts, class by class."""
     total = {name: ObjectCounts() for name in ("all", *CLASSES)}
     for part in parts:
-        total = {name: total[name] + part[name] for name in total}
+        total = {name: counts + part[name] for name, counts in total.items()}
     return total
 
 
@@ -231,9 +245,9 @@ def _overlaps_in_block(block: ObjectBlock) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([codes // base - 1, codes % base - 1], axis=1), pixels
 
 
-def _holding(holder: np.ndarray, share: np.ndarray, count: int) -> np.ndarray:
-    """(count,) bool: which objects hold at least two others by half."""
-    return np.bincount(holder[share >= 0.5], minlength=count) >= 2
+def _holds_several(holders: np.ndarray, shares: np.ndarray, count: int) -> np.ndarray:
+    """(count,) bool: which objects contain two or more others by at least half; `shares` is how much of each."""
+    return np.bincount(holders[shares >= 0.5], minlength=count) >= 2
 
 
 def _ratio(part: int, whole: int) -> float:

@@ -112,7 +112,7 @@ def summary(card: Scorecard) -> dict[str, Any]:
             "split": card.pixels.rows.split.iloc[0],
             "counts": asdict(card.counts),
             "counts_at_half": asdict(card.pixels.counts(50)),
-            "building_share": scores.scores(card.counts)["building_share"],
+            "building_share": scores.pooled_scores(card.counts)["building_share"],
             "tables": {by: card.table(by).to_dict("records") for by in scores.GROUPS},
             "sizes": sizes,
             "sweep": card.pixels.sweep().to_dict("records"),

@@ -1,4 +1,4 @@
-"""Predictions against labels, to scores of pixels and of buildings, by scene, by place, by ground and in all."""
+"""Scores predictions on chips: pixels at every threshold, and buildings as objects, pooled and by group."""
 
 from dataclasses import dataclass
 
@@ -15,160 +15,198 @@ from ocmlflow.prediction import block_join
 from ocmlflow.probability import LEVELS
 
 BOUNDARY_M = 0.5
-"""Width of the boundary of boundary IoU, inside of a building."""
+"""Width of the strip inside a building's outline that boundary IoU compares."""
 OBJECT_THRESHOLDS = range(10, 100, 10)
-"""Percent of the threshold sweep of buildings as objects."""
+"""Thresholds, in percent, of the sweep over buildings as objects."""
 GROUPS = ("place", "scene", "resolution", "density")
+"""Columns of the rows by which scores are grouped."""
 
 
 @dataclass(frozen=True)
 class PixelScores:
-    """A model's pixels on some chips, counted for every threshold."""
+    """Valid pixels of a model's predictions, counted so that they can be scored at every threshold."""
 
     rows: gpd.GeoDataFrame
-    """As those of the predictions."""
+    """Rows of the predictions, one for each chip."""
     level_histogram: np.ndarray
-    """(2, 65536) int64: fine histogram of all, not calibrated."""
+    """(2, 65536) int64: pixels of all chips by label and level of probability, not calibrated."""
     temperature: float
-    """That calibrates them."""
+    """Temperature of the calibration."""
     histograms: np.ndarray
-    """(chips, 2, 101) int64: valid pixels of each chip by label and percent of calibrated probability."""
+    """(chips, 2, 101) int64: pixels of each chip by label and percent of calibrated probability."""
 
     @property
     def best_threshold(self) -> int:
-        """Percent of the highest pooled IoU on these chips."""
+        """Threshold, in percent, of the highest pooled IoU on these chips."""
         return metrics.best_threshold(self.histograms.sum(axis=0))
 
     def counts(self, threshold: int) -> Counts:
-        """Of all chips together."""
+        """Counts of all chips together, at a threshold in percent."""
         return metrics.counts(self.histograms.sum(axis=0), threshold=threshold)
 
     def block_counts(self, threshold: int) -> np.ndarray:
-        """(blocks, 3) int64: tp, fp, fn of each block of ground."""
+        """(blocks, 3) int64: tp, fp, fn of each spatial block, at a threshold in percent."""
         return metrics.block_counts(self.histograms, self.rows.block.to_numpy(), threshold=threshold)
 
     def sweep(self) -> pd.DataFrame:
-        """Pooled scores for every threshold, in percent."""
-        return pd.DataFrame([{"threshold": t, **scores(self.counts(t))} for t in metrics.THRESHOLDS])
+        """Pooled scores at every threshold, in percent."""
+        return pd.DataFrame([{"threshold": t, **pooled_scores(self.counts(t))} for t in metrics.THRESHOLDS])
 
     def table(self, by: str, threshold: int) -> pd.DataFrame:
-        """Pooled scores of each value of a column of the rows, and areas in square metres; `iou_low` and `_high`."""
-        found = []
-        for name, numbers in self.rows.groupby(by).indices.items():
-            some = self.histograms[numbers]
-            counted = metrics.counts(some.sum(axis=0), threshold=threshold)
-            blocks = np.unique(self.rows.block.to_numpy()[numbers], return_inverse=True)[1]
-            drawn = metrics.bootstrap(metrics.block_counts(some, blocks, threshold=threshold), seed=0)["iou"]
-            low, high = metrics.bootstrap_interval(drawn, blocks=int(blocks.max()) + 1)
-            found.append({by: name, "chips": len(numbers), **scores(counted), "iou_low": low, "iou_high": high})
-            found[-1] |= areas(counted, float(self.rows.gsd.iloc[0]))
-        order = {
-            name: at for at, name in enumerate((*predictions.RESOLUTIONS.values(), *predictions.DENSITIES.values()))
-        }
-        return pd.DataFrame(sorted(found, key=lambda row: (order.get(row[by], 0), row[by])))
+        """Pooled scores of each group of chips that share a value of the column `by`, at a threshold in percent.
+
+        Columns: the group, `chips`, those of `pooled_scores` and `areas`, and the 95 percent interval of the IoU in
+        `iou_low` and `iou_high`.
+        """
+        groups = self.rows.groupby(by).indices
+        table = [{by: name, **self._group_scores(chips, threshold)} for name, chips in groups.items()]
+        # Classes of resolution and density in the order of their limits, all else by name.
+        classes = [*predictions.RESOLUTIONS.values(), *predictions.DENSITIES.values()]
+        order = {name: position for position, name in enumerate(classes)}
+        return pd.DataFrame(sorted(table, key=lambda row: (order.get(row[by], 0), row[by])))
 
     def chip_ious(self, threshold: int) -> np.ndarray:
         """(chips,) float: IoU of each chip; NaN where there is no building and none was predicted."""
-        return np.array([metrics.counts(h, threshold=threshold).iou for h in self.histograms])
+        return np.array([metrics.counts(histogram, threshold=threshold).iou for histogram in self.histograms])
+
+    def _group_scores(self, chips: np.ndarray, threshold: int) -> dict[str, float]:
+        histograms = self.histograms[chips]
+        counts = metrics.counts(histograms.sum(axis=0), threshold=threshold)
+        names, blocks = np.unique(self.rows.block.to_numpy()[chips], return_inverse=True)
+        drawn = metrics.bootstrap(metrics.block_counts(histograms, blocks, threshold=threshold), seed=0)
+        low, high = metrics.bootstrap_interval(drawn["iou"], blocks=len(names))
+        group = {"chips": len(chips), **pooled_scores(counts), "iou_low": low, "iou_high": high}
+        return {**group, **areas(counts, float(self.rows.gsd.iloc[0]))}
 
 
 @dataclass(frozen=True)
 class BuildingScores:
-    """A model's buildings at one threshold, as objects."""
+    """Buildings of a model's predictions at one threshold, scored as objects."""
 
     by_scene: dict[str, dict[str, ObjectCounts]]
-    """Scene to size class to counts; class `all` is all of them."""
+    """Counts by scene and size class; class `all` is all of them."""
     sweep: pd.DataFrame
-    """Precision, recall and F1 of all, for OBJECT_THRESHOLDS in percent."""
+    """Precision, recall and F1 of all buildings at OBJECT_THRESHOLDS, in percent."""
     boundary_iou: float
+    """IoU of the strips inside the outlines of buildings (arXiv:2103.16562), 0..1."""
     false_per_km2: float
-    """Buildings found on chips without any, over their valid ground; NaN where every chip has some."""
+    """Predicted buildings on chips without any, per square kilometre of them; NaN where every chip has some."""
 
     def of(self, rows: pd.DataFrame) -> dict[str, ObjectCounts]:
-        """The counts, by size class, of the scenes of some rows."""
+        """Counts by size class of all scenes that have chips among these rows."""
         return object_matching.add_counts(self.by_scene[scene] for scene in sorted(set(rows.scene)))
 
 
-def scores(counted: Counts) -> dict[str, float]:
+def pooled_scores(counts: Counts) -> dict[str, float]:
     """IoU, precision, recall and F1 of the building class, and the share of the pixels that are building."""
     return {
-        "iou": counted.iou,
-        "precision": counted.precision,
-        "recall": counted.recall,
-        "f1": counted.f1,
-        "building_share": (counted.tp + counted.fn) / max(counted.pixels, 1),
-        "pixels": counted.pixels,
+        "iou": counts.iou,
+        "precision": counts.precision,
+        "recall": counts.recall,
+        "f1": counts.f1,
+        "building_share": (counts.tp + counts.fn) / max(counts.pixels, 1),
+        "pixels": counts.pixels,
     }
 
 
-def areas(counted: Counts, gsd: float) -> dict[str, float]:
-    """Labelled and predicted square metres of building, and by which share of the labelled the latter is too large."""
-    labelled, predicted = (counted.tp + counted.fn) * gsd**2, (counted.tp + counted.fp) * gsd**2
+def areas(counts: Counts, gsd: float) -> dict[str, float]:
+    """Labelled and predicted area of buildings in square metres, and the relative error of the latter."""
+    labelled = (counts.tp + counts.fn) * gsd**2
+    predicted = (counts.tp + counts.fp) * gsd**2
     error = predicted / labelled - 1 if labelled else float("nan")
     return {"labelled_m2": labelled, "predicted_m2": predicted, "area_error": error}
 
 
-def score_pixels(made: Predictions, *, temperature: float | None) -> PixelScores:
-    """The valid pixels, counted at a temperature; at one that is fitted to these chips if None is given."""
-    pixels = np.zeros((2, LEVELS), np.int64)
-    for number in range(len(made.rows)):
-        pixels += calibration.level_histogram(made.levels[number], *labels.decode(made.coded[number]))
+def score_pixels(predicted: Predictions, *, temperature: float | None) -> PixelScores:
+    """Count the valid pixels at a temperature; if it is None, at the one that fits these chips best."""
+    level_histogram = np.zeros((2, LEVELS), np.int64)
+    for number in range(len(predicted.rows)):
+        label, valid = labels.decode(predicted.coded[number])
+        level_histogram += calibration.level_histogram(predicted.levels[number], label, valid)
     if temperature is None:
-        temperature = calibration.fit_temperature(pixels)
-    histograms = np.zeros((len(made.rows), 2, 101), np.int64)
-    table = calibration.level_percents(temperature)
-    for number in range(len(made.rows)):
-        histograms[number] = metrics.histogram(table[made.levels[number]], *labels.decode(made.coded[number]))
-    return PixelScores(made.rows, pixels, temperature, histograms)
+        temperature = calibration.fit_temperature(level_histogram)
+    percents_of_levels = calibration.level_percents(temperature)
+    histograms = np.zeros((len(predicted.rows), 2, 101), np.int64)
+    for number in range(len(predicted.rows)):
+        label, valid = labels.decode(predicted.coded[number])
+        histograms[number] = metrics.histogram(percents_of_levels[predicted.levels[number]], label, valid)
+    return PixelScores(predicted.rows, level_histogram, temperature, histograms)
 
 
-def score_buildings(made: Predictions, temperature: float, threshold: int, *, min_area_m2: float) -> BuildingScores:
-    """Buildings as objects, whole across the edges of chips; calibrated, at a threshold in percent.
+def score_buildings(
+    predicted: Predictions, temperature: float, threshold: int, *, min_area_m2: float
+) -> BuildingScores:
+    """Score buildings as objects, joined across the edges of chips, at a temperature and a threshold in percent.
 
-    An object is what hangs together in label or prediction: labelled buildings that touch are one. Predicted ones of
-    less than `min_area_m2` are left out.
+    An object is a connected component of the label or of the predicted mask, so labelled buildings that touch are one.
+    Predicted objects of less than `min_area_m2` are left out.
     """
-    table = calibration.level_percents(temperature)
-    pixel_m2 = float(made.rows.gsd.iloc[0]) ** 2
-    speck = min_area_m2 / pixel_m2 * (1 - 1e-9)  # in pixels, less the error of floats
-    by_scene, swept = {}, {t: ObjectCounts() for t in OBJECT_THRESHOLDS}
-    for scene, numbers in made.rows.groupby("scene").indices.items():
-        mosaics = {t: ObjectMatcher() for t in {threshold, *OBJECT_THRESHOLDS}}
-        for number in numbers:
-            row, percents = made.rows.iloc[number], table[made.levels[number]]
-            label, valid = labels.decode(made.coded[number])
-            labelled = block_join.label_objects(label > 0)
-            for t, mosaic in mosaics.items():
-                predicted = block_join.label_objects((percents >= t) & valid)
-                mosaic.add(ObjectBlock(int(row.row), int(row.col), predicted, labelled))
-        counted = {
-            t: object_matching.count(object_matching.without_specks(mosaic.overlaps(), least=speck), pixel_m2=pixel_m2)
-            for t, mosaic in mosaics.items()
+    percents_of_levels = calibration.level_percents(temperature)
+    pixel_m2 = float(predicted.rows.gsd.iloc[0]) ** 2
+    min_pixels = min_area_m2 / pixel_m2 * (1 - 1e-9)  # less the rounding of floats
+    by_scene = {}
+    sweep = {t: ObjectCounts() for t in OBJECT_THRESHOLDS}
+    for scene, chips in predicted.rows.groupby("scene").indices.items():
+        matchers = _match_scene(predicted, chips, percents_of_levels, thresholds={threshold, *OBJECT_THRESHOLDS})
+        counts = {
+            t: object_matching.count(
+                object_matching.without_specks(matcher.overlaps(), min_area=min_pixels), pixel_m2=pixel_m2
+            )
+            for t, matcher in matchers.items()
         }
-        by_scene[str(scene)] = counted[threshold]
-        swept = {t: total + counted[t]["all"] for t, total in swept.items()}
-    sweep = [{"threshold": t, "precision": o.precision, "recall": o.recall, "f1": o.f1} for t, o in swept.items()]
-    shared, either, false, empty_pixels = _edges_and_false(made, table >= threshold, speck)
+        by_scene[str(scene)] = counts[threshold]
+        sweep = {t: total + counts[t]["all"] for t, total in sweep.items()}
+    is_building = percents_of_levels >= threshold
     return BuildingScores(
         by_scene,
-        pd.DataFrame(sweep),
-        boundary_iou=shared / either if either else float("nan"),
-        false_per_km2=false / (empty_pixels * pixel_m2 / 1e6) if empty_pixels else float("nan"),
+        pd.DataFrame(
+            [{"threshold": t, "precision": o.precision, "recall": o.recall, "f1": o.f1} for t, o in sweep.items()]
+        ),
+        boundary_iou=_boundary_iou(predicted, is_building),
+        false_per_km2=_false_per_km2(predicted, is_building, min_pixels=min_pixels, pixel_m2=pixel_m2),
     )
 
 
-def _edges_and_false(made: Predictions, building: np.ndarray, speck: float) -> tuple[int, int, int, int]:
-    """Boundary pixels of both label and prediction, and of either; false buildings and pixels of empty chips."""
-    width = max(1, round(BOUNDARY_M / float(made.rows.gsd.iloc[0])))
-    shared = either = false = empty_pixels = 0
-    for number in range(len(made.rows)):
-        label, valid = labels.decode(made.coded[number])
-        predicted = building[made.levels[number]] & valid
-        edges = [metrics.boundary(one, width=width) for one in (predicted, label > 0)]
-        shared += int((edges[0] & edges[1]).sum())
-        either += int((edges[0] | edges[1]).sum())
-        if not label.any():
-            sizes = np.bincount(block_join.label_objects(predicted).ravel())[1:]
-            false += int((sizes >= speck).sum())
-            empty_pixels += int(valid.sum())
-    return shared, either, false, empty_pixels
+def _match_scene(
+    predicted: Predictions, chips: np.ndarray, percents_of_levels: np.ndarray, *, thresholds: set[int]
+) -> dict[int, ObjectMatcher]:
+    """Objects of a scene's chips at each threshold, ready to be matched."""
+    matchers = {t: ObjectMatcher() for t in thresholds}
+    for number in chips:
+        row = predicted.rows.iloc[number]
+        percents = percents_of_levels[predicted.levels[number]]
+        label, valid = labels.decode(predicted.coded[number])
+        labelled_objects = block_join.label_objects(label > 0)
+        for t, matcher in matchers.items():
+            predicted_objects = block_join.label_objects((percents >= t) & valid)
+            matcher.add(ObjectBlock(int(row.row), int(row.col), predicted_objects, labelled_objects))
+    return matchers
+
+
+def _boundary_iou(predicted: Predictions, is_building: np.ndarray) -> float:
+    """Boundary IoU over all chips; `is_building` (65536,) bool says for each level whether a pixel is building."""
+    width = max(1, round(BOUNDARY_M / float(predicted.rows.gsd.iloc[0])))
+    intersection = 0
+    union = 0
+    for number in range(len(predicted.rows)):
+        label, valid = labels.decode(predicted.coded[number])
+        predicted_boundary = metrics.boundary(is_building[predicted.levels[number]] & valid, width=width)
+        labelled_boundary = metrics.boundary(label > 0, width=width)
+        intersection += int((predicted_boundary & labelled_boundary).sum())
+        union += int((predicted_boundary | labelled_boundary).sum())
+    return intersection / union if union else float("nan")
+
+
+def _false_per_km2(predicted: Predictions, is_building: np.ndarray, *, min_pixels: float, pixel_m2: float) -> float:
+    """Predicted objects of at least `min_pixels` on chips without buildings, per square kilometre of their pixels."""
+    false_objects = 0
+    empty_pixels = 0
+    for number in range(len(predicted.rows)):
+        label, valid = labels.decode(predicted.coded[number])
+        if label.any():
+            continue
+        objects = block_join.label_objects(is_building[predicted.levels[number]] & valid)
+        sizes = np.bincount(objects.ravel())[1:]
+        false_objects += int((sizes >= min_pixels).sum())
+        empty_pixels += int(valid.sum())
+    return false_objects / (empty_pixels * pixel_m2 / 1e6) if empty_pixels else float("nan")

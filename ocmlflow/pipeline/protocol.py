@@ -9,7 +9,7 @@ import pandas as pd
 from ocmlflow.errors import InputError
 from ocmlflow.evaluation.metrics import Counts
 from ocmlflow.evaluation.object_matching import ObjectCounts
-from ocmlflow.evaluation.scores import scores
+from ocmlflow.evaluation.scores import pooled_scores
 from ocmlflow.pipeline import evaluate, steps
 from ocmlflow.pipeline.options import EvaluateOptions, ProtocolOptions, from_text, parameters
 from ocmlflow.scenes import catalog
@@ -91,7 +91,7 @@ def _figures(reports: list[dict[str, Any]], minutes: float) -> dict[str, float]:
     buildings = sum(
         (ObjectCounts(**{name: size[name] for name in ("tp", "fp", "fn")}) for size in sizes), ObjectCounts()
     )
-    found = scores(counts)
+    found = pooled_scores(counts)
     return {
         "chips": sum(report["chips"] for report in reports),
         **{name: found[name] for name in ("building_share", "iou", "precision", "recall")},

@@ -58,7 +58,7 @@ def test_matches_are_as_many_as_a_brute_force_matcher_finds(seed):
 
 def test_specks_are_no_predictions():
     overlaps = object_matching.polygon_overlaps(squares((0, 0, 1), (10, 0, 4)), squares((0, 0, 1), (10, 0, 4)))
-    found = object_matching.count(object_matching.without_specks(overlaps, least=2))
+    found = object_matching.count(object_matching.without_specks(overlaps, min_area=2))
     assert found["all"] == ObjectCounts(tp=1, fn=1)
 
 
