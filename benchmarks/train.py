@@ -24,7 +24,7 @@ from ocmlflow.chips import chip_set, labels
 from ocmlflow.chips.chip_set import ChipSet
 from ocmlflow.cli import arguments
 from ocmlflow.evaluation import metrics
-from ocmlflow.pipeline import train
+from ocmlflow.pipeline import training_setup
 from ocmlflow.pipeline.options import TrainOptions
 from ocmlflow.probability import to_percent
 from ocmlflow.tracking import registry
@@ -70,7 +70,7 @@ def overhead(made: ChipSet) -> None:
 
     Turn about, in one process each; epochs of STEPS steps, of which the first is not counted.
     """
-    recipe, crops = train.recipe_and_crops(made, TrainOptions(), {})
+    recipe, crops = training_setup.recipe_and_crops(made, TrainOptions(), {})
     side = crops.side
     (batch,) = crops[0]
     margin = (side - recipe.crop) // 2
@@ -102,7 +102,7 @@ def accuracy(made: ChipSet, told: TrainOptions, name: str) -> None:
         if getattr(told, unused) != getattr(TrainOptions(), unused):
             raise SystemExit(f"accuracy takes no --{unused}")
     weights = dataset.catalog_weights(made.select("train").catalog.unique(), told.catalog_weights)
-    recipe, crops = train.recipe_and_crops(made, told, weights)
+    recipe, crops = training_setup.recipe_and_crops(made, told, weights)
     keras.utils.set_random_seed(told.seed)
     network = networks.build(
         architecture=told.architecture, encoder=told.encoder, pretrained=told.weights == "imagenet"

@@ -104,6 +104,7 @@ ORDER = {
         "chip_plan",
         "prepare",
         "scoring",
+        "training_setup",
         "train",
         "score_log",
         "promotion",

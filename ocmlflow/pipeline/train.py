@@ -6,10 +6,11 @@ import logging
 import os
 import sys
 import tempfile
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ocmlflow.chips import chip_set, splits
 from ocmlflow.chips.chip_set import ChipSet
@@ -21,10 +22,6 @@ from ocmlflow.tracking import chip_artifacts, provenance, registry, run_search, 
 from ocmlflow.tracking.model_facts import ChipSplit, ModelFacts
 from ocmlflow.tracking.registry import Model
 from ocmlflow.tracking.runs import Run
-
-if TYPE_CHECKING:  # Keras is loaded when a training begins: `key` is asked without one
-    from ocmlflow.training.dataset import Crops
-    from ocmlflow.training.train_step import Recipe
 
 log = logging.getLogger(__name__)
 
@@ -62,25 +59,6 @@ def key(options: TrainOptions, digest: str) -> str:
     if options.init:
         recipe["init"] = registry.load_model(options.init).pinned
     return hrefs.digest(provenance.code_digest(), repr(sorted(recipe.items())), repr(engine), digest)
-
-
-def recipe_and_crops(chips: ChipSet, options: TrainOptions, weights: dict[str, float]) -> tuple[Recipe, Crops]:
-    """How a network is trained, and what it is shown; `weights` are those of catalogues."""
-    from ocmlflow.training import augment
-    from ocmlflow.training.dataset import Crops
-    from ocmlflow.training.train_step import Recipe
-
-    crops = Crops(
-        chips,
-        side=augment.context_side(options.crop, strength=options.augment, zoom=options.zoom),
-        inner=options.crop,
-        batch_size=options.batch_size,
-        seed=options.seed,
-        workers=options.workers,
-        building_crops=options.building_crops,
-        weights=weights,
-    )
-    return Recipe(**{field.name: getattr(options, field.name) for field in fields(Recipe)}), crops
 
 
 def _logged(options: TrainOptions) -> dict[str, Any]:
@@ -222,45 +200,25 @@ def _fit(
     """Build the network, or take that of `start_from`, and train it; `state` is where an interrupted training was."""
     import keras
 
-    from ocmlflow.training import dataset, fit, losses, networks, previews
+    from ocmlflow.pipeline import training_setup
+    from ocmlflow.training import fit, losses, networks, previews
 
     fit.distribute(options.devices, batch_size=options.batch_size, precision=options.precision)
     keras.utils.set_random_seed(options.seed)
-    if start_from:
-        network = networks.with_logits(start_from.keras)
-    else:
-        imagenet = options.weights == "imagenet"
-        network = networks.build(architecture=options.architecture, encoder=options.encoder, pretrained=imagenet)
+    network = training_setup.build_network(options, start_from)
     model = networks.with_probability(network)
-    recipe, crops = recipe_and_crops(chips, options, weights)
-    rows = chips.select("validation")
-    validation = dataset.WholeChips(
-        chips.folder,
-        rows,
-        batch_size=_validation_batch(options, chips.rules["size"]),
-        devices=options.devices,
-        workers=options.workers,
-    )
+    recipe, crops = training_setup.recipe_and_crops(chips, options, weights)
+    validation = training_setup.validation_chips(chips, options)
     runs.log_params(
         {
             "train_chips": len(crops.rows),
-            "validation_chips": len(rows),
+            "validation_chips": len(validation.rows),
             "network_parameters": network.count_params(),
             "keras_backend": keras.backend.backend(),
         }
     )
-
-    def log_preview(epoch: int) -> None:
-        picture = previews.validation_sheet(model, chips.folder, rows, options.devices)
-        runs.log_image(picture, "validation chips", step=epoch)
-
-    def report(epoch: int, figures: dict[str, float]) -> None:
-        runs.log_metrics({_metric(name): value for name, value in figures.items()}, step=epoch)
-        if epoch == options.epochs or epoch % options.picture_epochs == 0:
-            log_preview(epoch)
-
     if not state:
-        log_preview(0)  # MLflow's page shows this step first
+        _log_preview(model, chips, options, epoch=0)  # MLflow's page shows this step first
         runs.log_image(previews.augmentation_sheet(crops, recipe), "augmented.jpg")
     best_epoch, best_iou = fit.fit(
         network,
@@ -268,7 +226,7 @@ def _fit(
         validation,
         recipe=recipe,
         loss=losses.named(options.loss),
-        report=report,
+        report=partial(_log_epoch, model=model, chips=chips, options=options),
         save=runs.save_state,
         resume=state,
         progress=sys.stdout.isatty(),
@@ -276,10 +234,18 @@ def _fit(
     return _Trained(model, best_epoch, best_iou)
 
 
-def _validation_batch(options: TrainOptions, size: int) -> int:
-    """Whole chips per batch: as many pixels as a batch of crops has, or validation would set the memory."""
-    per_device = options.batch_size * options.crop**2 // size**2 // options.devices
-    return max(1, per_device) * options.devices
+def _log_epoch(epoch: int, figures: dict[str, float], *, model: Any, chips: ChipSet, options: TrainOptions) -> None:
+    """Log the figures of an epoch, and a picture every so many epochs and at the end."""
+    runs.log_metrics({_metric(name): value for name, value in figures.items()}, step=epoch)
+    if epoch == options.epochs or epoch % options.picture_epochs == 0:
+        _log_preview(model, chips, options, epoch=epoch)
+
+
+def _log_preview(model: Any, chips: ChipSet, options: TrainOptions, *, epoch: int) -> None:
+    from ocmlflow.training import previews
+
+    picture = previews.validation_sheet(model, chips.folder, chips.select("validation"), options.devices)
+    runs.log_image(picture, "validation chips", step=epoch)
 
 
 def _metric(name: str) -> str:
