@@ -13,10 +13,10 @@ Each function does what the command of its name does, in a run of MLflow, and ta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # loaded when first used: MLflow and rasterio take seconds
-    from ocmlflow.pipeline.api import compare, evaluate, predict, predict_array, prepare, train
+    from ocmlflow.pipeline.api import compare, evaluate, load_model, predict, predict_array, prepare, train
 
 __version__ = "0.1.0"
-__all__ = ["compare", "evaluate", "predict", "predict_array", "prepare", "train"]
+__all__ = ["compare", "evaluate", "load_model", "predict", "predict_array", "prepare", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,6 +20,7 @@ from ocmlflow.pipeline import train as train_step
 from ocmlflow.pipeline.options import (
     CompareOptions,
     EvaluateOptions,
+    OptionError,
     Options,
     PredictOptions,
     PrepareOptions,
@@ -68,12 +69,15 @@ def prepare(catalog: Href | Sequence[Href], **options: Any) -> ChipSet:
     Returns the chips: their `index` (GeoDataFrame, a row per chip), `rules`, `folder` and `run`.
     Raises `InputError` where nothing can be cut, naming the scene and what would do.
 
-        chips = ocmlflow.prepare("catalog.json", validation="kam", gsd=0.1)
+        chips = ocmlflow.prepare("catalog.json", validation="kam")
         chips.index.groupby("split").size()
     """
-    chips = prepare_step.run(make(PrepareOptions, catalog=catalog, **options))
-    if chips is None:
-        raise InputError("dry_run and share make no chips: use them on the command line, `ocmlflow prepare`")
+    given = make(PrepareOptions, catalog=catalog, **options)
+    for name in ("dry_run", "share"):
+        if getattr(given, name):
+            raise OptionError(name, "makes no chips that could be returned: use it on the command line")
+    chips = prepare_step.run(given)
+    assert chips is not None
     return chips
 
 
@@ -86,7 +90,7 @@ def train(chips: ChipSet | str | None = None, **options: Any) -> Model:
     Returns the new version: `keras` (the network), `facts`, `threshold`, `name` and `version`.
     Raises `InputError` before the training where it cannot work.
 
-        model = ocmlflow.train(chips, epochs=30, encoder="efficientnet-lite0")
+        model = ocmlflow.train(chips, epochs=30)
         model.keras.predict(images)  # uint8 RGB (batch, height, width, 3) to probability (batch, height, width, 1)
     """
     return train_step.run(make(TrainOptions, chips=_run_of(chips), **options))
@@ -111,16 +115,21 @@ def evaluate(model: Model | str | None = None, chips: ChipSet | str | None = Non
 
 
 @_takes(CompareOptions)
-def compare(models: Sequence[Model | str], chips: ChipSet | str | None = None, **options: Any) -> pd.DataFrame:
+def compare(
+    models: Model | str | Sequence[Model | str], chips: ChipSet | str | None = None, **options: Any
+) -> pd.DataFrame:
     """Compare models on the same validation chips, with paired confidence intervals.
+
+    `models` are those of `train`, or addresses; the others are compared with the first. `chips` are those of `prepare`
+    or their run id; without them, the ones that the first model was trained on.
 
     Returns a row per model, place and score: the difference from the first model and its 95 % interval.
     Raises `InputError` where a model was trained on the ground of the chips.
 
-        table = ocmlflow.compare(["models:/open-cities-buildings/1", "models:/open-cities-buildings/2"])
+        table = ocmlflow.compare(["models:/open-cities-buildings@champion", model])
+        table.query("place == 'all' and score == 'iou'")
     """
-    names = ",".join(_address(model) for model in models)
-    return compare_step.run(make(CompareOptions, models=names, chips=_run_of(chips), **options))
+    return compare_step.run(make(CompareOptions, models=_addresses(models), chips=_run_of(chips), **options))
 
 
 @_takes(PredictOptions)
@@ -130,10 +139,11 @@ def predict(
     model: Model | str | Sequence[Model | str] | None = None,
     **options: Any,
 ) -> list[SceneMap]:
-    """Map the buildings of scenes: rasters, footprints and STAC items in a folder or an s3:// address.
+    """Map the buildings of scenes: rasters, footprints and STAC items.
 
-    `images` is a STAC file, a GeoTIFF, or a folder or glob of GeoTIFFs. `model` is that of `train` or an address; with
-    several, their predictions are averaged; without one, the champion maps.
+    `images` is a STAC file, a GeoTIFF, or a folder or glob of GeoTIFFs. `output` is a folder or an s3:// address.
+    `model` is that of `train` or an address; with several, their predictions are averaged; without one, the champion
+    maps.
 
     Returns the map of each scene, in the order of the images: paths of its files, number and area of its buildings.
     Raises `InputError` before anything is predicted where a scene cannot be read.
@@ -143,9 +153,22 @@ def predict(
             print(scene.scene, scene.buildings, scene.footprints)
     """
     if model is not None:
-        several = [model] if isinstance(model, Model | str) else model
-        options["model"] = ",".join(_address(one) for one in several)
+        options["model"] = _addresses(model)
     return predict_step.run(make(PredictOptions, images=images, output=output, **options))
+
+
+def load_model(address: str) -> Model:
+    """A registered model: its network, facts, threshold and temperature, as they are now.
+
+    `address` is models:/NAME@ALIAS or models:/NAME/VERSION. A model that was loaded before an evaluation keeps the
+    threshold and temperature from before.
+
+    Raises `InputError` where there is none, listing those that are registered.
+
+        champion = ocmlflow.load_model("models:/open-cities-buildings@champion")
+        print(champion.facts.gsd, champion.threshold)
+    """
+    return registry.load_model(address)
 
 
 def predict_array(model: Model | str, image: np.ndarray, *, tta: str = "none") -> tuple[np.ndarray, np.ndarray]:
@@ -157,8 +180,8 @@ def predict_array(model: Model | str, image: np.ndarray, *, tta: str = "none") -
     image is transparent.
     Raises `InputError` for an image of another shape or type.
 
-        probability, valid = ocmlflow.predict_array(model, image)
-        building = valid & (probability >= model.threshold / 100)
+        probability, valid = ocmlflow.predict_array(champion, image)
+        building = valid & (probability >= champion.threshold / 100)
     """
     if tta not in inference.SYMMETRIES:
         raise InputError(f"tta: must be {', '.join(inference.SYMMETRIES)}, got {tta}")
@@ -179,3 +202,10 @@ def _run_of(chips: ChipSet | str | None) -> str | None:
 
 def _address(model: Model | str) -> str:
     return model.pinned if isinstance(model, Model) else model
+
+
+def _addresses(models: Model | str | Sequence[Model | str]) -> str | list[str]:
+    """Addresses of one or several models, as option records take them."""
+    if isinstance(models, str) or not isinstance(models, Sequence):
+        return _address(models)
+    return list(map(_address, models))

@@ -10,10 +10,10 @@ import pandas as pd
 
 from ocmlflow import pictures
 from ocmlflow.chips.chip_set import ChipSet
-from ocmlflow.errors import InputError
 from ocmlflow.evaluation import examples, metrics, report, scorecard
 from ocmlflow.evaluation.scorecard import Scorecard
 from ocmlflow.pipeline import score_log, scoring
+from ocmlflow.pipeline.option_values import names
 from ocmlflow.pipeline.options import CompareOptions, parameters
 from ocmlflow.pipeline.scoring import ScoreRules
 from ocmlflow.tracking import chip_artifacts, registry, run_artifacts, runs
@@ -30,9 +30,7 @@ def run(options: CompareOptions) -> pd.DataFrame:
     Columns are those of `scorecard.differences`, and `name`, the model. Tables, pictures and a page are logged to a
     run, and each contestant to a child run that MLflow compares.
     """
-    models, masks = _names(options.models), _names(options.predictions)
-    if len(models) + len(masks) < 2:
-        raise InputError(f"models={options.models}: two or more models, or folders of masks, are needed to compare")
+    models, masks = names(options.models), names(options.predictions)
     rules = ScoreRules("validation", options.bootstrap_block_m, options.min_area_m2)
     with runs.run("compare", parameters(options)), tempfile.TemporaryDirectory() as scratch:
         first = registry.load_model(models[0]) if models else None
@@ -112,7 +110,3 @@ def _right_pixels(card: Scorecard) -> np.ndarray:
     """(chips,) int: pixels of each chip that are called rightly."""
     counts = [metrics.counts(histogram, threshold=card.threshold) for histogram in card.pixels.histograms]
     return np.array([count.tp + count.tn for count in counts])
-
-
-def _names(text: str | None) -> list[str]:
-    return [name.strip() for name in (text or "").split(",") if name.strip()]

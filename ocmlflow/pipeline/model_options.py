@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ocmlflow.pipeline.option_fields import MODEL_NAME, WORK, OptionError, Options, about, option
-from ocmlflow.pipeline.option_values import href, several, work_share
+from ocmlflow.pipeline.option_values import href, names, several, work_share
 
 BLOCK_M = 100.0
 MIN_AREA_M2 = 2.0
@@ -85,6 +85,11 @@ class CompareOptions(Options):
     )
     bootstrap_block_m: float = option(BLOCK_M, _BLOCK, group="quality", low=1, metavar="METRES")
     min_area_m2: float = option(MIN_AREA_M2, _AREA, group="quality", low=0, metavar="M2")
+
+    def check(self) -> None:
+        """At least two, models or folders of masks, must be there to compare."""
+        if len(names(self.models)) + len(names(self.predictions)) < 2:
+            raise OptionError("models", f"must be two or more models, or folders of masks, got {self.models}")
 
 
 @dataclass(frozen=True, kw_only=True)

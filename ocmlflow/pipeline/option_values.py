@@ -27,6 +27,11 @@ def several(value: object) -> str:
     return ",".join(parts)
 
 
+def names(text: str | None) -> list[str]:
+    """The names in a text that separates them by commas; empty parts are left out."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
 def absolute_href(value: object) -> str:
     """One path or address that means the same in every working folder: MLflow runs steps in the folder of the code."""
     from ocmlflow.storage import hrefs  # the import takes longer than --help may

@@ -60,15 +60,20 @@ def newest_finished(verb: str, *, key: str | None = None) -> Run | None:
 
 
 def last_attempt(verb: str, *, key: str, place: str) -> Run | None:
-    """The run of a verb and key that ended last in the current experiment, successful or not.
+    """The run of a verb and key that ended last, successful or not.
 
-    A run that was killed may still be listed as running. It counts if it worked in `place`, which this process has
-    locked. InputError where the server does not answer.
+    It is searched in the experiment of the open run, if there is one, else in the current one. A run that was killed
+    may still be listed as running. It counts if it worked in `place`, which this process has locked. InputError where
+    the server does not answer.
     """
     query = f"tags.`{runs.VERB}` = '{verb}' and tags.`{runs.KEY}` = '{key}'"
+    outer = mlflow.active_run()
     try:
-        attempts: list[Run] = mlflow.search_runs(  # of the current experiment, as none is named
-            filter_string=query, order_by=["attributes.end_time DESC"], output_format="list"
+        attempts: list[Run] = mlflow.search_runs(
+            experiment_ids=[outer.info.experiment_id] if outer else None,  # None stands for the current one
+            filter_string=query,
+            order_by=["attributes.end_time DESC"],
+            output_format="list",
         )
     except SERVER_ERRORS as error:
         raise runs.unreachable_error(error) from error

@@ -42,10 +42,10 @@ _GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
 def run(verb: str, parameters: Mapping[str, Any], *, resume: Run | None = None) -> Iterator[Run]:
     """Open a run for the block: `resume`, the one that `mlflow run` made for this process, or else a new one.
 
-    A new run is in the current experiment; within another run it is a nested one. The parameters are logged, but for
-    those that MLflow has logged itself. An error ends the run as FAILED, with its message on the run's page, and an
-    interruption as KILLED. InputError where the server does not answer at the start; UndeliveredError where the block
-    succeeds and not all could be sent.
+    A new run is in the current experiment; within another run it is a nested one, in the experiment of that one. The
+    parameters are logged, but for those that MLflow has logged itself. An error ends the run as FAILED, with its
+    message on the run's page, and an interruption as KILLED. InputError where the server does not answer at the start;
+    UndeliveredError where the block succeeds and not all could be sent.
     """
     with _started(verb, parameters, resume) as active:
         run_id = active.info.run_id
@@ -73,9 +73,11 @@ def _started(verb: str, parameters: Mapping[str, Any], resume: Run | None) -> It
         if resume:
             mlflow.set_experiment(experiment_id=resume.info.experiment_id)
             refer_to(resume)
+        outer = mlflow.active_run()  # the caller may have a run of its own
         active = mlflow.start_run(
             run_id=resume.info.run_id if resume else None,
-            nested=mlflow.active_run() is not None,  # the caller may have a run of its own
+            experiment_id=outer.info.experiment_id if outer else None,
+            nested=outer is not None,
             log_system_metrics=True,
         )
         try:
@@ -203,7 +205,8 @@ def log_params(values: Mapping[str, Any]) -> None:
 @contextmanager
 def child(verb: str, name: str, parameters: Mapping[str, Any]) -> Iterator[Run]:
     """A child run of the active run, with that name."""
-    with mlflow.start_run(nested=True, run_name=name) as active_child:
+    experiment = active().info.experiment_id
+    with mlflow.start_run(experiment_id=experiment, nested=True, run_name=name) as active_child:
         mlflow.log_params(dict(parameters))
         mlflow.set_tag(VERB, verb)
         yield active_child

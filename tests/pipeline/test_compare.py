@@ -21,6 +21,7 @@ from ocmlflow.chips import chip_set
 from ocmlflow.errors import InputError
 from ocmlflow.evaluation import external_masks, predictions
 from ocmlflow.pipeline import compare, evaluate, scoring
+from ocmlflow.pipeline.options import CompareOptions, make
 from ocmlflow.tracking import chip_artifacts, registry, runs
 from ocmlflow.tracking.model_facts import ChipSplit, ModelFacts
 
@@ -297,9 +298,11 @@ def test_chips_that_a_model_knows_and_that_are_gone_are_named(line):
         chip_artifacts.training_rows(model)
 
 
-def test_one_contestant_is_no_comparison(line):
-    with pytest.raises(InputError, match="models=models:/towns/1: two or more models"):
-        run("compare", compare, models="models:/towns/1")
+def test_one_contestant_is_no_comparison():
+    with pytest.raises(
+        InputError, match="models: must be two or more models, or folders of masks, got models:/towns/1"
+    ):
+        make(CompareOptions, models="models:/towns/1")
 
 
 def test_test_chips_are_scored_at_what_was_chosen_elsewhere(line, made, tmp_path, caplog):
