@@ -25,6 +25,11 @@ ORDER = {
     ],
     "chips": [
         "labels",
+        "wkb",
+        "geojson",
+        "label_filter",
+        "label_files",
+        "label_table",
         "footprints",
         "scene_survey",
         "zarr_store",

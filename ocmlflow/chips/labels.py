@@ -24,22 +24,42 @@ INTERIOR, BOUNDARY, TOUCHING = 1, 2, 3
 
 
 def polygons(geometries: Iterable[BaseGeometry | None]) -> np.ndarray:
+    """(count,) object array of the valid, non-empty polygons in the geometries, as of `take_apart`."""
+    return take_apart(geometries)[0]
+
+
+def take_apart(geometries: Iterable[BaseGeometry | None]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(count,) object array of the valid, non-empty polygons in the geometries.
 
-    Multipolygons and collections are taken apart. A polygon whose ring crosses itself becomes all that the ring
-    encloses, once or more often, less its holes. Points, lines, nulls and geometries at infinity (reprojected from
-    outside their CRS) are left out.
+    Also (count,) int, the position of the geometry that each is of, and (geometries,) bool, whether it had to be
+    repaired. Multipolygons and collections, nested too, are taken apart. A polygon whose ring crosses itself becomes
+    all that the ring encloses, once or more often, less its holes. Points, lines, nulls and geometries at infinity
+    (reprojected from outside their CRS) are left out.
     """
-    drawn = np.array([geometry for geometry in geometries if geometry is not None], dtype=object)
-    finite = drawn[~shapely.is_empty(drawn) & np.isfinite(shapely.bounds(drawn)).all(axis=-1)]
-    # Twice, because a collection may hold multipolygons.
-    parts = shapely.get_parts(shapely.get_parts(shapely.force_2d(finite)))
-    areas = parts[shapely.get_type_id(parts) == shapely.GeometryType.POLYGON]
+    shapes = np.array([*geometries, None], dtype=object)[:-1]  # with None, numpy makes one array of objects of any list
+    finite = ~(shapely.is_missing(shapes) | shapely.is_empty(shapes)) & np.isfinite(shapely.bounds(shapes)).all(axis=-1)
+    simple, index = parts(shapely.force_2d(shapes[finite]))
+    is_area = shapely.get_type_id(simple) == shapely.GeometryType.POLYGON
+    areas, owners = simple[is_area], np.flatnonzero(finite)[index][is_area]
     invalid = ~shapely.is_valid(areas)
+    repaired = np.zeros(len(shapes), bool)
+    repaired[owners[invalid]] = True
+    multiple = np.flatnonzero(np.bincount(owners, minlength=len(shapes)) > 1)
+    repaired[multiple] |= ~shapely.is_valid(shapes[multiple])  # valid parts may overlap
     # Repaired one by one, with this method: else ground that is drawn twice would become a hole.
     areas[invalid] = shapely.make_valid(areas[invalid], method="structure", keep_collapsed=False)
-    valid = shapely.get_parts(areas)
-    return np.asarray(valid[shapely.area(valid) > 0])
+    valid, index = shapely.get_parts(areas, return_index=True)
+    has_area = shapely.area(valid) > 0
+    return valid[has_area], owners[index][has_area], repaired
+
+
+def parts(geometries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(count,) points, lines and polygons that geometries consist of, and (count,) int, the geometry each is of."""
+    simple, owners = geometries, np.arange(len(geometries))
+    while (shapely.get_type_id(simple) >= shapely.GeometryType.MULTIPOINT).any():
+        simple, index = shapely.get_parts(simple, return_index=True)
+        owners = owners[index]
+    return simple, owners
 
 
 def rasterize(footprints: Polygons, transform: Affine, *, height: int, width: int) -> np.ndarray:
