@@ -28,6 +28,7 @@ ORDER = {
         "wkb",
         "geojson",
         "label_filter",
+        "label_formats",
         "label_files",
         "label_table",
         "footprints",

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyproj
@@ -65,12 +65,14 @@ def read(
     for href in scene.labels:
         try:
             if table := (tables or {}).get(href):
-                files.append(_near(table, crs, extent))
+                file = _near(table, crs, extent)
             else:
                 features = label_files.read_all(href, layer=layer, where=where)
-                files.append(_check_usable(href, features, _footprints(href, features, crs)))
+                file = _footprints(features, crs)
+                _check_usable(features, file)
         except InputError as error:
-            raise InputError(f"scene {scene.id}: {error}") from error
+            raise InputError(f"labels {href} of scene {scene.id}: {error}") from error
+        files.append(replace(file, remarks=tuple(f"labels {href}: {remark}" for remark in file.remarks)))
     return _joined(files)
 
 
@@ -92,18 +94,18 @@ def _joined(files: list[LabelFootprints]) -> LabelFootprints:
 
 def _near(table: LabelTable, crs: str, extent: shapely.Polygon) -> LabelFootprints:
     """The footprints of a shared file near a scene."""
-    to_file = _transformer(table.href, crs, table.crs)
+    to_file = _transformer(crs, table.crs)
     box = to_file.transform_bounds(*extent.buffer(NEAR_M).bounds)
     if box[0] > box[2]:  # across 180 degrees
         box = (-np.inf, box[1], np.inf, box[3])
-    return _footprints(table.href, label_table.near(table, box), crs)
+    return _footprints(label_table.near(table, box), crs)
 
 
-def _footprints(href: str, features: Features, crs: str) -> LabelFootprints:
+def _footprints(features: Features, crs: str) -> LabelFootprints:
     """The footprints of features of one file, projected and repaired."""
     states = features.states.copy()
     usable = np.flatnonzero(states <= State.REPAIRED)
-    shapes = _projected(href, features, usable, crs)
+    shapes = _projected(features, usable, crs)
     polygons, owners, repaired = labels.take_apart(shapes)
     has_area = np.isin(np.arange(len(usable)), owners)
     on_earth = np.isfinite(shapely.bounds(shapes)).all(axis=-1)
@@ -111,28 +113,31 @@ def _footprints(href: str, features: Features, crs: str) -> LabelFootprints:
     states[usable[~has_area]] = State.EMPTY
     states[usable[~on_earth]] = State.OUTSIDE
     remarks = [*_remarks(features, states), *_lines_and_points(shapes[on_earth])]
-    return LabelFootprints(polygons, usable[owners], states, 0, tuple(f"labels {href}: {remark}" for remark in remarks))
+    if len(polygons) and features.crs:
+        middle = shapely.centroid(features.geometries[usable[owners[0]]])
+        remarks += filter(None, [geobox.place_doubt(features.crs, crs, middle.x, middle.y)])
+    return LabelFootprints(polygons, usable[owners], states, 0, tuple(remarks))
 
 
-def _projected(href: str, features: Features, chosen: np.ndarray, crs: str) -> np.ndarray:
+def _projected(features: Features, chosen: np.ndarray, crs: str) -> np.ndarray:
     """Geometries of the chosen features in another CRS; infinite where they lie outside of it."""
     shapes = features.geometries[chosen]
     if not len(shapes):
         return shapes
-    transformer = _transformer(href, features.crs, crs)
+    transformer = _transformer(features.crs, crs)
     return np.asarray(shapely.transform(shapes, lambda points: np.column_stack(transformer.transform(*points.T))))
 
 
-def _transformer(href: str, source: pyproj.CRS | str | None, target: pyproj.CRS | str | None) -> pyproj.Transformer:
+def _transformer(source: pyproj.CRS | str | None, target: pyproj.CRS | str | None) -> pyproj.Transformer:
     if source is None or target is None:
-        raise InputError(f"labels {href} name no CRS; save them with one, or as GeoJSON in degrees")
+        raise InputError("the file names no CRS; save it with one, or as GeoJSON in degrees")
     try:
         return pyproj.Transformer.from_crs(source, target, always_xy=True)
     except pyproj.exceptions.ProjError as error:
         name = (source if isinstance(source, pyproj.CRS) else pyproj.CRS(target)).name
         raise InputError(
-            f"the CRS of labels {href}, {name}, does not say where on earth they lie: save them in one that does, such "
-            "as EPSG:4326, or, if only the name is wrong, give them the right one, say with ogr2ogr -a_srs EPSG:CODE"
+            f"its CRS, {name}, does not say where on earth it lies: save it in one that does, such as EPSG:4326, or, "
+            "if only the name is wrong, give it the right one, say with ogr2ogr -a_srs EPSG:CODE"
         ) from error
 
 
@@ -144,7 +149,9 @@ def _remarks(features: Features, states: np.ndarray) -> list[str]:
         number, reason = next(iter(features.reasons.items()))
         remarks.append(f"{counts[State.REFUSED]} of {len(states)} features cannot be read; feature {number}: {reason}")
     if counts[State.REPAIRED]:
-        remarks.append(f"{counts[State.REPAIRED]} features repaired, whose rings were open or crossed, or parts overlapped")
+        remarks.append(
+            f"{counts[State.REPAIRED]} features repaired, whose rings were open or crossed, or parts overlapped"
+        )
     if counts[State.EMPTY]:
         remarks.append(f"{counts[State.EMPTY]} features without an area left out")
     if counts[State.LEFT_OUT] == len(states) > 0:
@@ -160,22 +167,25 @@ def _remarks(features: Features, states: np.ndarray) -> list[str]:
 def _lines_and_points(shapes: np.ndarray) -> list[str]:
     """A remark about lines and points, alone and in collections, if there are any."""
     parts, _ = labels.parts(shapes)
-    kinds = Counter(str(shapely.GeometryType(kind).name) for kind in shapely.get_type_id(parts))
-    found = [f"{kinds[name]} {text}" for name, text in (("POINT", "points"), ("LINESTRING", "lines")) if kinds[name]]
-    return [f"{' and '.join(found)} left out; footprints are polygons"] if found else []
+    kinds = Counter(shapely.GeometryType(kind) for kind in shapely.get_type_id(parts))
+    found = [
+        f"{kinds[kind]} {kind.name.lower()}"
+        for kind in shapely.GeometryType
+        if kinds[kind] and kind < shapely.GeometryType.POLYGON
+    ]
+    return [f"left out, since footprints are polygons: {', '.join(found)}"] if found else []
 
 
-def _check_usable(href: str, features: Features, footprints: LabelFootprints) -> LabelFootprints:
-    """The same footprints; InputError where a file has features, and none of them can be used."""
+def _check_usable(features: Features, footprints: LabelFootprints) -> None:
+    """Raise InputError where a file has features, and none of them can be used."""
     states = footprints.states
     if not len(states) or len(footprints.polygons) or (states == State.LEFT_OUT).any():
-        return footprints
+        return
     reason = next((f"; feature {number}: {text}" for number, text in features.reasons.items()), "")
     shapes = features.geometries[~shapely.is_missing(features.geometries)]
-    kinds = sorted({shape.geom_type for shape in shapes})
-    place = "; they are {} in {}, from {:g}, {:g}; GeoJSON must be in degrees"
-    name = features.crs.name if features.crs else "no CRS"
-    raise InputError(
-        f"none of the {len(states)} features of labels {href} is a polygon on earth{reason}"
-        + (place.format(", ".join(kinds), name, *shapely.total_bounds(shapes)[:2]) if kinds else "")
-    )
+    place = ""
+    if len(shapes) and features.crs:
+        kinds = ", ".join(sorted({shape.geom_type for shape in shapes}))
+        left, bottom, _, _ = shapely.total_bounds(shapes)
+        place = f"; they are {kinds} in {features.crs.name}, from {left:g}, {bottom:g}; GeoJSON must be in degrees"
+    raise InputError(f"none of its {len(states)} features is a polygon on earth{reason}{place}")

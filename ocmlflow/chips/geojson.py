@@ -153,7 +153,7 @@ def _from_rings(parts: list[list[Any]]) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError("not all of them are numbers")
     last = lengths.cumsum()
     unclosed[owners[(points[last - lengths] != points[last - 1]).any(axis=1)]] = True
-    linear = shapely.linearrings(points, indices=np.repeat(np.arange(len(rings)), lengths))
+    linear: Any = shapely.linearrings(points, indices=np.repeat(np.arange(len(rings)), lengths))
     whole = np.unique(owners)
     made[whole] = shapely.polygons(linear, indices=np.searchsorted(whole, owners))
     return made, unclosed

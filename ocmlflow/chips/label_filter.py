@@ -11,20 +11,21 @@ import numpy as np
 
 from ocmlflow.errors import InputError
 
-GROUND = frozenset(
-    "aeroway amenity barrier boundary highway landcover landuse leisure natural place power railway waterway".split()
-)
+GROUND = {
+    *("aeroway", "amenity", "barrier", "boundary", "highway", "landcover", "landuse", "leisure", "natural", "place"),
+    *("power", "railway", "waterway"),
+}
 """Keys of OpenStreetMap that say what a polygon is where it has no key `building`."""
 CLASSES = ("class", "category", "label", "type")
 """Properties in which other sources say what a polygon is."""
-NO_BUILDINGS = frozenset(
-    "background car cars field forest grass highway land landuse park parking pool residential_area road roads tree "
-    "trees vegetation vehicle water".split()
-)
+NO_BUILDINGS = {
+    *("background", "car", "cars", "field", "forest", "grass", "highway", "land", "landuse", "parking", "pool", "road"),
+    *("roads", "tree", "trees", "vegetation", "vehicle", "water"),
+}
 """Values of those properties that are no buildings."""
 NOT_BUILDING = ("no", "false", "0", "none", "demolished", "destroyed", "razed")
 """Values of `building`, or prefixes of keys, of what is no building (any more)."""
-WATCHED = frozenset({"building", *GROUND, *CLASSES})
+WATCHED = {"building", *GROUND, *CLASSES}
 """Properties that are read in any case."""
 _WORD = re.compile(r"""'(?:[^']|'')*'|"((?:[^"]|"")+)"|\[([^\]]+)\]|`([^`]+)`|([A-Za-z_][\w$]*)""")
 """Texts of SQL, which are passed over, and names of columns, which may stand in quotes."""
@@ -74,7 +75,7 @@ def matches(where: str, table: Mapping[str, Iterable[Any]], count: int) -> np.nd
 def check(where: str, known: Iterable[str]) -> None:
     """Raise InputError unless `where` is a condition of the properties `known` (names in small letters)."""
     listed = sorted(known)
-    held = {name: [] for name in listed}
+    held: dict[str, list[Any]] = {name: [] for name in listed}
     try:
         matches(where, held, 0)
     except InputError as error:

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyogrio
 import pyproj
 import shapely
 
 from ocmlflow.chips import label_files
-from ocmlflow.chips.label_files import Box, Features, State
-from ocmlflow.errors import InputError
+from ocmlflow.chips.label_files import Features, State
+from ocmlflow.chips.label_formats import Box
 from ocmlflow.storage import hrefs
 
 INDEXED = (".gpkg", ".fgb", ".shp")
@@ -55,7 +54,9 @@ def open_file(href: str, path: Path, *, layer: str | None, where: str | None) ->
     if posixpath.splitext(href)[1].lower() in INDEXED and not hrefs.is_remote(href):
         about = Features(*nothing, np.empty(0, np.uint8), {}, Counter(), label_files.read_crs(href, layer=layer))
         return LabelTable(href, None, about.crs, layer, where, about)
-    states, reasons, doubts = [], {}, Counter()
+    states: list[np.ndarray] = []
+    reasons: dict[int, str] = {}
+    doubts: Counter[str] = Counter()
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
         for features in label_files.read(href, layer=layer, where=where):
             writer.write_batch(_rows(features))

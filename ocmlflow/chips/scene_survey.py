@@ -1,6 +1,6 @@
 """Surveys a scene before it is cut: its grid, its footprints, and where it shows imagery."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import shapely
@@ -10,8 +10,9 @@ from rasterio.windows import Window
 from scipy import ndimage
 from skimage.measure import label as connected
 
-from ocmlflow.chips import footprints
+from ocmlflow.chips import footprints, labels
 from ocmlflow.chips.footprints import LabelFootprints
+from ocmlflow.chips.label_files import State
 from ocmlflow.errors import InputError
 from ocmlflow.scenes import geobox, raster, resample
 from ocmlflow.scenes.catalog import Scene
@@ -22,6 +23,8 @@ COARSE_M = 1.0
 MAX_SIDE = 2048
 MAX_BLACK = 10
 """Largest value of any channel of a black pixel."""
+MOST = 0.5
+"""A footprint that covers a larger share of a scene's imagery is doubted."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,10 @@ class SceneSurvey:
     """Metres per pixel of the image itself."""
     footprints: LabelFootprints
     """In the CRS of the grid."""
-    outside: int
-    """Number of footprints whose middle lies on no imagery."""
     overview: Overview
     """Where the scene shows imagery."""
+    remarks: tuple[str, ...]
+    """What is odd about the scene, for a log."""
 
 
 def survey(
@@ -67,11 +70,16 @@ def survey(
         full_window = Window(0, 0, grid.width, grid.height)
         if bbox and not geobox.outline(grid, full_window).intersects(shapely.box(*bbox)):
             return None
-        drawn = footprints.read(scene, grid.crs)
-        _check_on_image(scene, grid, drawn)
+        extent = shapely.Polygon(grid.corners(full_window))
+        drawn = footprints.read(scene, grid.crs, extent=extent)
+        _check_on_image(scene, extent, drawn)
         raster.warn_of_doubtful_alpha(dataset)
         overview = _overview(dataset, own, grid, black_m2)
-    return SceneSurvey(scene, grid, geobox.gsd(own), drawn, _count_outside(drawn, grid, overview), overview)
+    drawn = _mark_outside(drawn, grid, overview)
+    doubt = geobox.place_doubt(own.crs, grid.crs, *(own.transform @ (own.width / 2, own.height / 2)))
+    remarks = [f"image {scene.image}: {doubt}"] if doubt else []
+    remarks += [*drawn.remarks, *_coverage_doubts(drawn, grid, overview), *_outside_remarks(drawn)]
+    return SceneSurvey(scene, grid, geobox.gsd(own), drawn, overview, tuple(remarks))
 
 
 def black_fill(overview: Overview, image: np.ndarray, window: Window) -> np.ndarray | None:
@@ -87,9 +95,8 @@ def black_fill(overview: Overview, image: np.ndarray, window: Window) -> np.ndar
     return near & (image.max(axis=-1) <= MAX_BLACK) if near.any() else None
 
 
-def _check_on_image(scene: Scene, grid: GeoBox, drawn: LabelFootprints) -> None:
+def _check_on_image(scene: Scene, extent: shapely.Polygon, drawn: LabelFootprints) -> None:
     """Raise InputError where a scene has footprints, but none on its image."""
-    extent = shapely.Polygon(grid.corners(Window(0, 0, grid.width, grid.height)))
     if len(drawn.polygons) and not shapely.intersects(drawn.polygons, extent).any():
         raise InputError(
             f"none of the {len(drawn.polygons)} footprints of scene {scene.id} lies on its image: "
@@ -115,13 +122,40 @@ def _overview(dataset: DatasetReader, own: GeoBox, grid: GeoBox, black_m2: float
     return Overview(factor, pixels.valid & ~black, black_or_next)
 
 
-def _count_outside(drawn: LabelFootprints, grid: GeoBox, overview: Overview) -> int:
-    """Number of footprints whose middle lies on no imagery of the overview."""
+def _mark_outside(drawn: LabelFootprints, grid: GeoBox, overview: Overview) -> LabelFootprints:
+    """The same footprints; the features of which no polygon has its middle on imagery get the state OUTSIDE."""
     if not len(drawn.polygons):
-        return 0
+        return drawn
     middles = shapely.point_on_surface(drawn.polygons)
     cols, rows = ~grid.transform @ (shapely.get_x(middles), shapely.get_y(middles))
     row, col = (np.floor(values / overview.factor).astype(int) for values in (rows, cols))
     height, width = overview.imagery.shape
     inside = (row >= 0) & (row < height) & (col >= 0) & (col < width)
-    return int((~(inside & overview.imagery[row.clip(0, height - 1), col.clip(0, width - 1)])).sum())
+    on_imagery = inside & overview.imagery[row.clip(0, height - 1), col.clip(0, width - 1)]
+    states = drawn.states.copy()
+    states[np.setdiff1d(drawn.features, drawn.features[on_imagery])] = State.OUTSIDE
+    return replace(drawn, states=states)
+
+
+def _outside_remarks(drawn: LabelFootprints) -> list[str]:
+    outside = drawn.count(State.OUTSIDE)
+    return [f"{outside} of {drawn.drawn} features lie on no imagery"] if outside else []
+
+
+def _coverage_doubts(drawn: LabelFootprints, grid: GeoBox, overview: Overview) -> list[str]:
+    """A remark about the footprint that covers most of the imagery, if there is one."""
+    pixel_m2 = (overview.factor * grid.transform.a) ** 2
+    imagery = np.count_nonzero(overview.imagery)
+    coarse = grid.transform @ Affine.scale(overview.factor)
+    height, width = overview.imagery.shape
+    for polygon in drawn.polygons[shapely.area(drawn.polygons) > MOST * imagery * pixel_m2]:
+        covered = np.count_nonzero(
+            overview.imagery & (labels.rasterize([polygon], coarse, height=height, width=width) > 0)
+        )
+        if covered > MOST * imagery:
+            return [
+                f"one footprint covers {covered / imagery:.0%} of the imagery ({covered * pixel_m2:.0f} m2), as an "
+                "outline of the imagery, of land use or of the labelled ground does; if it is no building, leave it "
+                "out of the labels, say with where="
+            ]
+    return []

@@ -9,7 +9,8 @@ from shapely.geometry.base import BaseGeometry
 
 from ocmlflow.chips import labels
 
-SURFACES = {15: "PolyhedralSurface", 16: "TIN", 17: "Triangle"}
+POLYHEDRAL_SURFACE, TIN, TRIANGLE = 15, 16, 17
+SURFACES = (POLYHEDRAL_SURFACE, TIN, TRIANGLE)
 """Types that GEOS does not know; each face of theirs is a polygon."""
 
 
@@ -19,29 +20,32 @@ def geometries(wkb: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[int, str]]
     Also (count,) bool, whether a ring was not closed and was closed here, and the reason of each that is refused, by
     its position. A surface becomes the ground below its faces.
     """
-    shapes = shapely.force_2d(shapely.from_wkb(wkb, on_invalid="ignore"))
+    try:
+        shapes = shapely.force_2d(shapely.from_wkb(wkb, on_invalid="ignore"))
+    except NotImplementedError:  # one of them is a curve: each is read by itself
+        shapes = np.full(len(wkb), None, dtype=object)
     closed, refused = np.zeros(len(shapes), bool), {}
     for position in np.flatnonzero(shapely.is_missing(shapes)).tolist():
         if (content := wkb[position]) is None:
             continue
         try:
-            shapes[position] = _unusual(bytes(content))
+            shapes[position], closed[position] = _read(bytes(content))
+        except NotImplementedError:
+            refused[position] = "its geometry is a curve; convert the file, say with ogr2ogr -nlt CONVERT_TO_LINEAR"
         except (ValueError, struct.error, shapely.errors.ShapelyError) as error:
             refused[position] = f"its geometry cannot be read: {error}"
-        else:
-            closed[position] = _kind(content) not in SURFACES
     return shapes, closed, refused
 
 
-def _unusual(content: bytes) -> BaseGeometry:
-    """A surface, or a geometry with a ring that is not closed; ValueError for what is neither."""
-    if _kind(content) not in SURFACES:
-        shape = shapely.from_wkb(content, on_invalid="fix")
-        if shape is None:
-            raise ValueError(f"type {_kind(content)} of well-known binary; ogr2ogr -nlt CONVERT_TO_LINEAR may help")
-        return shapely.force_2d(shape)
-    faces = labels.polygons(_faces(content, 0, [0]))
-    return shapely.union_all(faces) if len(faces) else shapely.Polygon()
+def _read(content: bytes) -> tuple[BaseGeometry, bool]:
+    """One geometry, and whether a ring of it was not closed."""
+    if _kind(content) in SURFACES:
+        faces = labels.polygons(_faces(content, 0, [0]))
+        return shapely.union_all(faces) if len(faces) else shapely.Polygon(), False
+    try:
+        return shapely.force_2d(shapely.from_wkb(content)), False
+    except shapely.errors.GEOSException:
+        return shapely.force_2d(shapely.from_wkb(content, on_invalid="fix")), True
 
 
 def _kind(content: bytes) -> int:
@@ -57,7 +61,7 @@ def _faces(content: bytes, start: int, end: list[int]) -> Iterator[BaseGeometry]
     order = "<" if content[start] else ">"
     code, count = struct.unpack_from(f"{order}II", content, start + 1)
     position = start + 9
-    if (code & 0xFFFF) % 1000 in (15, 16):
+    if _kind(content[start:position]) in (POLYHEDRAL_SURFACE, TIN):
         for _ in range(count):
             yield from _faces(content, position, end)
             position = end[0]

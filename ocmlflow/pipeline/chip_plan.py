@@ -11,6 +11,7 @@ from geopandas import GeoDataFrame
 
 from ocmlflow.chips import chip_set, scene_survey, splits
 from ocmlflow.chips.chip_set import Rules
+from ocmlflow.chips.label_files import State
 from ocmlflow.chips.scene_survey import SceneSurvey
 from ocmlflow.errors import InputError
 from ocmlflow.pipeline.options import PrepareOptions
@@ -131,6 +132,8 @@ def _survey(
             leave_out(table[scene.id], error)
             continue
         if survey:
+            if survey.remarks:
+                log.warning("scene %s: %s", scene.id, redact("; ".join(survey.remarks)))
             surveys.append(survey)
             table[scene.id] |= _survey_row(survey, options)
         else:
@@ -157,8 +160,6 @@ def _survey_row(survey: SceneSurvey, options: PrepareOptions) -> dict[str, Any]:
         "native_gsd": round(survey.native_gsd, 4),
         "gsd": options.gsd,
         "footprints": footprints.drawn,
-        "without_area": footprints.empty,
-        "repaired": footprints.repaired,
+        **{state.name.lower(): footprints.count(state) for state in State},  # add up to `footprints`
         "duplicates": footprints.duplicates,
-        "outside": survey.outside,
     }

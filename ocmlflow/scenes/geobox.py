@@ -24,6 +24,11 @@ NEAR_DEG = 0.1
 SEGMENT_DEG = 1e-3
 """Longest edge of a projected area: over this length, a hundred metres, a straight edge bends by millimetres."""
 
+NO_DATUM_M = 100.0
+"""Metres that places of two datums typically lie apart, where nothing else is known."""
+DOUBTFUL_M = 5.0
+"""A place that may be misplaced by more metres is warned of: roofs and footprints no longer overlap."""
+
 
 @dataclass(frozen=True)
 class GeoBox:
@@ -80,6 +85,36 @@ def check_on_earth(grid: GeoBox) -> None:
             f"it reaches beyond the edge of its CRS, {_name(grid.crs)}; bring it to another, say with "
             f"gdalwarp -t_srs {zone}"
         )
+
+
+def place_error_m(source: CRS | str, target: CRS | str, x: float, y: float) -> float:
+    """Metres by which (x, y) of a CRS may be misplaced in another, by what PROJ knows; 0 where it names no accuracy.
+
+    NO_DATUM_M where PROJ knows no transformation between the datums and takes degrees of one for those of the other
+    (its "ballpark" transformation), unless both ellipsoids are the same.
+    """
+    transformer = Transformer.from_crs(source, target, always_xy=True)
+    transformer.transform(x, y)
+    try:
+        operation: Any = transformer.get_last_used_operation()
+    except ProjError:  # there is only one
+        operation = transformer
+    if "ballpark" in operation.description.lower():
+        own, other = (CRS(crs).get_geod() for crs in (source, target))
+        is_same = own and other and abs(own.a - other.a) < 1 and abs(own.b - other.b) < 1
+        return 0.0 if is_same else NO_DATUM_M
+    return max(float(operation.accuracy or 0), 0.0)
+
+
+def place_doubt(source: CRS | str, target: CRS | str, x: float, y: float) -> str:
+    """In words, that a place may be misplaced by more than DOUBTFUL_M metres; empty where it is not."""
+    metres = place_error_m(source, target, x, y)
+    if metres <= DOUBTFUL_M:
+        return ""
+    return (
+        f"the datum of the CRS, {CRS(source).name}, is known to about {metres:.0f} m only: outlines may be shifted by "
+        "that much; save the file in a CRS with a datum, such as EPSG:4326 or a UTM zone"
+    )
 
 
 def utm_grid(own: GeoBox, *, gsd: float) -> GeoBox:

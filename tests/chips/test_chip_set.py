@@ -186,12 +186,17 @@ def test_labels_in_degrees_and_in_metres_give_the_same_label(tmp_path, transform
 
 
 @pytest.mark.parametrize(
-    "footprints", [[], [None, None], [None, building(3, 4, 20, 25)], [shapely.Polygon(), building(3, 4, 20, 25)]]
+    "footprints", [[], [None, building(3, 4, 20, 25)], [shapely.Polygon(), building(3, 4, 20, 25)]]
 )
 def test_labels_without_geometry_are_no_building(tmp_path, footprints):
     scene = labelled(tmp_path, footprints, noise(64, 64))
     index = cut(scene, tmp_path / "out", rules=RULES)
     assert sum((chip.label == 1).sum() for _, chip in each(tmp_path / "out", index)) in (0, 17 * 21)
+
+
+def test_labels_of_which_none_has_a_geometry_are_refused(tmp_path):
+    with pytest.raises(InputError, match="none of its 2 features is a polygon on earth"):
+        look(labelled(tmp_path, [None, None], noise(64, 64)))
 
 
 def test_chips_are_cut_from_s3(scene, tmp_path, s3):

@@ -8,6 +8,7 @@ from pyproj import Transformer
 from rasterio.windows import Window
 
 from ocmlflow.chips import chip_set, labels, scene_survey
+from ocmlflow.chips.label_files import State
 from ocmlflow.chips.scene_survey import Overview, SceneSurvey
 from ocmlflow.errors import InputError
 from ocmlflow.scenes import raster
@@ -72,7 +73,7 @@ def test_the_overview_says_where_imagery_is(tmp_path, how):
 def test_footprints_on_no_imagery_are_counted(tmp_path):
     drawn = [building(2, 2, 12, 12), building(50, 60, 90, 90), building(200, 200, 210, 210)]
     found = look(scene(tmp_path, noise(120, 150), drawn, hole(120, 150)))
-    assert (found.footprints.drawn, found.outside) == (3, 2)
+    assert (found.footprints.drawn, found.footprints.count(State.OUTSIDE)) == (3, 2)
 
 
 def test_labels_far_from_their_scene_are_refused(tmp_path):
@@ -187,3 +188,29 @@ def test_not_imagery_reaches_no_farther_than_the_overview():
     assert found[20:30, 20:30].all()
     assert found.sum() == 100
     assert scene_survey.black_fill(overview, image, Window(0, 0, 20, 20)) is None
+
+
+def test_a_footprint_that_covers_most_of_the_imagery_is_doubted(tmp_path):
+    outline, roof = building(0, 0, 150, 150), building(50, 60, 90, 90)
+    found = look(scene(tmp_path, noise(150, 150), [roof, outline]))
+    assert any("one footprint covers 100% of the imagery (225 m2)" in remark for remark in found.remarks)
+    degrees = shapely.box(-5, 5, 0, 6)  # of 5 by 1 degrees
+    path = write_labels(tmp_path / "two.geojson", [degrees], crs="EPSG:4326")
+    found = look(Scene("one", "acc", str(tmp_path / "one.tif"), (path,)))
+    assert any("one footprint covers 100% of the imagery" in remark for remark in found.remarks)
+    assert not look(scene(tmp_path, noise(150, 150), [roof, building(100, 0, 150, 140)])).remarks
+
+
+def test_an_image_whose_datum_nobody_knows_is_warned_of(tmp_path):
+    crs = "+proj=utm +zone=30 +ellps=bessel +units=m"
+    href = write_image(tmp_path / "one.tif", noise(64, 64), crs=crs)
+    found = look(Scene("one", "acc", href, (write_labels(tmp_path / "one.geojson", [building(3, 4, 20, 25)]),)))
+    assert any("one.tif" in remark and "datum" in remark and "100 m" in remark for remark in found.remarks)
+
+
+def test_features_are_counted_and_the_counts_add_up(tmp_path):
+    drawn = [building(5, 5, 12, 12), None, building(50, 60, 90, 90), building(200, 200, 210, 210)]
+    found = look(scene(tmp_path, noise(120, 150), drawn)).footprints
+    counts = {state: found.count(state) for state in State if found.count(state)}
+    assert counts == {State.USED: 2, State.EMPTY: 1, State.OUTSIDE: 1}
+    assert sum(counts.values()) == found.drawn == 4
