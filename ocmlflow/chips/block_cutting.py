@@ -1,6 +1,5 @@
 """Cuts blocks of chips from one scene and writes their shards: the work of one worker at a time."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 from affine import Affine
 from rasterio.windows import Window, union
 
-from ocmlflow.chips import labels, scene_survey, zarr_store
+from ocmlflow.chips import chip_set, labels, scene_survey, zarr_store
 from ocmlflow.chips.chip_set import Rules
 from ocmlflow.chips.scene_survey import Overview
 from ocmlflow.errors import InputError
@@ -136,9 +135,6 @@ def _record(
     sampled = np.count_nonzero(arrays["label"][::4, ::4] != labels.INVALID)
     # The image is 0 where it is not valid, so sums over all pixels are sums over the valid ones.
     means = np.einsum("rcb->b", arrays["image"][::4, ::4], dtype=np.float64) / max(sampled, 1)
-    content = hashlib.sha256()
-    for values in arrays.values():
-        content.update(values.data)
     return {
         "row": int(window.row_off),
         "col": int(window.col_off),
@@ -146,5 +142,5 @@ def _record(
         "valid_share": valid / arrays["label"].size,
         "building_share": building / valid,
         **dict(zip(("red", "green", "blue"), (round(float(mean), 2) for mean in means), strict=True)),
-        "hash": content.hexdigest()[:16],
+        "hash": chip_set.content_hash(*arrays.values()),
     }

@@ -2,15 +2,18 @@
 
 A chip set is a folder with `index.parquet` (GeoParquet, a row per chip), `chips.json` (the rules), `scenes.json` (facts
 about each scene), `item.json` (the set as a STAC item) and a Zarr store `<scene>.zarr` per scene (see `zarr_store`).
+Among the artifacts of a run there is also `files.json`, with the SHA-256 of each file. What is read is compared: index
+and rules with that list, each chip with its hash in the index.
 """
 
 import functools
+import hashlib
 import io
 import json
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,8 @@ from ocmlflow.scenes import geobox, windows
 from ocmlflow.scenes.geobox import GeoBox
 from ocmlflow.storage import hrefs
 
+FILE_LIST = "files.json"
+"""List of the files of a chip set, with `bytes` and `sha256` of each; missing in a set that no run keeps."""
 FETCH_THREADS = 8
 """Remote chips that a process fetches at the same time."""
 PREFETCH = 16
@@ -122,15 +127,20 @@ def save(
 def load(folder: Folder, *, fold: int | None = None) -> ChipSet:
     """The chip set in `folder`, with fold number `fold` held out for validation if it is given.
 
-    Raises InputError where there is no complete chip set, or no such fold.
+    Raises InputError where there is no complete chip set, where its index or rules are damaged, or no such fold.
     """
+    hashes = _listed_hashes(folder)
     try:
-        rules = json.loads(zarr_store.read_bytes(folder, "chips.json"))
+        rules = _parse_rules(folder, _read_checked(folder, "chips.json", hashes))
     except FileNotFoundError as error:
         raise InputError(f"no chips: chips.json, which is written last, is not there ({error})") from error
-    index = gpd.read_parquet(io.BytesIO(zarr_store.read_bytes(folder, "index.parquet")))
-    if fold is None:
-        return ChipSet(folder, index, rules)
+    chips = ChipSet(folder, _read_index(folder, hashes), rules)
+    return chips if fold is None else hold_out_fold(chips, fold)
+
+
+def hold_out_fold(chips: ChipSet, fold: int) -> ChipSet:
+    """The chip set with another fold held out for validation; InputError where there is no such fold."""
+    index, rules = chips.index, chips.rules
     if "fold" not in index:
         raise InputError(f"fold={fold}: these chips have no folds; `prepare` makes them with folds=5")
     if rules["size"] % rules["stride"]:
@@ -139,12 +149,27 @@ def load(folder: Folder, *, fold: int | None = None) -> ChipSet:
             "prepare them again"
         )
     settings = {name: rules[name] for name in ("size", "empty_share", "seed")}
-    return ChipSet(folder, splits.hold_out_fold(index, fold, **settings), rules)
+    return replace(chips, index=splits.hold_out_fold(index, fold, **settings))
 
 
 def read(folder: Folder, row: Any) -> Chip:
-    """The chip of a row of the index."""
-    return zarr_store.read(folder, f"{row.scene}.zarr", row.position)
+    """The chip of a row of the index; InputError where it is not the chip that was written."""
+    store = f"{row.scene}.zarr"
+    chip = zarr_store.read(folder, store, row.position)
+    parts = zarr_store.read_parts(folder, store, row.position)
+    if content_hash(*chip if parts is None else (*chip, parts)) != row.hash:
+        image, label = (zarr_store.shard_path(store, array, row.position) for array in ("image", "label"))
+        reason = f"by its hash in index.parquet, chip {row.id} is not the one that was written"
+        raise zarr_store.damaged(folder, image, f"{reason} (or {label} is damaged)")
+    return chip
+
+
+def content_hash(*arrays: np.ndarray) -> str:
+    """Hash, 16 hex digits, of the pixels of a chip's arrays: image, label and, if it has them, parts."""
+    content = hashlib.sha256()
+    for values in arrays:
+        content.update(values.data)
+    return content.hexdigest()[:16]
 
 
 def read_all(folder: Folder, rows: Iterable[Any]) -> Iterator[Chip]:
@@ -172,12 +197,66 @@ def _fetch_threads() -> ThreadPoolExecutor:
 
 def digest(index: gpd.GeoDataFrame) -> str:
     """Hash, 32 hex digits, of what the chips hold and how they are split."""
-    return hrefs.digest(index[["id", "split", "hash"]].sort_values("id").to_csv(index=False))
+    return hrefs.digest(index[["id", "split", "hash"]].sort_values("id").to_csv(index=False, lineterminator="\n"))
 
 
 def rules_record(rules: Rules, **more: Any) -> dict[str, Any]:
     """The rules of the cut and `more` of the split, as `save` takes them."""
     return {**asdict(rules), **more}
+
+
+def _listed_hashes(folder: Folder) -> dict[str, str] | None:
+    """SHA-256 of each file in the list of files; None where the folder has no such list."""
+    try:
+        listed = json.loads(zarr_store.read_bytes(folder, FILE_LIST))
+        return {str(name): str(file["sha256"]) for name, file in listed.items()}
+    except FileNotFoundError:
+        return None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise zarr_store.damaged(folder, FILE_LIST, "it is not a list of files with their SHA-256") from error
+
+
+def _read_checked(folder: Folder, name: str, hashes: dict[str, str] | None) -> bytes:
+    """The content of a file, compared with its hash in the list of files if there is one."""
+    content = zarr_store.read_bytes(folder, name)
+    if hashes is not None and hashlib.sha256(content).hexdigest() != hashes.get(name):
+        raise zarr_store.damaged(folder, name, f"its content does not match its SHA-256 in {FILE_LIST}")
+    return content
+
+
+def _parse_rules(folder: Folder, content: bytes) -> dict[str, Any]:
+    """The rules in a chips.json; InputError where a rule is missing or of the wrong type."""
+    try:
+        rules = json.loads(content)
+    except ValueError as error:
+        raise zarr_store.damaged(folder, "chips.json", f"it is not JSON ({error})") from error
+    if not isinstance(rules, dict):
+        raise zarr_store.damaged(folder, "chips.json", f"it holds a {type(rules).__name__}, not rules by their names")
+    for names, types, expected in (
+        (("gsd", "buffer_m"), (int, float), "a number"),
+        (("size", "stride"), int, "a whole number"),
+        (("catalog",), str, "an address"),
+    ):
+        for name in names:
+            value = rules.get(name)
+            if not isinstance(value, types) or isinstance(value, bool):
+                raise zarr_store.damaged(folder, "chips.json", f"{name} is {json.dumps(value)}, not {expected}")
+    return rules
+
+
+def _read_index(folder: Folder, hashes: dict[str, str] | None) -> gpd.GeoDataFrame:
+    try:
+        content = _read_checked(folder, "index.parquet", hashes)
+    except FileNotFoundError as error:
+        raise zarr_store.damaged(folder, "index.parquet", "there is no such file") from error
+    try:
+        index = gpd.read_parquet(io.BytesIO(content))
+    except Exception as error:  # pyarrow and geopandas raise of many types
+        raise zarr_store.damaged(folder, "index.parquet", f"it cannot be read ({error})") from error
+    columns = ("id", "scene", "place", "catalog", "split", "position", "building_share", "hash", "geometry")
+    if missing := [name for name in columns if name not in index]:
+        raise zarr_store.damaged(folder, "index.parquet", f"it has no column {', '.join(missing)}")
+    return index
 
 
 def _window_corners(grid: GeoBox, rules: Rules) -> tuple[np.ndarray, np.ndarray]:

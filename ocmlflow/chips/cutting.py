@@ -62,7 +62,7 @@ def cut(
         scene = survey.scene.id
         if (folder / f"{scene}.zarr").exists():
             log.info("scene %s: its chips were cut before", scene)
-            yield survey, gpd.read_parquet(folder / f"{scene}.zarr" / ROWS_FILE)
+            yield survey, _read_rows(folder / f"{scene}.zarr" / ROWS_FILE)
             continue
         candidates = chosen[chosen.scene == scene]
         scene_jobs = _jobs(survey, candidates, _unfinished_store(survey, folder, rules), rules)
@@ -223,13 +223,29 @@ def _finish(folder: Path, scene: str, candidates: gpd.GeoDataFrame) -> gpd.GeoDa
         new.replace(store / ROWS_FILE)
     shutil.rmtree(store / DONE_FOLDER, ignore_errors=True)
     finished = store.rename(folder / f"{scene}.zarr")
-    return gpd.read_parquet(finished / ROWS_FILE)
+    return _read_rows(finished / ROWS_FILE)
+
+
+def _read_rows(file: Path) -> gpd.GeoDataFrame:
+    try:
+        return gpd.read_parquet(file)
+    except Exception as error:  # pyarrow and geopandas raise of many types
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: Path, error: Exception) -> InputError:
+    store = file.parent if file.name == ROWS_FILE else file.parent.parent
+    return InputError(f"{file} is damaged ({error}): delete {store}, then its scene is cut again")
 
 
 def _cut_chips(store: Path) -> pd.DataFrame:
     """The records of all blocks of a store, in their order."""
-    files = sorted((store / DONE_FOLDER).glob("*.json"), key=lambda file: int(file.stem))
-    records = [record for file in files for record in json.loads(file.read_text())]
     types = {"row": "int64", "col": "int64", "position": "int64", "valid_share": float, "building_share": float}
     types |= {"red": float, "green": float, "blue": float, "hash": "str"}
+    records: list[dict[str, Any]] = []
+    for file in sorted((store / DONE_FOLDER).glob("*.json"), key=lambda file: int(file.stem)):
+        try:
+            records += [{name: record[name] for name in types} for record in json.loads(file.read_bytes())]
+        except (KeyError, TypeError, ValueError) as error:
+            raise _damaged(file, error) from error
     return pd.DataFrame(records, columns=list(types)).astype(types)

@@ -9,9 +9,11 @@ write them and five times to read a chip. That relies on the layout which `_chec
 one.
 """
 
+import errno
 import functools
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -25,8 +27,20 @@ from ocmlflow.chips import labels
 from ocmlflow.errors import InputError
 from ocmlflow.storage.range_cache import Fetch
 
-Folder: TypeAlias = Path | Fetch
-"""A local folder, or a function that fetches parts of the files of a remote one (see `storage.range_cache`)."""
+
+@dataclass(frozen=True)
+class RemoteFolder:
+    """A folder that is not on this machine."""
+
+    address: str
+    """Where it is, for messages."""
+    fetch: Fetch
+    """Reads parts of its files."""
+    cache: Path
+    """Folder on this machine that keeps copies of what was read."""
+
+
+Folder: TypeAlias = Path | RemoteFolder
 
 BLOCK = 8
 """Chips along each side of a block, which is the ground of one shard."""
@@ -89,10 +103,36 @@ def read(folder: Folder, name: str, position: int) -> Chip:
     return Chip(image, _read_chunk(folder, f"{name}/label", position))
 
 
+def read_parts(folder: Folder, name: str, position: int) -> np.ndarray | None:
+    """The array `parts` of the chip, (size, size) uint8; None where the store has no such array."""
+    try:
+        read_bytes(folder, f"{name}/parts/zarr.json")
+    except FileNotFoundError:
+        return None
+    return _read_chunk(folder, f"{name}/parts", position)
+
+
+def shard_path(name: str, array: str, position: int) -> str:
+    """Path of the file with a chip of the array `image`, `label` or `parts` of the store `name`."""
+    dimensions = 3 if array == "image" else 2
+    return f"{name}/{array}/{_shard_name(position // CHIPS_PER_SHARD, (1,) * dimensions)}"
+
+
+def damaged(folder: Folder, file: str, reason: str) -> InputError:
+    """The error to raise for a file of a chip set that cannot be what was written."""
+    if isinstance(folder, Path):
+        return InputError(f"{folder / file} is damaged: {reason}; prepare the chips again")
+    # `prepare` compares the hashes of local files, but only the sizes of remote ones: it would take these for whole.
+    return InputError(
+        f"{folder.address}/{file} is damaged: {reason}; delete its copy in {folder.cache} and try again, or, if that "
+        "does not help, delete the `prepare` run it belongs to and prepare the chips again"
+    )
+
+
 def read_bytes(folder: Folder, name: str, first: int = 0, count: int | None = None) -> bytes:
     """Bytes of a file of the folder, from `first` (from the end if negative): `count` of them, or all the rest."""
-    if not isinstance(folder, Path):
-        return folder(name, first, count)
+    if isinstance(folder, RemoteFolder):
+        return folder.fetch(name, first, count)
     with (folder / name).open("rb") as file:
         file.seek(first, os.SEEK_END if first < 0 else os.SEEK_SET)
         return file.read(-1 if count is None else count)
@@ -165,17 +205,52 @@ def _declared_layout(metadata: dict[str, Any]) -> dict[str, Any]:
 
 def _read_chunk(folder: Folder, array: str, position: int) -> np.ndarray:
     """One chip of an array, from its zarr.json and two parts of its shard."""
-    chip_shape = _check_layout(read_bytes(folder, f"{array}/zarr.json"), array)
+    chip_shape = _chip_shape(folder, array)
     block, number = divmod(position, CHIPS_PER_SHARD)
     shard = f"{array}/{_shard_name(block, chip_shape)}"
-    index = read_bytes(folder, shard, -INDEX_BYTES, INDEX_BYTES)
+    offset, length = _chunk_place(folder, shard, number)
+    chip = np.empty(chip_shape, np.uint8)
+    if length > 2 * chip.nbytes + INDEX_BYTES:
+        raise damaged(folder, shard, f"chip {number} has {length} bytes, more than twice its pixels")
+    try:
+        zstd.decompress(read_bytes(folder, shard, offset, length), chip)
+    except (RuntimeError, ValueError) as error:  # what numcodecs raises for a damaged frame
+        raise damaged(folder, shard, f"chip {number} cannot be decompressed ({error})") from error
+    chip.flags.writeable = False
+    return chip
+
+
+def _chip_shape(folder: Folder, array: str) -> tuple[int, ...]:
+    """Shape of a chip of the array, after checks of its zarr.json."""
+    metadata = f"{array}/zarr.json"
+    try:
+        return _check_layout(read_bytes(folder, metadata), array)
+    except FileNotFoundError as error:
+        raise damaged(folder, metadata, "there is no such file") from error
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise damaged(folder, metadata, "it is not the metadata of a Zarr array") from error
+
+
+def _chunk_place(folder: Folder, shard: str, number: int) -> tuple[int, int]:
+    """Offset and length, in bytes, of a chip in its shard."""
+    try:
+        index = read_bytes(folder, shard, -INDEX_BYTES, INDEX_BYTES)
+    except FileNotFoundError as error:
+        raise damaged(folder, shard, "there is no such file") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # where the file is shorter than the index
+            raise
+        index = b""
+    if len(index) < INDEX_BYTES:
+        raise damaged(folder, shard, "it is cut short")
     if google_crc32c.value(index[:-4]) != int.from_bytes(index[-4:], "little"):
-        raise InputError(f"{shard} is damaged: its index does not match its checksum; prepare or fetch the chips again")
+        raise damaged(folder, shard, "its index does not match its checksum")
     offset, length = (int(value) for value in np.frombuffer(index, "<u8", 2, 16 * number))
     if length == MISSING:
-        raise InputError(f"{shard} holds no chip {number}: the chip index belongs to other stores")
-    chunk = zstd.decompress(read_bytes(folder, shard, offset, length))
-    return np.frombuffer(chunk, np.uint8).reshape(chip_shape)
+        raise damaged(folder, shard, f"it holds no chip {number}, which the chip index names")
+    return offset, length
 
 
 def _shard_name(block: int, chip_shape: tuple[int, ...]) -> str:

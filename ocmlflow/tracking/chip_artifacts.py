@@ -25,9 +25,9 @@ from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
 
-from ocmlflow.chips import chip_set
-from ocmlflow.chips.chip_set import ChipSet
-from ocmlflow.chips.zarr_store import Folder
+from ocmlflow.chips import chip_set, zarr_store
+from ocmlflow.chips.chip_set import FILE_LIST, ChipSet
+from ocmlflow.chips.zarr_store import Folder, RemoteFolder
 from ocmlflow.errors import InputError
 from ocmlflow.storage import hrefs, range_cache
 from ocmlflow.storage.range_cache import RangeCache
@@ -39,8 +39,6 @@ from ocmlflow.tracking.registry import Model
 DIGEST = "ocmlflow.chips.digest"
 """Tag of a run: digest of the chips that it made or used."""
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "ocmlflow"
-FILE_LIST = "files.json"
-"""List of the files of the chips, with size and hash; uploaded first."""
 LAST_FILE = "chips.json"
 """File that is uploaded last."""
 UPLOADS = 2
@@ -76,10 +74,10 @@ def digest(run_id: str) -> str:
 
 
 def open_folder(run_id: str) -> Folder:
-    """The folder with the chips of a `prepare` run; a function that reads its files where it is not on this machine.
+    """The folder with the chips of a `prepare` run, on this machine or elsewhere.
 
-    Files are read when first needed, and kept in the user's cache: parts of them from s3:// addresses, whole ones
-    through MLflow's server. InputError, naming the file, where something cannot be read.
+    Files of a remote folder are read when first needed, and kept in the user's cache: parts of them from s3://
+    addresses, whole ones through MLflow's server. InputError, naming the file, where something cannot be read.
     """
     address = _address(run_id)
     if urlparse(address).scheme in ("", "file"):
@@ -98,12 +96,20 @@ def open_folder(run_id: str) -> Folder:
         with _as_input_error(f"cannot read {name} of the chips of run {run_id}"):
             return fetch(name, first, count)
 
-    return read
+    return RemoteFolder(address, read, cache.folder / key)
 
 
 def open_chips(run_id: str, *, fold: int | None = None) -> ChipSet:
-    """The chips of a `prepare` run, with that fold held out if one is given; pixels are read when they are needed."""
-    return replace(chip_set.load(open_folder(run_id), fold=fold), run=run_id)
+    """The chips of a `prepare` run, with that fold held out if one is given; pixels are read when they are needed.
+
+    Raises InputError where index or rules are damaged, or are not those that the run made.
+    """
+    chips = replace(chip_set.load(open_folder(run_id)), run=run_id)
+    logged = mlflow.get_run(run_id).data.tags.get(DIGEST)
+    if logged and logged != chip_set.digest(chips.index):
+        reason = f"it does not give the digest {logged} of run {run_id}, so these are other chips"
+        raise zarr_store.damaged(chips.folder, "index.parquet", reason)
+    return chips if fold is None else chip_set.hold_out_fold(chips, fold)
 
 
 def upload(source: Path, run_id: str) -> tuple[int, int]:
@@ -119,7 +125,8 @@ def upload(source: Path, run_id: str) -> tuple[int, int]:
     with _as_input_error(f"the chips cannot be uploaded to run {run_id}; run `prepare` again to go on"):
         sizes = _sizes(address)
         listed = _list_of(address, sizes)
-        same = {name for name in names if sizes.get(name) == names[name] and listed.get(name) == files[name]}
+        intact = _intact(address, sizes, listed)
+        same = {name for name in names if name in intact and listed[name] == files[name]}
         for name in sizes.keys() - same - {FILE_LIST}:  # before a list that names them anew
             repository.delete_artifacts(name)
         with tempfile.TemporaryDirectory() as scratch:
@@ -135,12 +142,15 @@ def upload(source: Path, run_id: str) -> tuple[int, int]:
 
 
 def is_complete(run_id: str) -> bool:
-    """Whether all files of the chips are among the artifacts of the run, with the sizes in their list."""
+    """Whether all files of the chips are among the artifacts of the run, as their list says.
+
+    Files on this machine are compared by their hash, which reads a gigabyte a second; others by their size.
+    """
     address = _address(run_id)
     with _as_input_error(f"the chips of run {run_id} cannot be listed"):
         sizes = _sizes(address)
         listed = _list_of(address, sizes)
-    return LAST_FILE in listed and all(sizes.get(name) == file["bytes"] for name, file in listed.items())
+    return LAST_FILE in listed and listed.keys() <= _intact(address, sizes, listed)
 
 
 @contextmanager
@@ -172,13 +182,26 @@ def _sizes(address: str) -> dict[str, int]:
     return sizes
 
 
+def _intact(address: str, sizes: Mapping[str, int], listed: Mapping[str, dict[str, Any]]) -> set[str]:
+    """Names of the listed files that are there: with their size and, on this machine, their hash."""
+    same_size = {name for name, file in listed.items() if sizes.get(name) == file["bytes"]}
+    if urlparse(address).scheme not in ("", "file"):
+        return same_size
+    folder = hrefs.local_path(address)
+    return {name for name in same_size if _sha256(folder / name) == listed[name]["sha256"]}
+
+
 def _list_of(address: str, sizes: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-    """The uploaded list of files, with `bytes` and `sha256` of each; empty if there is none."""
+    """The uploaded list of files, with `bytes` and `sha256` of each; empty if there is none that can be read."""
     if FILE_LIST not in sizes:
         return {}
     with tempfile.TemporaryDirectory() as scratch:
         _download(address, FILE_LIST, Path(scratch) / FILE_LIST)
-        return dict(json.loads((Path(scratch) / FILE_LIST).read_text()))
+        try:
+            listed = json.loads((Path(scratch) / FILE_LIST).read_bytes())
+            return {name: {"bytes": file["bytes"], "sha256": file["sha256"]} for name, file in listed.items()}
+        except (AttributeError, KeyError, TypeError, ValueError):  # damaged: then no file is taken for the one written
+            return {}
 
 
 def _download(address: str, name: str, target: Path) -> None:
@@ -225,7 +248,7 @@ def _rows(splits: Iterable[ChipSplit], name: str) -> gpd.GeoDataFrame:
     rows = []
     for split in splits:
         try:
-            rows.append(chip_set.load(open_folder(split.chips), fold=split.fold).select(name))
+            rows.append(open_chips(split.chips, fold=split.fold).select(name))
         except (InputError, *SERVER_ERRORS) as error:
             raise InputError(
                 f"the chips of run {split.chips}, on which the model was trained or validated, cannot be read: {error}"

@@ -1,3 +1,5 @@
+import hashlib
+import json
 import shutil
 from dataclasses import replace
 
@@ -209,3 +211,119 @@ def test_chips_are_cut_from_s3(scene, tmp_path, s3):
         hrefs.put(copy, f"{s3}/{href.split('/')[-1]}")
     there = Scene("aaa", "acc", f"{s3}/aaa.tif", (f"{s3}/aaa.geojson",))
     assert cut(there, tmp_path / "remote", rules=RULES).hash.tolist() == local.hash.tolist()
+
+
+@pytest.fixture
+def listed(made, tmp_path):
+    """A copy of the chips of two towns, with the list of files that a run keeps beside them."""
+    folder = tmp_path / "chips"
+    shutil.copytree(made.folder, folder)
+    hashes = {
+        str(file.relative_to(folder)): {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
+    (folder / chip_set.FILE_LIST).write_text(json.dumps(hashes))
+    return folder
+
+
+def flip(file, position: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[position] ^= 1
+    file.write_bytes(content)
+
+
+def read_everything(folder) -> None:
+    chips = chip_set.load(folder)
+    for row in chips.index.itertuples():
+        chip_set.read(folder, row)
+
+
+def damage(folder) -> str:
+    """The message with which reading the whole chip set ends, or nothing."""
+    try:
+        read_everything(folder)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def test_a_changed_byte_anywhere_in_index_rules_or_shards_is_noticed(listed):
+    read_everything(listed)
+    names = ["index.parquet", "chips.json", "files.json"]
+    names += [str(file.relative_to(listed)) for file in listed.glob("*.zarr/*/c.*")]
+    draw = np.random.default_rng(0)
+    for name in names:
+        content = (listed / name).read_bytes()
+        for position in draw.choice(len(content), 5):
+            flip(listed / name, position)
+            message = damage(listed)
+            if message:
+                assert message.startswith(f"{listed}/")
+                assert message.endswith("prepare the chips again")
+            else:  # the list has files that training does not read; compressed frames have bits without a meaning
+                assert name == "files.json" or pixels_are_the_same(listed, name, content)
+            (listed / name).write_bytes(content)
+
+
+def pixels_are_the_same(folder, name: str, content: bytes) -> bool:
+    """Whether a changed shard decodes to the pixels that the `content` of the file before decoded to."""
+    index = chip_set.load(folder).index
+    rows = [row for row in index.itertuples() if name.startswith(f"{row.scene}.zarr")]
+    changed = [chip_set.read(folder, row) for row in rows]
+    (folder / name).write_bytes(content)
+    return all(
+        np.array_equal(before, after)
+        for row, chip in zip(rows, changed, strict=True)
+        for before, after in zip(chip_set.read(folder, row), chip, strict=True)
+    )
+
+
+def test_a_shard_of_another_scene_is_noticed(listed):
+    shutil.copyfile(listed / "aaa.zarr/image/c.0.0.0.0", listed / "kkk.zarr/image/c.0.0.0.0")
+    with pytest.raises(
+        InputError, match=r"kkk\.zarr/image/c\.0\.0\.0\.0 is damaged: by its hash in index\.parquet, chip kkk"
+    ):
+        read_everything(listed)
+
+
+def test_chips_with_parts_are_compared_with_their_hash_too(scene, tmp_path):
+    index = cut(scene, tmp_path / "out", rules=rules_with(parts=True))
+    row = next(index.itertuples())
+    chip_set.read(tmp_path / "out", row)
+    with pytest.raises(InputError, match="is damaged: by its hash"):
+        chip_set.read(tmp_path / "out", row._replace(hash=index.hash.iloc[1]))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "it is not JSON"),
+        (b"[]", "it holds a list, not rules by their names"),
+        (b"{}", "gsd is null, not a number"),
+        (b'{"gsd": "0.1"}', 'gsd is "0.1", not a number'),
+        (b'{"gsd": 0.1, "buffer_m": 0, "size": [32]}', r"size is \[32\], not a whole number"),
+    ],
+)
+def test_rules_of_the_wrong_type_are_named(listed, content, message):
+    (listed / chip_set.FILE_LIST).unlink()  # a set that no run keeps
+    (listed / "chips.json").write_bytes(content)
+    with pytest.raises(InputError, match=rf"chips\.json is damaged: {message}"):
+        chip_set.load(listed)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"chips.json": 1}', b"\xff"])
+def test_a_list_of_files_that_is_none_is_named(listed, content):
+    (listed / chip_set.FILE_LIST).write_bytes(content)
+    with pytest.raises(InputError, match=r"files\.json is damaged"):
+        chip_set.load(listed)
+
+
+def test_an_index_that_cannot_be_read_is_named(listed):
+    (listed / chip_set.FILE_LIST).unlink()
+    (listed / "index.parquet").write_bytes((listed / "index.parquet").read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"index\.parquet is damaged: it cannot be read"):
+        chip_set.load(listed)
+    (listed / "index.parquet").unlink()
+    with pytest.raises(InputError, match=r"index\.parquet is damaged: there is no such file"):
+        chip_set.load(listed)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -208,6 +209,24 @@ def kill_when(folder: Path, victim: int) -> int:
         time.sleep(0.001)
     os.kill(victim, signal.SIGKILL)
     return victim
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b'[{"row": 1}]', b"{"])
+def test_damaged_records_of_an_interrupted_cut_are_named(towns, tmp_path, content):
+    share_of(towns[:1], tmp_path, (0, 2))
+    damaged = sorted(tmp_path.glob("aaa.zarr.part/blocks/*.json"))[0]
+    damaged.write_bytes(content)
+    message = re.escape(f"{damaged} is damaged (") + r".*\): delete .*/aaa\.zarr\.part, then its scene is cut again"
+    with pytest.raises(InputError, match=message):
+        cut_all(towns[:1], tmp_path)
+
+
+def test_damaged_rows_of_a_finished_scene_are_named(towns, tmp_path):
+    cut_all(towns[:1], tmp_path)
+    rows = tmp_path / "aaa.zarr" / cutting.ROWS_FILE
+    rows.write_bytes(rows.read_bytes()[:-30])
+    with pytest.raises(InputError, match=re.escape(f"{rows} is damaged (")):
+        cut_all(towns[:1], tmp_path)
 
 
 def test_blocks_without_a_chip_take_no_file(tmp_path):

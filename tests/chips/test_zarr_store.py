@@ -129,5 +129,39 @@ def test_layouts_that_zarr_says_in_other_words_are_read(tmp_path, change):
 def test_a_chip_that_is_not_stored_is_an_error(tmp_path):
     zarr_store.create(tmp_path / "a.zarr", blocks=1, size=32, with_parts=False)
     write(tmp_path / "a.zarr", 0, [3])
-    with pytest.raises(InputError, match=r"a\.zarr/image/c\.0\.0\.0\.0 holds no chip 2"):
+    with pytest.raises(InputError, match=r"a\.zarr/image/c\.0\.0\.0\.0 is damaged: it holds no chip 2"):
         zarr_store.read(tmp_path, "a.zarr", 2)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("image/c.0.0.0.0", lambda content: content[:500], r"image/c\.0\.0\.0\.0 is damaged: it is cut short"),
+        ("image/c.0.0.0.0", None, r"image/c\.0\.0\.0\.0 is damaged: there is no such file"),
+        (
+            "image/c.0.0.0.0",
+            lambda content: b"no zstd" + content[7:],
+            r"image/c\.0\.0\.0\.0 is damaged: chip 0 cannot be decompressed",
+        ),
+        # A frame that says it holds 3.9 GB: no memory is taken for it.
+        (
+            "label/c.0.0.0",
+            lambda content: content[:4] + b"\xa0" + b"\xe8" * 4 + content[9:],
+            r"label/c\.0\.0\.0 is damaged",
+        ),
+        ("label/zarr.json", None, r"label/zarr\.json is damaged: there is no such file"),
+        ("label/zarr.json", lambda content: content[:50], r"label/zarr\.json is damaged: it is not the metadata"),
+        ("label/zarr.json", lambda _: b"[]", r"label/zarr\.json is damaged: it is not the metadata"),
+        ("label/zarr.json", lambda _: b'{"shape": 3, "codecs": []}', r"label/zarr\.json is damaged"),
+    ],
+)
+def test_a_damaged_file_of_a_store_is_named(tmp_path, file, change, message):
+    zarr_store.create(tmp_path / "a.zarr", blocks=1, size=32, with_parts=False)
+    write(tmp_path / "a.zarr", 0, range(4))
+    path = tmp_path / "a.zarr" / file
+    if change:
+        path.write_bytes(change(path.read_bytes()))
+    else:
+        path.unlink()
+    with pytest.raises(InputError, match=rf"a\.zarr/{message}.*; prepare the chips again"):
+        zarr_store.read(tmp_path, "a.zarr", 0)

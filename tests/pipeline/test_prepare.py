@@ -114,6 +114,13 @@ def test_chips_that_are_there_are_neither_cut_nor_sent_again(tmp_path, run, runs
     prepare.run(parsed("prepare", words(**one, work=tmp_path / "elsewhere")))
     assert re.search(r"1 files of chips sent, 0\.\d MB", caplog.text)
     assert runs() == before
+    shard = hrefs.local_path(first.info.artifact_uri) / "chips" / "k1.zarr" / "image" / "c.0.0.0.0"
+    content = shard.read_bytes()
+    shard.write_bytes(bytes([content[0] ^ 1]) + content[1:])  # of the right size
+    caplog.clear()
+    prepare.run(parsed("prepare", words(**one, work=tmp_path / "elsewhere")))
+    assert re.search(r"1 files of chips sent, 0\.\d MB", caplog.text)
+    assert shard.read_bytes() == content
     assert MlflowClient().get_run(first.info.run_id).info.status == "FINISHED"
     assert last.info.run_id in before
 

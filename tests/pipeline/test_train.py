@@ -173,6 +173,26 @@ def test_chips_that_leave_nothing_to_learn_are_refused(line, tmp_path):
         train.run(parsed("train", words(line, chips=ringed)))
 
 
+def test_training_ends_with_the_name_of_a_damaged_chip(line, made, tmp_path, capfd):
+    """A byte of one training chip was altered: the error is that of the chip set, not TensorFlow's."""
+    run_id = keep(made)
+    shard = chip_artifacts.open_folder(run_id) / "aaa.zarr" / "image" / "c.0.0.0.0"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 3] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(InputError, match=r"aaa\.zarr/image/c\.0\.0\.0\.0 is damaged: .*; prepare the chips again"):
+        train.run(parsed("train", words(line, chips=run_id, weights="none")))
+    assert capfd.readouterr().err.count("\n") < 20
+
+
+def test_the_chips_of_another_run_are_not_taken_for_those_of_this_one(line, made):
+    with runs.run("prepare", {}) as prepared:
+        runs.identify({chip_artifacts.DIGEST: "0" * 32})
+        mlflow.log_artifacts(str(made.folder), "chips")
+    with pytest.raises(InputError, match=r"index\.parquet is damaged: it does not give the digest 0{32} of run"):
+        chip_artifacts.open_chips(prepared.info.run_id)
+
+
 def saved(made, index, folder) -> str:
     shutil.copytree(made.folder, folder)
     chip_set.save(folder, index, made.rules, [], {})
