@@ -1,7 +1,6 @@
-"""Predictions and labels, to counts of pixels, to scores.
+"""Temperature scaling of probabilities (arXiv:1706.04599), reliability curves and the calibration error.
 
-Probabilities are compared in whole percent, rounded down: the same percent is written to the probability rasters, so
-that `raster >= 42` is the mask of threshold 0.42 wherever it is computed.
+Functions here count pixels by level of probability, one of 65,536, fine enough to fit a temperature.
 """
 
 import numpy as np
@@ -11,48 +10,57 @@ from scipy.special import logit
 
 from ocmlflow.probability import LEVELS, calibrate, to_percent
 
-TEMPERATURES = 0.2, 5.0
-"""Limits of a fitted temperature: without any error, a model would be infinitely sure of itself."""
+TEMPERATURE_LIMITS = (0.2, 5.0)
+"""Limits of a fitted temperature: that of a model without any error would be 0."""
 
 
 def level_percents(temperature: float) -> np.ndarray:
-    """(65536,) uint8: calibrated percent of each level of `fine`."""
+    """(65536,) uint8: calibrated percent of each level of `probability.to_levels`."""
     return to_percent(calibrate(_levels(), temperature))
 
 
 def level_histogram(levels: np.ndarray, label: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """(2, 65536) int64: valid pixels by label (0, 1) and level of `fine`; the histograms of parts add up."""
-    return np.bincount(label[valid].astype(np.int64) * LEVELS + levels[valid], minlength=2 * LEVELS).reshape(2, LEVELS)
+    """(2, 65536) int64: valid pixels by label (0, 1) and level; the histograms of parts add up.
+
+    The arrays have the same shape: `levels` uint16, `label` uint8 of 0 and 1, `valid` bool.
+    """
+    cells = label[valid].astype(np.int64) * LEVELS + levels[valid]
+    return np.bincount(cells, minlength=2 * LEVELS).reshape(2, LEVELS)
 
 
-def fit_temperature(pixels: np.ndarray) -> float:
-    """The temperature of the highest likelihood for a fine histogram; 1 where it has one class alone."""
-    if not pixels.sum(axis=1).all():
+def fit_temperature(histogram: np.ndarray) -> float:
+    """The temperature of the highest likelihood for a level histogram; 1 if it has pixels of one class only."""
+    if not histogram.sum(axis=1).all():
         return 1.0
-    seen = np.flatnonzero(pixels.sum(axis=0))
-    logits, (other, building) = logit(np.clip(_levels()[seen], 1e-7, 1 - 1e-7)), pixels[:, seen] / pixels.sum()
+    occurring = np.flatnonzero(histogram.sum(axis=0))
+    logits = logit(np.clip(_levels()[occurring], 1e-7, 1 - 1e-7))
+    other, building = histogram[:, occurring] / histogram.sum()
 
-    def loss(log_temperature: float) -> float:
+    def cross_entropy(log_temperature: float) -> float:
         scaled = logits / np.exp(log_temperature)
         return float(building @ np.logaddexp(0, -scaled) + other @ np.logaddexp(0, scaled))
 
-    return float(np.exp(minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded").x))
+    optimum = minimize_scalar(cross_entropy, bounds=np.log(TEMPERATURE_LIMITS), method="bounded")
+    return float(np.exp(optimum.x))
 
 
-def reliability(pixels: np.ndarray, *, temperature: float, bins: int) -> pd.DataFrame:
-    """Probability, building share and pixels of each of equally wide bins of a fine histogram that hold any."""
-    meant = calibrate(_levels(), temperature)
-    which = np.minimum((meant * bins).astype(int), bins - 1)
-    other, building = pixels
-    count = np.bincount(which, weights=other + building, minlength=bins)
-    sums = np.bincount(which, weights=(other + building) * meant, minlength=bins)
-    built = np.bincount(which, weights=building, minlength=bins)
-    some = count > 0
+def reliability(histogram: np.ndarray, *, temperature: float, bins: int) -> pd.DataFrame:
+    """Reliability curve of a level histogram: mean probability, building share and pixels of each bin with pixels.
+
+    `bins` of equal width divide the calibrated probabilities.
+    """
+    probability = calibrate(_levels(), temperature)
+    bin_numbers = np.minimum((probability * bins).astype(int), bins - 1)
+    other, building = histogram
+    pixels = np.bincount(bin_numbers, weights=other + building, minlength=bins)
+    probability_sums = np.bincount(bin_numbers, weights=(other + building) * probability, minlength=bins)
+    building_pixels = np.bincount(bin_numbers, weights=building, minlength=bins)
+    is_used = pixels > 0
     return pd.DataFrame(
         {
-            "probability": sums[some] / count[some],
-            "building_share": built[some] / count[some],
-            "pixels": count[some].astype(np.int64),
+            "probability": probability_sums[is_used] / pixels[is_used],
+            "building_share": building_pixels[is_used] / pixels[is_used],
+            "pixels": pixels[is_used].astype(np.int64),
         }
     )
 
@@ -64,4 +72,5 @@ def calibration_error(curve: pd.DataFrame) -> float:
 
 
 def _levels() -> np.ndarray:
+    """(65536,) float64: probability of each level."""
     return np.arange(LEVELS, dtype=np.float64) / (LEVELS - 1)

@@ -1,4 +1,4 @@
-"""Predictions against labels, to scores of pixels and of buildings, by scene, by place, by ground and in all."""
+"""Example chips of an evaluation: picks the best, worst and median ones, and draws pictures of them."""
 
 import numpy as np
 
@@ -9,19 +9,27 @@ from ocmlflow.evaluation.predictions import Predictions
 from ocmlflow.evaluation.scores import PixelScores
 
 
-def panels(made: Predictions, number: int, temperature: float, threshold: int) -> list[np.ndarray]:
-    """Pictures of one chip: image, the same with the label's outlines, calibrated probability, errors."""
-    row = next(made.rows.iloc[[number]].itertuples())
-    image, (label, valid) = chip_set.read(made.folder, row).image, labels.decode(made.coded[number])
-    percents = calibration.level_percents(temperature)[made.levels[number]]
+def panels(predicted: Predictions, number: int, temperature: float, threshold: int) -> list[np.ndarray]:
+    """Four pictures of a chip: image, image with the label's outlines, calibrated probability, errors.
+
+    Each is (height, width, 3) uint8. `number` is the chip's row in the predictions, `threshold` in percent.
+    """
+    row = next(predicted.rows.iloc[[number]].itertuples())
+    image = chip_set.read(predicted.folder, row).image
+    label, valid = labels.decode(predicted.coded[number])
+    percents = calibration.level_percents(temperature)[predicted.levels[number]]
     errors = pictures.draw_errors(image, percents >= threshold, label, valid)
     return [image, pictures.draw_outlines(image, label, valid), pictures.to_grey(percents / 100), errors]
 
 
-def pick(evaluation: PixelScores, threshold: int, *, count: int) -> tuple[list[int], list[int], list[int]]:
-    """Row numbers of the best, the worst and the median chips by IoU, of those with building, labelled or predicted."""
-    ious = evaluation.chip_ious(threshold)
-    order = [int(i) for i in np.argsort(ious, kind="stable") if not np.isnan(ious[i])]
-    half = min(count, len(order) // 2 or len(order))
-    first = (len(order) - half) // 2
-    return order[::-1][:half], order[:half], order[first : first + half]
+def pick(pixels: PixelScores, threshold: int, *, count: int) -> tuple[list[int], list[int], list[int]]:
+    """Row numbers of at most `count` best, worst and median chips each, by IoU at a threshold in percent.
+
+    Chips without any labelled or predicted building are left out. No chip is both among the best and the worst, unless
+    there is only one.
+    """
+    ious = pixels.chip_ious(threshold)
+    ascending = [int(number) for number in np.argsort(ious, kind="stable") if not np.isnan(ious[number])]
+    size = min(count, len(ascending) // 2 or len(ascending))
+    middle = (len(ascending) - size) // 2
+    return ascending[::-1][:size], ascending[:size], ascending[middle : middle + size]

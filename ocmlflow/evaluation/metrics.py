@@ -1,7 +1,6 @@
-"""Predictions and labels, to counts of pixels, to scores.
+"""Counts pixels of predictions against labels: IoU, precision, recall, F1, threshold sweep, bootstrap intervals.
 
-Probabilities are compared in whole percent, rounded down: the same percent is written to the probability rasters, so
-that `raster >= 42` is the mask of threshold 0.42 wherever it is computed.
+Probabilities are compared in whole percent, as `ocmlflow.probability` explains.
 """
 
 from dataclasses import dataclass
@@ -10,23 +9,23 @@ import numpy as np
 from scipy.ndimage import minimum_filter
 
 THRESHOLDS = range(1, 100)
-"""Percent of the threshold sweep."""
+"""Thresholds of the sweep, in percent."""
 BOOTSTRAP_DRAWS = 2000
-"""Of a bootstrap."""
+"""Resamples of a bootstrap."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Valid pixels, counted; counts of parts add up to those of the whole."""
+    """Counts of valid pixels; counts of parts add up to those of the whole."""
 
     tp: int = 0
-    """Building, and predicted so."""
+    """True positives: building, predicted as building."""
     fp: int = 0
-    """Not building, but predicted so."""
+    """False positives: not building, predicted as building."""
     fn: int = 0
-    """Building, but not predicted so."""
+    """False negatives: building, not predicted as building."""
     tn: int = 0
-    """Not building, nor predicted so."""
+    """True negatives: not building, not predicted as building."""
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(self.tp + other.tp, self.fp + other.fp, self.fn + other.fn, self.tn + other.tn)
@@ -38,37 +37,37 @@ class Counts:
 
     @property
     def iou(self) -> float:
-        """Intersection over union of the building class, 0..1; NaN where no pixel is building or predicted so."""
+        """Intersection over union of the building class, 0..1; NaN if no pixel is building or predicted so."""
         return _ratio(self.tp, self.tp + self.fp + self.fn)
 
     @property
     def precision(self) -> float:
-        """Share of the predicted building pixels that are building; NaN where none is predicted."""
+        """Share of the predicted building pixels that are building; NaN if none is predicted."""
         return _ratio(self.tp, self.tp + self.fp)
 
     @property
     def recall(self) -> float:
-        """Share of the building pixels that are predicted; NaN where there is none."""
+        """Share of the building pixels that are predicted; NaN if there is none."""
         return _ratio(self.tp, self.tp + self.fn)
 
     @property
     def f1(self) -> float:
-        """Harmonic mean of precision and recall; NaN where no pixel is building or predicted so."""
+        """Harmonic mean of precision and recall; NaN if no pixel is building or predicted so."""
         return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
 
 
 def histogram(percents: np.ndarray, label: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """(2, 101) int64: valid pixels by label (0, 1) and percent; the histograms of parts add up.
 
-    All three arrays have one shape: uint8 of 0..100, uint8 of 0 and 1, bool.
+    The arrays have the same shape: `percents` uint8 of 0..100, `label` uint8 of 0 and 1, `valid` bool.
     """
     cells = label[valid].astype(np.int64) * 101 + percents[valid]
     return np.bincount(cells, minlength=202).reshape(2, 101)
 
 
 def counts(histogram: np.ndarray, *, threshold: int) -> Counts:
-    """The counts of a histogram when a pixel of at least `threshold` percent is called building."""
-    other, building = histogram
+    """Counts from a histogram, with pixels of at least `threshold` percent predicted as building."""
+    other, building = histogram  # by label, 0 and 1
     return Counts(
         tp=int(building[threshold:].sum()),
         fp=int(other[threshold:].sum()),
@@ -78,40 +77,41 @@ def counts(histogram: np.ndarray, *, threshold: int) -> Counts:
 
 
 def best_threshold(histogram: np.ndarray) -> int:
-    """Percent of the highest IoU; the middle one of equals, so that nothing hangs on a border."""
+    """Threshold, in percent, of the highest IoU; the middle one of equals, far from where the IoU falls."""
     ious = np.nan_to_num([counts(histogram, threshold=t).iou for t in THRESHOLDS])
     best = np.flatnonzero(np.isclose(ious, ious.max(), rtol=0, atol=1e-9))
     return THRESHOLDS[int(best[len(best) // 2])]
 
 
 def boundary(building: np.ndarray, *, width: int) -> np.ndarray:
-    """(height, width) bool: the pixels of buildings that lie at most `width` pixels from their edge.
+    """(height, width) bool: pixels of buildings at most `width` pixels from their outline, for boundary IoU.
 
-    The edge of the array is none: behind it a building may go on. Boundary IoU (arXiv:2103.16562) is the IoU of these.
+    The edge of the array is no outline, as a building may go on behind it. Source: arXiv:2103.16562.
     """
     inside = minimum_filter(building.astype(np.uint8), size=2 * width + 1, mode="nearest")
     return building & (inside == 0)
 
 
 def block_counts(histograms: np.ndarray, blocks: np.ndarray, *, threshold: int) -> np.ndarray:
-    """(blocks, 3) int64: tp, fp and fn of each block of ground, of chips' (chips, 2, 101) histograms.
+    """(blocks, 3) int64: tp, fp and fn of each spatial block, from the (chips, 2, 101) histograms of its chips.
 
-    `blocks` (chips,) int numbers the block of each chip from 0.
+    `blocks` (chips,) int is the block of each chip, numbered from 0.
     """
-    other, building = histograms[:, 0], histograms[:, 1]
-    counted = [building[:, threshold:].sum(1), other[:, threshold:].sum(1), building[:, :threshold].sum(1)]
-    return np.stack([np.bincount(blocks, weights=c) for c in counted], axis=1).astype(np.int64)
+    other = histograms[:, 0]
+    building = histograms[:, 1]
+    of_chips = [building[:, threshold:].sum(1), other[:, threshold:].sum(1), building[:, :threshold].sum(1)]
+    return np.stack([np.bincount(blocks, weights=pixels) for pixels in of_chips], axis=1).astype(np.int64)
 
 
-def bootstrap(counted: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
-    """(BOOTSTRAP_DRAWS,) float each of iou, precision, recall and f1: bootstrap over the rows of `block_counts`.
+def bootstrap(block_counts: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
+    """Bootstrap over spatial blocks: (BOOTSTRAP_DRAWS,) float for each of iou, precision, recall and f1.
 
-    The same number of blocks and seed draw the same blocks: subtract the draws of two models for a paired difference.
+    `block_counts` (blocks, 3) are those of the function of that name. The same number of blocks and seed draw the same
+    blocks, so the draws of two models may be subtracted for a paired difference.
     """
-    weights = np.random.default_rng(seed).multinomial(
-        len(counted), np.full(len(counted), 1 / len(counted)), BOOTSTRAP_DRAWS
-    )
-    tp, fp, fn = (weights @ counted).T.astype(float)
+    count = len(block_counts)
+    weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), BOOTSTRAP_DRAWS)
+    tp, fp, fn = (weights @ block_counts).T.astype(float)
     with np.errstate(invalid="ignore"):
         return {
             "iou": tp / (tp + fp + fn),
@@ -121,12 +121,12 @@ def bootstrap(counted: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
         }
 
 
-def bootstrap_interval(drawn: np.ndarray, *, blocks: int) -> tuple[float, float]:
-    """The middle 95 percent of a bootstrap's draws; NaN for fewer than two blocks, which cannot tell."""
-    drawn = drawn[~np.isnan(drawn)]
-    if blocks < 2 or not len(drawn):
+def bootstrap_interval(draws: np.ndarray, *, blocks: int) -> tuple[float, float]:
+    """The 95 percent interval of a bootstrap's draws; NaN for fewer than two blocks, which do not vary."""
+    draws = draws[~np.isnan(draws)]
+    if blocks < 2 or not len(draws):
         return float("nan"), float("nan")
-    low, high = np.quantile(drawn, (0.025, 0.975))
+    low, high = np.quantile(draws, (0.025, 0.975))
     return float(low), float(high)
 
 

@@ -1,4 +1,4 @@
-"""Scores and pictures, to one HTML page that needs nothing else."""
+"""Renders the evaluation report: figures of scores, and a self-contained HTML page."""
 
 import base64
 import io
@@ -16,11 +16,14 @@ from ocmlflow.chips import figures
 from ocmlflow.evaluation.scorecard import Scorecard
 
 matplotlib.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-IOU, PRECISION, RECALL = "#2a6f4e", "#c0392b", "#2d6cdf"
+IOU = "#2a6f4e"
+"""Colour of the curves of the main score."""
+PRECISION = "#c0392b"
+RECALL = "#2d6cdf"
 
 
 def sweep_figure(card: Scorecard) -> Figure:
-    """Curves over the threshold, of pixels and of buildings, and the one chosen."""
+    """Scores of pixels and of buildings over the threshold, with the chosen threshold."""
     figure = Figure(figsize=(8.6, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     _curves(left, card.pixels.sweep(), "iou", card.threshold)
@@ -31,7 +34,7 @@ def sweep_figure(card: Scorecard) -> Figure:
 
 
 def reliability_figure(card: Scorecard) -> Figure:
-    """Share that is building over what the model said, before and after calibration; the diagonal is honest."""
+    """Reliability curves before and after calibration, with the diagonal of perfect calibration."""
     figure = Figure(figsize=(3.8, 3.4), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#aaa", linewidth=0.8)
@@ -44,23 +47,23 @@ def reliability_figure(card: Scorecard) -> Figure:
 
 
 def error_map(card: Scorecard) -> Figure:
-    """IoU of each block of ground, on its chips; grey where nothing is built or found."""
-    counted = card.pixels.block_counts(card.threshold).astype(float)
+    """Map of the IoU of each spatial block; grey where there is no labelled or predicted building."""
+    counts = card.pixels.block_counts(card.threshold).astype(float)
     with np.errstate(invalid="ignore"):
-        ious = counted[:, 0] / counted.sum(axis=1)
+        ious = counts[:, 0] / counts.sum(axis=1)
     return figures.block_map(card.pixels.rows, ious[card.pixels.rows.block], low=0, high=1, colours="RdYlGn")
 
 
 def page(template: str, **content: Any) -> str:
-    """The page as HTML; `content` holds what the template of that name asks for."""
+    """Render a template of the folder `templates` to HTML; `content` holds its variables."""
     environment = Environment(loader=PackageLoader("ocmlflow.evaluation"), undefined=StrictUndefined, autoescape=True)
     environment.filters |= {"inline": _inline, "score": _score, "number": _number, "signed": _signed}
     colours = {"hit": pictures.HIT_COLOUR, "false": pictures.FALSE_COLOUR, "missed": pictures.MISSED_COLOUR}
     return environment.get_template(template).render(colours=colours, **content)
 
 
-def _curves(axes: Axes, sweep: Any, best: str, threshold: int) -> None:
-    for name, colour in ((best, IOU), ("precision", PRECISION), ("recall", RECALL)):
+def _curves(axes: Axes, sweep: Any, main: str, threshold: int) -> None:
+    for name, colour in ((main, IOU), ("precision", PRECISION), ("recall", RECALL)):
         axes.plot(sweep.threshold / 100, sweep[name], label={"iou": "IoU", "f1": "F1"}.get(name, name), color=colour)
     axes.axvline(threshold / 100, color="#555", linestyle=":", label=f"chosen: {threshold / 100:.2f}")
     axes.set(xlabel="threshold", ylim=(0, 1), xlim=(0, 1))
@@ -84,7 +87,7 @@ def _number(value: float | None) -> str:
 
 
 def _inline(picture: np.ndarray | Figure) -> str:
-    """A picture as a `data:` address, so that the page opens anywhere."""
+    """A picture as a `data:` URL, so that the page needs no other file."""
     stream = io.BytesIO()
     if isinstance(picture, Figure):
         picture.savefig(stream, format="png", dpi=130)

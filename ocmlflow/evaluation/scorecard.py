@@ -1,4 +1,4 @@
-"""A model's scores on some ground in one record, and how two of them differ on the same."""
+"""All scores of a model on some chips in one record, and the differences of two models on the same chips."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -14,95 +14,97 @@ from ocmlflow.evaluation.predictions import Predictions
 from ocmlflow.evaluation.scores import BuildingScores, PixelScores
 
 BINS = 20
-"""Of the reliability curve."""
+"""Bins of the reliability curve."""
 SCORES = ("iou", "precision", "recall", "f1")
+"""Scores of pixels that have an interval and a difference."""
 
 
 @dataclass(frozen=True)
 class Scorecard:
-    """A model on some chips, at its threshold."""
+    """Scores of a model on some chips, at one threshold."""
 
     name: str
+    """Name of the model."""
     predictions: Predictions
+    """What the model predicts on the chips."""
     pixels: PixelScores
+    """Scores of pixels, at every threshold."""
     threshold: int
     """Percent of calibrated probability."""
     buildings: BuildingScores
+    """Scores of buildings as objects, at the threshold."""
 
     @property
     def counts(self) -> Counts:
-        """Pixels of all chips."""
+        """Pixel counts of all chips, at the threshold."""
         return self.pixels.counts(self.threshold)
 
     @property
     def objects(self) -> dict[str, ObjectCounts]:
-        """Buildings of all scenes by size class, and `all`."""
+        """Building counts of all scenes by size class, and of `all`."""
         return self.buildings.of(self.pixels.rows)
 
     def bootstrap(self) -> dict[str, np.ndarray]:
-        """Bootstrap over blocks of ground; cards of the same chips draw the same blocks."""
+        """Draws of the bootstrap over spatial blocks; cards of the same chips draw the same blocks."""
         return metrics.bootstrap(self.pixels.block_counts(self.threshold), seed=0)
 
     @property
     def blocks(self) -> int:
-        """Blocks of ground that the chips lie in."""
+        """Number of spatial blocks that the chips lie in."""
         return int(self.pixels.rows.block.max()) + 1
 
     def reliability(self, temperature: float) -> pd.DataFrame:
-        """The reliability curve at a temperature: 1 as the model has it, the fitted one as calibrated."""
+        """Reliability curve at a temperature; at 1 it is that of the model without calibration."""
         return calibration.reliability(self.pixels.level_histogram, temperature=temperature, bins=BINS)
 
     def table(self, by: str) -> pd.DataFrame:
-        """Pooled scores of pixels and of buildings of each place, scene, resolution or density (pixels only)."""
+        """Pooled scores of each group of chips by a column of `scores.GROUPS`, as `PixelScores.table` gives them.
+
+        The scores of buildings are added in `object_precision`, `object_recall` and `object_f1`, but not by density,
+        whose groups are no whole scenes.
+        """
         table = self.pixels.table(by, self.threshold)
-        if by != "density":  # whose chips are no whole scenes
+        if by != "density":
             groups = [self.buildings.of(self.pixels.rows[self.pixels.rows[by] == name])["all"] for name in table[by]]
             for score in ("precision", "recall", "f1"):
                 table[f"object_{score}"] = [getattr(group, score) for group in groups]
         return table
 
 
-def score(name: str, made: Predictions, *, at: tuple[int, float] | None, min_area_m2: float) -> Scorecard:
-    """The scorecard of predictions, at a threshold (percent) and temperature, or at those that fit these chips best."""
-    found = scores.score_pixels(made, temperature=at[1] if at else None)
-    threshold = at[0] if at else found.best_threshold
-    buildings = scores.score_buildings(made, found.temperature, threshold, min_area_m2=min_area_m2)
-    return Scorecard(name, made, found, threshold, buildings)
+def score(name: str, predicted: Predictions, *, at: tuple[int, float] | None, min_area_m2: float) -> Scorecard:
+    """The scorecard of predictions at a threshold (percent) and temperature; if `at` is None, at those that fit best.
+
+    Predicted buildings of less than `min_area_m2` are left out of the scores of buildings.
+    """
+    pixels = scores.score_pixels(predicted, temperature=at[1] if at else None)
+    threshold = at[0] if at else pixels.best_threshold
+    buildings = scores.score_buildings(predicted, pixels.temperature, threshold, min_area_m2=min_area_m2)
+    return Scorecard(name, predicted, pixels, threshold, buildings)
 
 
 def metric_values(card: Scorecard) -> dict[str, float]:
-    """Scores by the name of their metric; NaN for what cannot be told, as an interval of one block."""
-    counts, drawn, objects = card.counts, card.bootstrap(), card.objects["all"]
-    found: dict[str, float] = {}
+    """All scores by the name of their MLflow metric; NaN for what is undefined, as an interval from one block."""
+    counts = card.counts
+    objects = card.objects["all"]
+    draws = card.bootstrap()
+    values: dict[str, float] = {}
     for name in SCORES:
-        low, high = metrics.bootstrap_interval(drawn[name], blocks=card.blocks)
-        found |= {name: getattr(counts, name), f"{name}_low": low, f"{name}_high": high}
-    found |= {"threshold": card.threshold / 100, "temperature": card.pixels.temperature}
-    found |= {"iou_at_half": card.pixels.counts(50).iou, "pixels": counts.pixels, "blocks": card.blocks}
-    found |= {f"object/{name}": getattr(objects, name) for name in ("precision", "recall", "f1", "splits", "merges")}
-    found |= {"boundary_iou": card.buildings.boundary_iou, "false_per_km2": card.buildings.false_per_km2}
-    found["calibration_error"] = calibration.calibration_error(card.reliability(card.pixels.temperature))
-    found["calibration_error_before"] = calibration.calibration_error(card.reliability(1.0))
+        low, high = metrics.bootstrap_interval(draws[name], blocks=card.blocks)
+        values |= {name: getattr(counts, name), f"{name}_low": low, f"{name}_high": high}
+    values |= {"threshold": card.threshold / 100, "temperature": card.pixels.temperature}
+    values |= {"iou_at_half": card.pixels.counts(50).iou, "pixels": counts.pixels, "blocks": card.blocks}
+    values |= {f"object/{name}": getattr(objects, name) for name in ("precision", "recall", "f1", "splits", "merges")}
+    values |= {"boundary_iou": card.buildings.boundary_iou, "false_per_km2": card.buildings.false_per_km2}
+    values["calibration_error"] = calibration.calibration_error(card.reliability(card.pixels.temperature))
+    values["calibration_error_before"] = calibration.calibration_error(card.reliability(1.0))
     for by in scores.GROUPS:
-        for row in card.table(by).to_dict("records"):
-            found[f"{by}/{row[by] or 'none'}"] = row["iou"]
-            if by in ("place", "scene"):
-                found[f"object_f1_of_{by}/{row[by] or 'none'}"] = row["object_f1"]
-            if by == "scene":
-                found[f"area_error/{row[by]}"] = row["area_error"]
-    return {name: float(value) for name, value in found.items()}
+        values |= _group_values(card, by)
+    return {name: float(value) for name, value in values.items()}
 
 
 def summary(card: Scorecard) -> dict[str, Any]:
-    """All that the report shows but its pictures, in lists and dicts; None for what is no number."""
-    sizes = [
-        {
-            "size": size,
-            **{n: getattr(o, n) for n in ("tp", "fp", "fn", "precision", "recall", "f1", "splits", "merges")},
-        }
-        for size, o in card.objects.items()
-    ]
-    temperature = card.pixels.temperature
+    """All that the report shows, except for pictures, ready for JSON."""
+    fields = ("tp", "fp", "fn", "precision", "recall", "f1", "splits", "merges")
     return json_values(
         {
             "name": card.name,
@@ -114,45 +116,79 @@ def summary(card: Scorecard) -> dict[str, Any]:
             "counts_at_half": asdict(card.pixels.counts(50)),
             "building_share": scores.pooled_scores(card.counts)["building_share"],
             "tables": {by: card.table(by).to_dict("records") for by in scores.GROUPS},
-            "sizes": sizes,
+            "sizes": [
+                {"size": size, **{field: getattr(objects, field) for field in fields}}
+                for size, objects in card.objects.items()
+            ],
             "sweep": card.pixels.sweep().to_dict("records"),
             "object_sweep": card.buildings.sweep.to_dict("records"),
-            "reliability": card.reliability(temperature).to_dict("records"),
+            "reliability": card.reliability(card.pixels.temperature).to_dict("records"),
             "reliability_before": card.reliability(1.0).to_dict("records"),
         }
     )
 
 
 def differences(card: Scorecard, base: Scorecard) -> pd.DataFrame:
-    """How much higher each score of a model is than that of another on the same chips, in all and by place.
+    """Score of a model minus that of another on the same chips, for each of SCORES, in all and by place.
 
-    Intervals are paired: each draw takes the same blocks of ground for both.
+    Columns place, score, model, base, difference, low, high, blocks. Intervals are paired: each draw takes the same
+    spatial blocks for both models.
     """
-    found = []
-    places = {"all": np.ones(len(card.pixels.rows), bool)}
-    places |= {
-        place or "none": (card.pixels.rows.place == place).to_numpy() for place in sorted(set(card.pixels.rows.place))
-    }
-    for place, here in places.items():
-        blocks = np.unique(card.pixels.rows.block.to_numpy()[here], return_inverse=True)[1]
-        ours, theirs = (
-            metrics.block_counts(one.pixels.histograms[here], blocks, threshold=one.threshold) for one in (card, base)
-        )
-        drawn = [metrics.bootstrap(counted, seed=0) for counted in (ours, theirs)]
-        mine, other = (Counts(*map(int, counted.sum(axis=0))) for counted in (ours, theirs))
-        for name in SCORES:
-            low, high = metrics.bootstrap_interval(drawn[0][name] - drawn[1][name], blocks=len(ours))
-            values = {"model": getattr(mine, name), "base": getattr(other, name)}
-            values["difference"] = values["model"] - values["base"]
-            found.append({"place": place, "score": name, **values, "low": low, "high": high, "blocks": len(ours)})
-    return pd.DataFrame(found)
+    place_of_chips = card.pixels.rows.place
+    table = _differences(card, base, np.ones(len(place_of_chips), bool), place="all")
+    for place in sorted(set(place_of_chips)):
+        table += _differences(card, base, (place_of_chips == place).to_numpy(), place=place or "none")
+    return pd.DataFrame(table)
 
 
 def json_values(value: Any) -> Any:
-    """The same for JSON: Python's own numbers, and None for what is no number."""
+    """A value for JSON: NumPy numbers become Python's, NaN and infinity become None."""
     if isinstance(value, dict):
         return {str(key): json_values(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [json_values(item) for item in value]
     value = value.item() if isinstance(value, np.generic) else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _group_values(card: Scorecard, by: str) -> dict[str, float]:
+    """Metrics of each group of chips that share a value of a column."""
+    values = {}
+    for row in card.table(by).to_dict("records"):
+        group = row[by] or "none"
+        values[f"{by}/{group}"] = row["iou"]
+        if by in ("place", "scene"):
+            values[f"object_f1_of_{by}/{group}"] = row["object_f1"]
+        if by == "scene":
+            values[f"area_error/{row[by]}"] = row["area_error"]
+    return values
+
+
+def _differences(card: Scorecard, base: Scorecard, is_chosen: np.ndarray, *, place: str) -> list[dict[str, Any]]:
+    """Rows of `differences` on the chips where `is_chosen`, (chips,) bool."""
+    names, blocks = np.unique(card.pixels.rows.block.to_numpy()[is_chosen], return_inverse=True)
+    card_counts, base_counts = (
+        metrics.block_counts(one.pixels.histograms[is_chosen], blocks, threshold=one.threshold) for one in (card, base)
+    )
+    card_draws = metrics.bootstrap(card_counts, seed=0)
+    base_draws = metrics.bootstrap(base_counts, seed=0)
+    card_total = Counts(*map(int, card_counts.sum(axis=0)))
+    base_total = Counts(*map(int, base_counts.sum(axis=0)))
+    rows = []
+    for name in SCORES:
+        low, high = metrics.bootstrap_interval(card_draws[name] - base_draws[name], blocks=len(names))
+        model_score = getattr(card_total, name)
+        base_score = getattr(base_total, name)
+        rows.append(
+            {
+                "place": place,
+                "score": name,
+                "model": model_score,
+                "base": base_score,
+                "difference": model_score - base_score,
+                "low": low,
+                "high": high,
+                "blocks": len(names),
+            }
+        )
+    return rows

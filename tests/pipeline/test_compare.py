@@ -205,7 +205,7 @@ def test_masks_that_cannot_be_scored_are_refused(line, made, tmp_path):
     with pytest.raises(InputError, match=re.escape("holds [200]: a mask is 1 where there is building")):
         run("evaluate", evaluate, predictions=tmp_path / "masks", chips=line.chips)
     file.unlink()
-    with pytest.raises(InputError, match=re.escape(f"no mask for 1 of {len(rows)} chips, as {first}")):
+    with pytest.raises(InputError, match=re.escape(f"no mask for 1 of {len(rows)} chips, such as {first}")):
         external_masks.reader(tmp_path / "masks", rows)
     shutil.copy(tmp_path / "masks" / f"{second}.tif", file)
     with rasterio.open(file, "w", driver="GTiff", count=1, dtype="uint8", width=30, height=32) as small:
@@ -219,7 +219,7 @@ def test_masks_that_cannot_be_scored_are_refused(line, made, tmp_path):
     [
         ({"transform": Affine(0.1, 0, 900_000, 0, -0.1, 900_000)}, "lies elsewhere than the"),
         ({"crs": "EPSG:32736"}, "lies elsewhere than the"),
-        ({"transform": Affine.identity()}, "does not say where it lies"),
+        ({"transform": Affine.identity()}, "has no georeference"),
     ],
 )
 def test_masks_that_lie_elsewhere_are_refused(made, tmp_path, place, message):
@@ -258,7 +258,7 @@ def test_masks_of_floats_may_hold_nan_where_they_are_incomplete_and_broken_ones_
     with rasterio.open(file, "w", **{**profile, "dtype": "float32", "nodata": np.nan, "width": 64}) as after:
         after.write(floats, 1)
     read = external_masks.reader(tmp_path / "masks", rows)
-    assert re.search(r"\d+ of \d+ chips lie beyond it, and count as no building", caplog.text)
+    assert re.search(r"\d+ of \d+ chips lie outside it and count as no building", caplog.text)
     row = rows[rows.col == 0].iloc[0]
     np.testing.assert_array_equal(read(row, np.zeros((32, 32, 3))), floats[row.row : row.row + 32, :32] == 1)
     file.write_bytes(file.read_bytes()[:200])
