@@ -72,11 +72,11 @@ def survey(
             return None
         extent = shapely.Polygon(grid.corners(full_window))
         drawn = footprints.read(scene, grid.crs, extent=extent)
-        _check_on_image(scene, extent, drawn)
+        doubt = geobox.place_doubt(own.crs, grid.crs, *(own.transform @ (own.width / 2, own.height / 2)))
+        _check_on_image(scene, extent, drawn, doubt)
         raster.warn_of_doubtful_alpha(dataset)
         overview = _overview(dataset, own, grid, black_m2)
     drawn = _mark_outside(drawn, grid, overview)
-    doubt = geobox.place_doubt(own.crs, grid.crs, *(own.transform @ (own.width / 2, own.height / 2)))
     remarks = [f"image {scene.image}: {doubt}"] if doubt else []
     remarks += [*drawn.remarks, *_coverage_doubts(drawn, grid, overview), *_outside_remarks(drawn)]
     return SceneSurvey(scene, grid, geobox.gsd(own), drawn, overview, tuple(remarks))
@@ -95,12 +95,13 @@ def black_fill(overview: Overview, image: np.ndarray, window: Window) -> np.ndar
     return near & (image.max(axis=-1) <= MAX_BLACK) if near.any() else None
 
 
-def _check_on_image(scene: Scene, extent: shapely.Polygon, drawn: LabelFootprints) -> None:
-    """Raise InputError where a scene has footprints, but none on its image."""
+def _check_on_image(scene: Scene, extent: shapely.Polygon, drawn: LabelFootprints, doubt: str) -> None:
+    """Raise InputError where a scene has footprints, but none on its image, of whose place there may be a doubt."""
     if len(drawn.polygons) and not shapely.intersects(drawn.polygons, extent).any():
         raise InputError(
             f"none of the {len(drawn.polygons)} footprints of scene {scene.id} lies on its image: "
             f"check that {scene.labels[0]} belongs to {scene.image} and that its CRS is the one it names"
+            + (f"; {doubt}" if doubt else "")
         )
 
 

@@ -204,8 +204,13 @@ def test_a_footprint_that_covers_most_of_the_imagery_is_doubted(tmp_path):
 def test_an_image_whose_datum_nobody_knows_is_warned_of(tmp_path):
     crs = "+proj=utm +zone=30 +ellps=bessel +units=m"
     href = write_image(tmp_path / "one.tif", noise(64, 64), crs=crs)
-    found = look(Scene("one", "acc", href, (write_labels(tmp_path / "one.geojson", [building(3, 4, 20, 25)]),)))
+    found = look(
+        Scene("one", "acc", href, (write_labels(tmp_path / "one.geojson", [building(3, 4, 20, 25)], crs=crs),))
+    )
     assert any("one.tif" in remark and "datum" in remark and "100 m" in remark for remark in found.remarks)
+    path = write_labels(tmp_path / "two.geojson", [building(3, 4, 20, 25)])
+    with pytest.raises(InputError, match=r"none of the 1 footprints of scene one lies on its image: .*datum .* 100 m"):
+        look(Scene("one", "acc", href, (path,)))
 
 
 def test_features_are_counted_and_the_counts_add_up(tmp_path):
