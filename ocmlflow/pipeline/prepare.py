@@ -5,6 +5,7 @@ import shutil
 import socket
 from collections.abc import Iterable
 from concurrent.futures import Executor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pandas as pd
 from geopandas import GeoDataFrame
 
 from ocmlflow import executors
-from ocmlflow.chips import chip_set, cutting, figures, splits, summary
+from ocmlflow.chips import chip_set, cutting, figures, label_files, splits, summary
 from ocmlflow.chips.chip_set import ChipSet
 from ocmlflow.errors import InputError
 from ocmlflow.pipeline import chip_plan, work_folder
@@ -82,12 +83,16 @@ def _key(options: PrepareOptions, cut_key: str) -> str:
 
 def _cut_key(options: PrepareOptions, scenes: list[Scene]) -> str:
     """Digest of what the chips hold, however they are split."""
+    label_parts = {scene.id: [part for href in scene.labels for part in label_files.file_parts(href)] for scene in scenes}
+    fingerprints = {href: _fingerprint(href) for href in {*chain(*label_parts.values()), options.aoi} if href}
     inputs = [
-        [scene.id, scene.place, scene.catalog, *map(_fingerprint, (scene.image, *scene.labels))] for scene in scenes
+        [scene.id, scene.place, scene.catalog, _fingerprint(scene.image), *map(fingerprints.get, label_parts[scene.id])]
+        for scene in scenes
     ]
-    names = ("bbox", "gsd", "size", "stride", "min_valid", "empty_share", "label", "buffer_m", "black_m2")
+    names = ("layer", "where", "bbox", "gsd", "size", "stride", "min_valid", "empty_share", "label", "buffer_m", "black_m2")
     given = parameters(options)
     rules = [given[name] for name in (*names, "skip_unreadable")]
+    rules.append(fingerprints.get(options.aoi))
     if options.empty_share < 1:  # which empty chips are written depends on the ground held out
         rules += _split_rules(options)
     return hrefs.digest(provenance.code_digest(), repr(rules), repr(inputs))

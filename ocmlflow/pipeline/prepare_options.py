@@ -24,6 +24,35 @@ class PrepareOptions(Options):
             read=several,
         )
     )
+    labels: str | None = option(
+        None,
+        "Label files for all scenes, such as one of a whole city, or folders with a file of each scene's name; several "
+        "are separated by commas. Without it, the labels that lie beside the images or that the catalogue names.",
+        group="input",
+        metavar="HREF",
+        read=several,
+    )
+    layer: str | None = option(
+        None,
+        "Layer of the buildings in label files that have several, such as GeoPackages.",
+        group="input",
+        metavar="NAME",
+    )
+    where: str | None = option(
+        None,
+        "SQL condition of the features that are buildings, by their properties, such as building!='no' or "
+        "confidence>0.7; other features are left out. Without it, every polygon is a building.",
+        group="input",
+        metavar="SQL",
+    )
+    aoi: str | None = option(
+        None,
+        "GeoJSON file with the ground that was labelled; what lies outside is not valid: it counts in no loss and no "
+        "score. Without it, whole scenes.",
+        group="input",
+        metavar="HREF",
+        read=href,
+    )
     scenes: str | None = option(
         None,
         "Ids of the scenes to use, separated by commas. Without it, all scenes.",
