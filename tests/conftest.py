@@ -320,10 +320,10 @@ def wrong_zone(*, gsd: float = GSD, size: int = 40) -> Affine:
     return Affine(gsd, 0, x - gsd * size / 2, 0, -gsd, y + gsd * size / 2)
 
 
-def cut(scene: Scene, folder: Path, *, rules: Rules, black_m2: float = 0) -> gpd.GeoDataFrame:
-    """Cut all of a scene; returns the rows of its chips."""
+def cut(scene: Scene, folder: Path, *, rules: Rules, black_m2: float = 0, **choice) -> gpd.GeoDataFrame:
+    """Cut all of a scene; returns the rows of its chips. `choice` of labels and ground is that of the survey."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = scene_survey.survey(scene, gsd=rules.gsd, black_m2=black_m2, bbox=None)
+    found = scene_survey.survey(scene, gsd=rules.gsd, black_m2=black_m2, **choice)
     chosen = chip_set.candidates(found, rules=rules).assign(keep_empty=True)
     with ThreadPoolExecutor(1) as executor:
         ((_, rows),) = cutting.cut([found], chosen, folder, rules=rules, executor=executor, progress=items)

@@ -43,6 +43,8 @@ class ShardBlock:
     """In any order, at least one."""
     footprints: np.ndarray
     """(count,) shapely polygons in the CRS of the grid: all that may be drawn in the block."""
+    labelled: np.ndarray | None
+    """(count,) shapely polygons in the CRS of the grid: the ground that was labelled; None where all of it was."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def cut_job(job: BlockJob) -> tuple[str, InputError | None]:
 def _cut_block(read_window: ReadWindow, block: ShardBlock, job: BlockJob) -> list[dict[str, Any]]:
     """Cut the chips of one block and write its shards; returns a record of every chip that is kept."""
     area = union(*(chip.window for chip in block.chips))
-    arrays = _block_arrays(read_window, area, block.footprints, job)
+    arrays = _block_arrays(read_window, area, block, job)
     size = job.rules.size
     encoded: dict[str, dict[int, bytes]] = {name: {} for name in arrays}
     records = []
@@ -106,9 +108,7 @@ def _cut_block(read_window: ReadWindow, block: ShardBlock, job: BlockJob) -> lis
     return records
 
 
-def _block_arrays(
-    read_window: ReadWindow, area: Window, footprints: np.ndarray, job: BlockJob
-) -> dict[str, np.ndarray]:
+def _block_arrays(read_window: ReadWindow, area: Window, block: ShardBlock, job: BlockJob) -> dict[str, np.ndarray]:
     """The arrays `image`, `label` (coded) and, if the rules ask for them, `parts` of the area of a block."""
     pixels = read_window(area)
     image, valid = pixels.image, pixels.valid
@@ -121,6 +121,10 @@ def _block_arrays(
         "height": int(area.height),
         "width": int(area.width),
     }
+    if block.labelled is not None:
+        valid = valid & (labels.rasterize(block.labelled, **raster_grid) > 0)
+        image[~valid] = 0
+    footprints = block.footprints
     near = labels.near_outline(footprints, buffer_m=job.rules.buffer_m, **raster_grid) if job.rules.buffer_m else None
     arrays = {"image": image, "label": labels.encode(labels.rasterize(footprints, **raster_grid), valid, near)}
     if job.rules.parts:

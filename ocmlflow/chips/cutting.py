@@ -176,9 +176,12 @@ def _jobs(
     for (row, col), rows in candidates.groupby([candidates.row // side, candidates.col // side]):
         number = int(row * across + col)
         if number not in done and (only is None or number in only):
-            near = tree.query(_area(survey, rows, rules.size), "dwithin", reach)
-            footprints = survey.footprints.polygons[np.sort(near)]
-            block_rows.setdefault(row, []).append(ShardBlock(number, _chip_windows(rows, rules), footprints))
+            area = _area(survey, rows, rules.size)
+            footprints = survey.footprints.polygons[np.sort(tree.query(area, "dwithin", reach))]
+            labelled = None
+            if survey.labelled is not None:
+                labelled = labels.polygons([survey.labelled.intersection(area.buffer(rules.gsd))])
+            block_rows.setdefault(row, []).append(ShardBlock(number, _chip_windows(rows, rules), footprints, labelled))
     return [
         BlockJob(
             survey.scene.id,

@@ -49,9 +49,9 @@ def read(
     crs: str,
     *,
     extent: shapely.Polygon,
-    layer: str | None = None,
-    where: str | None = None,
-    tables: Mapping[str, LabelTable] | None = None,
+    layer: str | None,
+    where: str | None,
+    tables: Mapping[str, LabelTable],
 ) -> LabelFootprints:
     """The footprints of a scene, in `crs`, in metres.
 
@@ -64,7 +64,7 @@ def read(
     files = []
     for href in scene.labels:
         try:
-            if table := (tables or {}).get(href):
+            if table := tables.get(href):
                 file = _near(table, crs, extent)
             else:
                 features = label_files.read_all(href, layer=layer, where=where)

@@ -116,8 +116,8 @@ def _plain(value: Any) -> Any:
         return None
     if isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, int) and abs(value) >= 1 << 63:
-        return float(value)
+    if isinstance(value, int) and abs(value) >= 1 << 63:  # more than SQLite's whole numbers hold
+        return str(value)
     if isinstance(value, bool | int | float | str | bytes):
         return value
     return json.dumps(value, default=str)

@@ -1,5 +1,6 @@
 """Surveys a scene before it is cut: its grid, its footprints, and where it shows imagery."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,11 +9,13 @@ from affine import Affine
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 from scipy import ndimage
+from shapely.geometry.base import BaseGeometry
 from skimage.measure import label as connected
 
 from ocmlflow.chips import footprints, labels
 from ocmlflow.chips.footprints import LabelFootprints
 from ocmlflow.chips.label_files import State
+from ocmlflow.chips.label_table import LabelTable
 from ocmlflow.errors import InputError
 from ocmlflow.scenes import geobox, raster, resample
 from ocmlflow.scenes.catalog import Scene
@@ -46,6 +49,8 @@ class SceneSurvey:
     scene: Scene
     grid: GeoBox
     """Target grid of the chips, in the scene's UTM zone."""
+    labelled: BaseGeometry | None
+    """The ground that was labelled, in the CRS of the grid; None where all of it was."""
     native_gsd: float
     """Metres per pixel of the image itself."""
     footprints: LabelFootprints
@@ -57,29 +62,43 @@ class SceneSurvey:
 
 
 def survey(
-    scene: Scene, *, gsd: float, black_m2: float, bbox: tuple[float, float, float, float] | None
+    scene: Scene,
+    *,
+    gsd: float,
+    black_m2: float,
+    bbox: tuple[float, float, float, float] | None = None,
+    aoi: BaseGeometry | None = None,
+    layer: str | None = None,
+    where: str | None = None,
+    tables: Mapping[str, LabelTable] | None = None,
 ) -> SceneSurvey | None:
-    """Survey of a labelled scene; None where it lies outside `bbox` (west, south, east, north in degrees).
+    """Survey of a labelled scene; None where it lies outside `bbox` (west, south, east, north) or `aoi`, in degrees.
 
-    A connected area of opaque black of at least `black_m2` square metres counts as no imagery; 0 trusts all black.
-    Reads the image's header, its smallest overview that is fine enough, and the labels. Raises InputError for an image
-    or labels that cannot be read or do not fit each other.
+    A connected area of opaque black of at least `black_m2` square metres counts as no imagery; 0 trusts all black. What
+    lies outside `aoi`, the ground that was labelled, counts as none. `layer`, `where` and `tables` are those of
+    `footprints.read`. Reads the image's header, its smallest overview that is fine enough, and the labels. Raises
+    InputError for an image or labels that cannot be read or do not fit each other.
     """
     with raster.open_scene(scene.image) as (dataset, own):
         grid = geobox.utm_grid(own, gsd=gsd)
         full_window = Window(0, 0, grid.width, grid.height)
+        extent = shapely.Polygon(grid.corners(full_window))
+        area = None if aoi is None else geobox.project_area(aoi, grid)
         if bbox and not geobox.outline(grid, full_window).intersects(shapely.box(*bbox)):
             return None
-        extent = shapely.Polygon(grid.corners(full_window))
-        drawn = footprints.read(scene, grid.crs, extent=extent)
+        if area is not None and not area.intersects(extent):
+            return None
+        drawn = footprints.read(scene, grid.crs, extent=extent, layer=layer, where=where, tables=tables or {})
         doubt = geobox.place_doubt(own.crs, grid.crs, *(own.transform @ (own.width / 2, own.height / 2)))
         _check_on_image(scene, extent, drawn, doubt)
         raster.warn_of_doubtful_alpha(dataset)
         overview = _overview(dataset, own, grid, black_m2)
+    if area is not None:
+        overview = replace(overview, imagery=overview.imagery & _meets(area, grid, overview))
     drawn = _mark_outside(drawn, grid, overview)
     remarks = [f"image {scene.image}: {doubt}"] if doubt else []
     remarks += [*drawn.remarks, *_coverage_doubts(drawn, grid, overview), *_outside_remarks(drawn)]
-    return SceneSurvey(scene, grid, geobox.gsd(own), drawn, overview, tuple(remarks))
+    return SceneSurvey(scene, grid, area, geobox.gsd(own), drawn, overview, tuple(remarks))
 
 
 def black_fill(overview: Overview, image: np.ndarray, window: Window) -> np.ndarray | None:
@@ -121,6 +140,14 @@ def _overview(dataset: DatasetReader, own: GeoBox, grid: GeoBox, black_m2: float
         black = large[pieces]
     black_or_next = ndimage.binary_dilation(black, np.ones((3, 3))) if black.any() else black
     return Overview(factor, pixels.valid & ~black, black_or_next)
+
+
+def _meets(area: BaseGeometry, grid: GeoBox, overview: Overview) -> np.ndarray:
+    """(rows, cols) bool: coarse pixels of the overview that an area in the CRS of the grid touches."""
+    height, width = overview.imagery.shape
+    coarse = grid.transform @ Affine.scale(overview.factor)
+    near = area.buffer(overview.factor * grid.transform.a)  # half a pixel's diagonal and more: no chip is missed
+    return labels.rasterize([near], coarse, height=height, width=width) > 0
 
 
 def _mark_outside(drawn: LabelFootprints, grid: GeoBox, overview: Overview) -> LabelFootprints:

@@ -118,8 +118,18 @@ def _survey(
     """The surveys of the scenes that can be cut, in their order, and the row of each scene with its status."""
     table = {scene.id: _first_row(scene) for scene in scenes}
     labelled = [scene for scene in scenes if scene.labels]
+    aoi = catalog.read_area(options.aoi) if options.aoi else None
     futures = [
-        executor.submit(scene_survey.survey, scene, gsd=options.gsd, black_m2=options.black_m2, bbox=options.bbox)
+        executor.submit(
+            scene_survey.survey,
+            scene,
+            gsd=options.gsd,
+            black_m2=options.black_m2,
+            bbox=options.bbox,
+            aoi=aoi,
+            layer=options.layer,
+            where=options.where,
+        )
         for scene in labelled
     ]
     surveys = []
@@ -137,9 +147,11 @@ def _survey(
             surveys.append(survey)
             table[scene.id] |= _survey_row(survey, options)
         else:
-            table[scene.id]["status"] = "outside bbox"
+            table[scene.id]["status"] = "outside bbox" if aoi is None else "outside aoi or bbox"
     if not surveys:
-        raise InputError(f"no scene of {options.catalog} with labels can be cut; bbox={options.bbox}")
+        raise InputError(
+            f"no scene of {options.catalog} with labels can be cut; bbox={options.bbox}, aoi={options.aoi}"
+        )
     return surveys, table
 
 

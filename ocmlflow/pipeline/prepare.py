@@ -1,11 +1,11 @@
 """Cuts labelled scenes into chips, splits them by ground, and logs them to a run."""
 
+import functools
 import logging
 import shutil
 import socket
 from collections.abc import Iterable
 from concurrent.futures import Executor
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -83,16 +83,27 @@ def _key(options: PrepareOptions, cut_key: str) -> str:
 
 def _cut_key(options: PrepareOptions, scenes: list[Scene]) -> str:
     """Digest of what the chips hold, however they are split."""
-    label_parts = {scene.id: [part for href in scene.labels for part in label_files.file_parts(href)] for scene in scenes}
-    fingerprints = {href: _fingerprint(href) for href in {*chain(*label_parts.values()), options.aoi} if href}
+    fingerprint = functools.cache(_fingerprint)  # many scenes may share a label file
     inputs = [
-        [scene.id, scene.place, scene.catalog, _fingerprint(scene.image), *map(fingerprints.get, label_parts[scene.id])]
+        [scene.id, scene.place, scene.catalog, *map(fingerprint, (scene.image, *_label_parts(scene)))]
         for scene in scenes
     ]
-    names = ("layer", "where", "bbox", "gsd", "size", "stride", "min_valid", "empty_share", "label", "buffer_m", "black_m2")
+    names = (
+        "layer",
+        "where",
+        "bbox",
+        "gsd",
+        "size",
+        "stride",
+        "min_valid",
+        "empty_share",
+        "label",
+        "buffer_m",
+        "black_m2",
+    )
     given = parameters(options)
     rules = [given[name] for name in (*names, "skip_unreadable")]
-    rules.append(fingerprints.get(options.aoi))
+    rules.append(options.aoi and _fingerprint(options.aoi))
     if options.empty_share < 1:  # which empty chips are written depends on the ground held out
         rules += _split_rules(options)
     return hrefs.digest(provenance.code_digest(), repr(rules), repr(inputs))
@@ -100,6 +111,11 @@ def _cut_key(options: PrepareOptions, scenes: list[Scene]) -> str:
 
 def _split_rules(options: PrepareOptions) -> list[Any]:
     return [options.effective_validation, options.test, options.folds, options.block_m, options.seed]
+
+
+def _label_parts(scene: Scene) -> list[str]:
+    """Hrefs of a scene's label files and of the files beside them that are part of them."""
+    return [part for href in scene.labels for part in label_files.file_parts(href)]
 
 
 def _fingerprint(href: str) -> str:

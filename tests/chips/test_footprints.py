@@ -28,8 +28,9 @@ BOW_TIE = shapely.Polygon([TRANSFORM @ corner for corner in ((0, 0), (10, 10), (
 EXTENT = shapely.box(500_000, 619_990, 500_010, 620_000)
 
 
-def read(*files: str, **how) -> LabelFootprints:
-    return footprints.read(Scene("one", "acc", "one.tif", tuple(map(str, files))), CRS, extent=EXTENT, **how)
+def read(*files: str, layer: str | None = None, where: str | None = None) -> LabelFootprints:
+    scene = Scene("one", "acc", "one.tif", tuple(map(str, files)))
+    return footprints.read(scene, CRS, extent=EXTENT, layer=layer, where=where, tables={})
 
 
 def counts(found: LabelFootprints) -> dict[str, int]:

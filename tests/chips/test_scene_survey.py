@@ -1,3 +1,4 @@
+import geopandas as gpd
 import numpy as np
 import pytest
 import rasterio
@@ -219,3 +220,30 @@ def test_features_are_counted_and_the_counts_add_up(tmp_path):
     counts = {state: found.count(state) for state in State if found.count(state)}
     assert counts == {State.USED: 2, State.EMPTY: 1, State.OUTSIDE: 1}
     assert sum(counts.values()) == found.drawn == 4
+
+
+def test_what_lies_outside_the_labelled_ground_is_not_valid(tmp_path):
+    roofs = [building(10, 10, 40, 50), building(60, 100, 90, 140), building(100, 20, 130, 70)]
+    image = noise(160, 200)
+    plain = scene(tmp_path, image, roofs[:1])
+    aoi = gpd.GeoSeries([building(5, 5, 70, 90)], crs="EPSG:32630").to_crs(4326)[0]
+    rules = rules_with(min_valid=0.001)
+    index = cut(plain, tmp_path / "out", rules=rules, aoi=aoi)
+    found = coded(tmp_path / "out", index, 160, 200)
+    expected = np.full((160, 200), labels.INVALID)
+    expected[5:70, 5:90] = 0
+    expected[10:40, 10:50] = 1
+    np.testing.assert_array_equal(found[:160, :192], expected[:160, :192])
+    for row in index.itertuples():
+        chip = chip_set.read(tmp_path / "out", row)
+        assert not chip.image[chip.label == labels.INVALID].any()
+        assert row.valid_share == (chip.label != labels.INVALID).mean()
+    assert scene_survey.survey(plain, gsd=GSD, black_m2=0, aoi=shapely.affinity.translate(aoi, 1, 0)) is None
+    assert look(plain).labelled is None
+
+
+def test_footprints_outside_the_labelled_ground_are_outside(tmp_path):
+    aoi = gpd.GeoSeries([building(5, 5, 70, 90)], crs="EPSG:32630").to_crs(4326)[0]
+    roofs = [building(10, 10, 40, 50), building(100, 20, 130, 70)]
+    found = scene_survey.survey(scene(tmp_path, noise(160, 200), roofs), gsd=GSD, black_m2=0, aoi=aoi)
+    assert found.footprints.count(State.OUTSIDE) == 1
