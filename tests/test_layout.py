@@ -86,6 +86,7 @@ ORDER = {
     "tracking": [
         "provenance",
         "model_facts",
+        "model_evaluation",
         "outbox",
         "outbox_sender",
         "runs",

@@ -10,6 +10,7 @@ from ocmlflow.pipeline.options import EvaluateOptions, parameters
 from ocmlflow.pipeline.scoring import ScoreRules
 from ocmlflow.storage import hrefs
 from ocmlflow.tracking import chip_artifacts, provenance, registry, runs
+from ocmlflow.tracking.model_evaluation import Evaluation
 from ocmlflow.tracking.registry import Model
 
 TEST_VERDICT = "Test chips, at the version's own threshold and temperature: nothing was chosen or promoted on them."
@@ -59,19 +60,13 @@ def _score_model(options: EvaluateOptions, work: Path) -> Scorecard:
 
 
 def _decide(options: EvaluateOptions, model: Model, card: Scorecard, chips: ChipSet, chips_run: str) -> None:
-    """Log the card with the decision, and give the version its threshold, temperature, score and alias."""
+    """Log the card with the decision, and give the model its threshold, temperature, score and alias."""
     rules = score_rules(options)
     decision = promotion.decide(model, card, chips, rules, promote=options.promote, margin=options.margin)
     score_log.log_card(card, rules, verdict=decision.verdict, origin=score_log.origin(model))
-    if model.name:
-        tags = {
-            "threshold": f"{card.threshold / 100:.2f}",
-            registry.TEMPERATURE: f"{card.pixels.temperature:.4f}",
-            "iou": f"{card.counts.iou:.4f}",
-            registry.EVALUATED_ON: chips_run,
-            "report": f"runs:/{runs.active().info.run_id}/report.html",
-        }
-        registry.describe_version(model, tags, f"{score_log.headline(card)} {decision.verdict}")
+    tags = {"iou": f"{card.counts.iou:.4f}", "report": f"runs:/{runs.active().info.run_id}/report.html"}
+    evaluation = Evaluation(card.threshold, card.pixels.temperature, chips_run)
+    registry.record_evaluation(model, evaluation, tags, f"{score_log.headline(card)} {decision.verdict}")
     if decision.promoted:
         runs.set_tags({"ocmlflow.promoted": "true"})
         registry.promote(model)

@@ -63,6 +63,10 @@ def set_up(options: PredictOptions) -> PredictionSetup:
     scenes = catalog.find_images(options.images)
     output.check_output(options.output)
     models = [registry.load_model(uri.strip()) for uri in options.model.split(",")]
+    for model in models:
+        if not model.evaluated_on:
+            found = (model, model.threshold / 100, model.temperature)
+            log.warning("%s was never evaluated: its threshold is %.2f, its temperature %g", *found)
     settings = _settings(options, models)
     checks, left_out = _check(scenes, settings)
     return PredictionSetup(

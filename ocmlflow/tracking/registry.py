@@ -1,5 +1,6 @@
 """Loads models from MLflow, and registers, tags and promotes their versions."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,16 +9,18 @@ from typing import Any
 
 import mlflow
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.utils.models import get_model_name_and_version
 
 from ocmlflow.errors import InputError
-from ocmlflow.tracking import model_facts
+from ocmlflow.storage import hrefs
+from ocmlflow.tracking import model_evaluation, model_facts
+from ocmlflow.tracking.model_evaluation import Evaluation
 from ocmlflow.tracking.model_facts import ModelFacts
 
+log = logging.getLogger(__name__)
+
 CHAMPION = "champion"
-TEMPERATURE = "ocmlflow.temperature"
-"""Tag of a version: a calibrated probability is sigmoid(logit(probability) / temperature)."""
-EVALUATED_ON = "evaluated_on"
-"""Tag of a version: run id of the chips that its threshold and temperature were chosen on."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Model:
     pinned: str
     """Address of this very version, which does not change when an alias moves."""
     key: str
-    """MLflow's id of the logged model. Equal ids mean equal networks."""
+    """MLflow's id of the logged model. Equal ids mean equal networks, on whatever server."""
     facts: ModelFacts
     """What training recorded with it."""
     name: str
@@ -70,17 +73,27 @@ def load_model(uri: str) -> Model:
     """
     try:
         name, version = _registered(uri)
-        pinned = f"models:/{name}/{version}" if name else uri
-        info = mlflow.models.get_model_info(pinned)
+        pinned = f"models:/{name}/{version}" if name else _as_path(uri)
+        # Not get_model_info: it needs the logged model, which stays behind when files move to another server.
+        info = mlflow.models.Model.load(pinned)
         if info.flavors.get("keras", {}).get("save_exported_model", True):
             raise InputError(
                 f"model {uri} is no Keras file but {', '.join(sorted(info.flavors))}: that could run any code"
             )
         facts = model_facts.from_metadata(info.metadata or {}, model=uri)
         tags = mlflow.MlflowClient().get_model_version(name, version).tags if name else {}
-        threshold = round(100 * float(tags.get("threshold", 0.5)))
-        temperature, evaluated_on = float(tags.get(TEMPERATURE, 1)), tags.get(EVALUATED_ON, "")
-        return Model(uri, pinned, info.model_uuid, facts, name, version, threshold, temperature, evaluated_on)
+        found = model_evaluation.load(pinned, tags)
+        return Model(
+            uri,
+            pinned,
+            str(info.model_uuid),
+            facts,
+            name,
+            version,
+            threshold=found.threshold,
+            temperature=found.temperature,
+            evaluated_on=found.evaluated_on,
+        )
     except (MlflowException, OSError) as error:
         raise InputError(f"no model {uri}{_hint()}. MLflow says: {error}") from error
 
@@ -88,7 +101,8 @@ def load_model(uri: str) -> Model:
 def download_keras_file(model: Model, folder: Path) -> Path:
     """Download the Keras file of a model to `folder`; InputError where that fails."""
     try:
-        return Path(mlflow.artifacts.download_artifacts(f"{model.pinned}/data/model.keras", dst_path=str(folder)))
+        # Not by an address of the file: MLflow takes models:/ID/data for a stage of a registered model.
+        return Path(get_artifact_repository(model.pinned).download_artifacts("data/model.keras", str(folder)))
     except (MlflowException, OSError) as error:
         raise InputError(f"cannot fetch model {model.uri}. MLflow says: {error}") from error
 
@@ -105,8 +119,29 @@ def promote(model: Model) -> None:
     mlflow.MlflowClient().set_registered_model_alias(model.name, CHAMPION, model.version)
 
 
-def describe_version(model: Model, tags: Mapping[str, Any], description: str) -> None:
-    """Set tags and the description of a registered version."""
+def record_evaluation(model: Model, evaluation: Evaluation, tags: Mapping[str, Any], description: str) -> None:
+    """Store an evaluation with a model: in its files, and as tags and description where it is a registered version.
+
+    InputError where a version cannot be changed. Where only the files cannot, that is logged.
+    """
+    try:
+        model_evaluation.write(evaluation, model.key, model.pinned)
+    except (MlflowException, OSError) as error:
+        log.warning(
+            "threshold %.2f and temperature %.4f could not be stored in the files of %s, copies will lack them: %s",
+            evaluation.threshold / 100,
+            evaluation.temperature,
+            model,
+            error,
+        )
+    if model.name:
+        try:
+            _describe_version(model, {**model_evaluation.to_tags(evaluation), **tags}, description)
+        except (MlflowException, OSError) as error:
+            raise InputError(f"threshold and score could not be stored with {model}. MLflow says: {error}") from error
+
+
+def _describe_version(model: Model, tags: Mapping[str, Any], description: str) -> None:
     client = mlflow.MlflowClient()
     for tag, value in tags.items():
         client.set_model_version_tag(model.name, model.version, tag, str(value))
@@ -132,13 +167,16 @@ def find_version(run_id: str, name: str) -> str:
 
 
 def _registered(uri: str) -> tuple[str, str]:
-    """Name and version of a `models:/` address; empty for another address."""
+    """Name and version of a `models:/` address of a registered version; empty for another address."""
     if not uri.startswith("models:/"):
         return "", ""
-    name, separator, selector = uri.removeprefix("models:/").rpartition("@" if "@" in uri else "/")
-    if separator == "@":
-        selector = mlflow.MlflowClient().get_model_version_by_alias(name, selector).version
-    return name, str(selector) if name else ""
+    name, *version = get_model_name_and_version(mlflow.MlflowClient(), uri)
+    return (name, str(version[0])) if version else ("", "")
+
+
+def _as_path(uri: str) -> str:
+    """The address, or the path of a file:// address, which MLflow reads as a path in some of its functions only."""
+    return str(hrefs.local_path(uri)) if uri.startswith("file:") else uri
 
 
 def _hint() -> str:

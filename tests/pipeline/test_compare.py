@@ -22,7 +22,7 @@ from ocmlflow.errors import InputError
 from ocmlflow.evaluation import external_masks, predictions
 from ocmlflow.pipeline import compare, evaluate, scoring
 from ocmlflow.pipeline.options import CompareOptions, make
-from ocmlflow.tracking import chip_artifacts, registry, runs
+from ocmlflow.tracking import chip_artifacts, model_evaluation, registry, runs
 from ocmlflow.tracking.model_facts import ChipSplit, ModelFacts
 
 pytestmark = pytest.mark.filterwarnings("default")  # MLflow's libraries warn of one another
@@ -108,7 +108,7 @@ def test_the_report_is_one_page_and_the_same_as_json(line):
     assert figures["object/recall"] == 1
     assert found["tables"]["scene"][0]["labelled_m2"] == found["tables"]["scene"][0]["predicted_m2"]
     version = MlflowClient().get_model_version(NAME, "1")
-    temperature = float(version.tags[registry.TEMPERATURE])
+    temperature = float(version.tags[model_evaluation.TEMPERATURE])
     assert temperature == pytest.approx(figures["temperature"], abs=1e-4)
     assert temperature != 1
     assert figures["calibration_error"] < figures["calibration_error_before"]
@@ -338,10 +338,10 @@ def test_test_chips_are_scored_at_what_was_chosen_elsewhere(line, made, tmp_path
     assert "nothing was chosen" in page
 
     client = MlflowClient()
-    for tag, value in (("threshold", "0.99"), (registry.TEMPERATURE, "1")):  # at which this model finds nothing
+    for tag, value in (("threshold", "0.99"), (model_evaluation.TEMPERATURE, "1")):  # at which this model finds nothing
         client.set_model_version_tag("hamlets", "1", tag, value)
     assert run("evaluate", evaluate, model=fair, split="test").data.metrics["recall"] == 0
-    client.set_model_version_tag("hamlets", "1", registry.EVALUATED_ON, line.chips)
+    client.set_model_version_tag("hamlets", "1", model_evaluation.EVALUATED_ON, line.chips)
     for model in (fair, seen):  # threshold chosen there; epoch chosen there
         with pytest.raises(
             InputError, match=r"of the \d+ test chips lie on ground that hamlets version \d was validated"

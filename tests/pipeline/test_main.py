@@ -31,7 +31,7 @@ from ocmlflow.pipeline import evaluate, predict, prepare, train, work_folder
 from ocmlflow.prediction import inference, scene_map
 from ocmlflow.prediction.engine import Ensemble
 from ocmlflow.scenes import geobox, raster, resample, windows
-from ocmlflow.tracking import registry
+from ocmlflow.tracking import model_evaluation, registry
 
 ROOT = Path(__file__).parents[2]
 REAL = ROOT.parent / "shared" / "data"
@@ -488,12 +488,12 @@ def test_predict_with_openvino_never_loads_keras(sample_line, hil, store, tmp_pa
 @pytest.mark.usefixtures("empty")
 def test_calibration_changes_probabilities(sample_line, hil, tmp_path):
     client = MlflowClient()
-    client.set_model_version_tag(NAME, "1", registry.TEMPERATURE, "2")
+    client.set_model_version_tag(NAME, "1", model_evaluation.TEMPERATURE, "2")
     try:
         words = ["--images", str(hil[0]), "--output", str(tmp_path / "out"), "--work", str(sample_line.work)]
         predict.run(parsed("predict", [*words, "--grid", "model"]))
     finally:
-        client.delete_model_version_tag(NAME, "1", registry.TEMPERATURE)
+        client.delete_model_version_tag(NAME, "1", model_evaluation.TEMPERATURE)
     predict.run(parsed("predict", [*words, "--output", str(tmp_path / "plain"), "--grid", "model"]))
     hot, plain = (
         rasterio.open(tmp_path / name / "probabilities" / f"{hil[0].stem}.tif").read(1) for name in ("out", "plain")
