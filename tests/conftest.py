@@ -45,6 +45,7 @@ from ocmlflow.scenes import catalog, raster
 from ocmlflow.scenes.catalog import Scene
 from ocmlflow.scenes.geobox import GeoBox
 from ocmlflow.scenes.raster import Pixels
+from ocmlflow.storage import hrefs
 
 CRS = "EPSG:32630"
 GSD = 0.1
@@ -179,6 +180,14 @@ def write_catalog(folder: Path, scenes: dict[str, list | None]) -> str:
     links = [_link("child", f"./{place}/collection.json") for place in places] + [_link("root", "./catalog.json")]
     top = {"id": "train", "stac_version": "0.8.1", "description": "Training data", "links": links}
     return write_json(folder / "catalog.json", top)
+
+
+def upload(folder: Path, base: str) -> None:
+    """Copy the files below a folder to an s3 address."""
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        copy = folder / "copy"
+        shutil.copy(path, copy)
+        hrefs.put(copy, hrefs.join(base, path.relative_to(folder).as_posix()))
 
 
 def write_json(path: Path, content: object) -> str:

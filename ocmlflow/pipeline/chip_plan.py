@@ -3,6 +3,7 @@
 import logging
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,12 +39,15 @@ class ChipPlan:
 
 def labelled_scenes(options: PrepareOptions) -> list[Scene]:
     """The scenes that are asked for; InputError where none of them has labels."""
-    scenes = catalog.select(catalog.read_scenes(options.catalog), scenes=options.scenes, places=options.places)
+    mosaics = Path(options.work) / "mosaics" if options.mosaic else None
+    scenes = catalog.read_scenes(options.catalog, mosaics=mosaics)
+    scenes = catalog.select(scenes, scenes=options.scenes, places=options.places)
     if not any(scene.labels for scene in scenes):
+        names = " or ".join(f"NAME{suffix}" for suffix in asset_roles.LABEL_FILES)
         raise InputError(
-            f"none of the {len(scenes)} scenes of {options.catalog} has labels: a label item is found by its `source` "
-            f"link, by the id SCENE{asset_roles.LABEL_SUFFIX} or by its scene's geometry, a label file by its image's "
-            f"name ({' or '.join(f'NAME{suffix}' for suffix in asset_roles.LABEL_FILES)})"
+            f"none of the {len(scenes)} scenes of {options.catalog} has labels: an asset is labels by a key or role "
+            f"such as `labels`; a label item is found by its `source` link, by the id SCENE{asset_roles.LABEL_SUFFIX} "
+            f"or by its scene's geometry; a label file by its image's name ({names}), beside it or in labels/"
         )
     return scenes
 
@@ -94,7 +98,7 @@ def print_plan(plan: ChipPlan, size: int) -> None:
     Chips are counted as the overviews of the images show them, files are counted whole.
     """
     likely = plan.chips[plan.chips.imagery > 0]
-    megabytes = {survey.scene.id: hrefs.size(survey.scene.image) / 1e6 for survey in plan.surveys}
+    megabytes = {survey.scene.id: sum(map(hrefs.size, survey.scene.files)) / 1e6 for survey in plan.surveys}
     heads = " ".join(f"{split:>10}" for split in splits.SPLITS)
     print(f"{'scene':<12} {'place':<8} {'footprints':>10} {'MB to read':>10} {'chips':>8} {heads}")
     for scene, row in plan.table.items():

@@ -105,6 +105,12 @@ class PredictOptions(Options):
             read=several,
         )
     )
+    mosaic: bool = option(
+        False,
+        "Read GeoTIFFs of one folder or glob that touch or overlap as the tiles of one picture, instead of as a scene "
+        "each.",
+        group="input",
+    )
     output: str = field(
         metadata=about("Folder or s3:// address for the results.", group="output", metavar="FOLDER", read=href)
     )

@@ -60,7 +60,8 @@ def set_up(options: PredictOptions) -> PredictionSetup:
     """The set-up for some options; InputError, before anything is predicted, where it cannot work."""
     if options.squared and not importlib.util.find_spec("buildingregulariser"):
         raise InputError('squared=true needs the extra: pip install "ocmlflow[squared]"')
-    scenes = catalog.find_images(options.images)
+    mosaics = Path(options.work) / "mosaics" if options.mosaic else None
+    scenes = catalog.find_images(options.images, mosaics=mosaics)
     output.check_output(options.output)
     models = [registry.load_model(uri.strip()) for uri in options.model.split(",")]
     for model in models:
@@ -151,7 +152,7 @@ def _key(scenes: list[Scene], models: list[Model], settings: MapSettings, option
     """Digest of inputs, models, options and code: equal keys make equal files in one place."""
     area = str(shapely.to_wkb(settings.aoi, hex=True))  # its repr is rounded and cut
     versions = [f"{model} {model.facts.run} {model.temperature}" for model in models]
-    images = [f"{scene.id} {scene.image} {_fingerprint(scene.image)}" for scene in scenes]
+    images = [f"{scene.id} {file} {_fingerprint(file)}" for scene in scenes for file in scene.files]
     others = [options.tta, options.engine, hrefs.absolute(options.output)]
     return hrefs.digest(provenance.code_digest(), repr(replace(settings, aoi=None)), area, *others, *versions, *images)
 

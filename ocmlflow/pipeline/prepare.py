@@ -85,7 +85,7 @@ def _cut_key(options: PrepareOptions, scenes: list[Scene]) -> str:
     """Digest of what the chips hold, however they are split."""
     fingerprint = functools.cache(_fingerprint)  # many scenes may share a label file
     inputs = [
-        [scene.id, scene.place, scene.catalog, *map(fingerprint, (scene.image, *_label_parts(scene)))]
+        [scene.id, scene.place, scene.catalog, *map(fingerprint, (*scene.files, *_label_parts(scene)))]
         for scene in scenes
     ]
     names = (

@@ -17,8 +17,8 @@ class PrepareOptions(Options):
 
     catalog: str = field(
         metadata=about(
-            "STAC file, or folder of GeoTIFFs with label files of the same name. A path, https or s3 address; several "
-            "are separated by commas.",
+            "STAC file, or folder or glob of GeoTIFFs with label files of the same name, beside them or in labels/. A "
+            "path, https or s3 address; several are separated by commas.",
             group="input",
             metavar="HREF",
             read=several,
@@ -52,6 +52,12 @@ class PrepareOptions(Options):
         group="input",
         metavar="HREF",
         read=href,
+    )
+    mosaic: bool = option(
+        False,
+        "Read GeoTIFFs of one folder or glob that touch or overlap as the tiles of one picture, instead of as a scene "
+        "each.",
+        group="input",
     )
     scenes: str | None = option(
         None,

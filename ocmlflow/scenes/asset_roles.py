@@ -6,15 +6,12 @@ from collections.abc import Iterable
 from urllib.parse import urlparse
 
 import pystac
-import rasterio
 
-from ocmlflow.scenes import gdal_settings
+from ocmlflow.scenes import headers
 
 LABEL_SUFFIX = "-labels"  # of label items of the challenge, which have no `source` link
 LABEL_FILES = {".geojson": "application/geo+json", ".gpkg": "application/geopackage+sqlite3"}
 IMAGE_FILES = {".tif": "image/tiff", ".tiff": "image/tiff"}
-HEADER_CACHE = 16 << 20
-"""Bytes of GDAL's block cache while headers are read."""
 
 _LABELS = re.compile(r"(.*[-_ ])?(labels?|buildings?)([-_ ].*)?")
 _NO_PICTURE = re.compile(
@@ -119,16 +116,9 @@ def _has_other_bands(asset: pystac.Asset) -> bool:
 
 def _rgb_pixels(asset: pystac.Asset) -> int:
     """Pixels of an asset by its header; 0 where it has not three bands of 8 bits, or cannot be read."""
-    href = asset.get_absolute_href() or ""
-    try:
-        with (
-            gdal_settings.environment(href, cache=HEADER_CACHE),
-            rasterio.open(gdal_settings.name(href), driver="GTiff") as dataset,
-        ):
-            is_rgb = dataset.count >= 3 and set(dataset.dtypes[:3]) == {"uint8"}
-            return dataset.height * dataset.width if is_rgb else 0
-    except rasterio.errors.RasterioIOError:  # reported where it is the one that is taken
-        return 0
+    return sum(
+        header.height * header.width for header in headers.read([asset.get_absolute_href() or ""]) if header.is_rgb
+    )
 
 
 def _roles(asset: pystac.Asset) -> list[str]:

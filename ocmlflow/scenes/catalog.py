@@ -1,24 +1,20 @@
 """Lists the scenes of STAC catalogues, folders and globs of GeoTIFFs, each with its label files."""
 
-import fnmatch
-import glob
 import json
 import logging
-import posixpath
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from urllib.parse import urlparse
 
 import pystac
 import shapely
 from shapely.geometry.base import BaseGeometry
 
 from ocmlflow.errors import InputError
-from ocmlflow.scenes import asset_roles, stac_reader
+from ocmlflow.scenes import asset_roles, file_names, folders, stac_reader
+from ocmlflow.scenes.folders import ImageFile
 from ocmlflow.storage import hrefs
 
 log = logging.getLogger(__name__)
@@ -43,18 +39,42 @@ class Scene:
     """Href of its STAC item; empty where it has none."""
     acquired: datetime | None = None
     """Time of the imagery, by its STAC item."""
+    tiles: tuple[str, ...] = ()
+    """Hrefs of the GeoTIFFs that the image is made of, where it is a VRT."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Hrefs of all files that hold its pixels."""
+        return self.image, *self.tiles
 
 
-def read_scenes(sources: str) -> list[Scene]:
+def read_scenes(sources: str, *, mosaics: Path | None = None) -> list[Scene]:
     """Scenes at one or more hrefs, separated by commas, in this order, each with its labels.
 
-    An href is a STAC catalogue, collection or item, or a folder. A folder holds a catalogue or a collection, or
-    GeoTIFFs and GeoJSON or GeoPackage files of the same name. Label items are paired with images by their `source`
-    links, else by the id `<scene>-labels` of the challenge, else by an equal outline.
+    An href is a STAC catalogue, collection or item, a GeoTIFF, a VRT of GeoTIFFs, a glob of them, or a folder. A
+    folder holds a catalogue or a collection, or GeoTIFFs and label files of the same name, or such files in `images`
+    and `labels`. Label items are paired with images by their `source` links, else by the id `<scene>-labels` of the
+    challenge, else by an equal outline.
 
-    Raises InputError where there is no catalogue or image, and where an id occurs twice.
+    With a folder for `mosaics`, GeoTIFFs of one folder or glob that touch or overlap are one scene, by a VRT that is
+    written there.
+
+    Raises InputError where there is no catalogue or image, and where two scenes cannot be told apart by name.
     """
-    return _check_ids([scene for href in _split(sources) for scene in _scenes_at(href)])
+    scenes = find_images(sources, mosaics=mosaics)
+    files = [file for scene in scenes if not scene.item for file in scene.files]
+    labels = folders.label_files(files)
+    return [scene if scene.item else replace(scene, labels=_labels_of_files(scene, labels)) for scene in scenes]
+
+
+def find_images(sources: str, *, mosaics: Path | None = None) -> list[Scene]:
+    """Scenes as of `read_scenes`, without looking for label files of images that were found in folders."""
+    return _check_ids(_tell_apart([scene for href in _split(sources) for scene in _scenes_at(href, mosaics)]))
+
+
+def _labels_of_files(scene: Scene, labels: dict[str, list[str]]) -> tuple[str, ...]:
+    """The label files of the image's own name, else those of its tiles."""
+    return tuple(labels[scene.image] or dict.fromkeys(label for tile in scene.tiles for label in labels[tile]))
 
 
 def select(found: list[Scene], *, scenes: str | None, places: str | None) -> list[Scene]:
@@ -97,14 +117,6 @@ def read_area(href: str) -> BaseGeometry:
     return area
 
 
-def find_images(sources: str) -> list[Scene]:
-    """Scenes at one or more hrefs, separated by commas, with or without labels.
-
-    Each is a STAC file, a GeoTIFF, a folder of GeoTIFFs or a glob of them. Raises InputError for one without images.
-    """
-    return _check_ids([scene for href in _split(sources) for scene in _images_at(href)])
-
-
 def _split(sources: str) -> list[str]:
     """The hrefs between commas; empty ones, which would name the working folder, are dropped."""
     parts = [part.strip() for part in sources.split(",") if part.strip()]
@@ -113,46 +125,38 @@ def _split(sources: str) -> list[str]:
     return parts
 
 
-def _scenes_at(href: str) -> list[Scene]:
-    scenes = _in_folder(href) if _is_folder(href) else _in_stac(href)
+def _scenes_at(href: str, mosaics: Path | None) -> list[Scene]:
+    if folders.is_folder(href):
+        return _in_folder(href, mosaics)
+    if file_names.suffix(href) in (".json", ".geojson"):
+        return _in_stac(href)
+    scenes = [_of_file(image, href) for image in folders.images_at(href, mosaics=mosaics)]
     if not scenes:
-        raise InputError(f"{href} holds no {' or '.join(STAC_FILES)} and no GeoTIFF")
+        raise InputError(f"no image at {href}: give a GeoTIFF, a folder or glob of them, or a STAC file")
     return scenes
 
 
-def _is_folder(href: str) -> bool:
-    return href.endswith("/") if hrefs.is_remote(href) else hrefs.local_path(href).is_dir()
-
-
-def _in_folder(href: str) -> list[Scene]:
-    """Scenes of a folder's catalogue, else of its GeoTIFFs and the label files beside them, else of its collection."""
+def _in_folder(href: str, mosaics: Path | None) -> list[Scene]:
+    """Scenes of a folder's catalogue, else of its GeoTIFFs and their label files, else of its collection."""
     if hrefs.is_remote(href) and not href.startswith("s3://"):
         return _in_stac(hrefs.join(href, STAC_FILES[0]))  # over https, files can be read but not listed
-    try:
-        files = _without_hidden(hrefs.list_files(href))
-    except OSError as error:
-        raise InputError(f"folder {href} cannot be read: {error}") from error
+    files = folders.list_files(href)
     catalog, collection = (hrefs.join(href, name) for name in STAC_FILES)
     if catalog in files:
         return _in_stac(catalog)
-    scenes = _of_files(files, href)
+    place = file_names.folder_name(f"{hrefs.absolute(href).rstrip('/')}/")
+    scenes = [replace(_of_file(image, href), place=place) for image in folders.images_in(href, mosaics=mosaics)]
     # A collection beside images may be that of results which `predict` wrote there.
-    return _in_stac(collection) if not scenes and collection in files else scenes
+    if not scenes and collection in files:
+        return _in_stac(collection)
+    if not scenes:
+        raise folders.missing_images(href)
+    return scenes
 
 
-def _of_files(files: list[str], folder: str) -> list[Scene]:
-    """Scenes of the GeoTIFFs among the files of a folder, each with the label files of the same name."""
-    place = posixpath.basename(folder.rstrip("/")) or hrefs.local_path(folder).resolve().name
-    parts = [(file, *posixpath.splitext(file)) for file in files]
-    labels = defaultdict(list)
-    for file, stem, suffix in parts:
-        if suffix.lower() in asset_roles.LABEL_FILES:
-            labels[stem].append(file)
-    return [
-        Scene(posixpath.basename(stem), place, file, tuple(labels[stem]), folder)
-        for file, stem, suffix in parts
-        if suffix.lower() in asset_roles.IMAGE_FILES
-    ]
+def _of_file(image: ImageFile, source: str) -> Scene:
+    place = file_names.place_name(hrefs.absolute((image.tiles or (image.href,))[0]))
+    return Scene(image.name, place, image.href, catalog=source, tiles=image.tiles)
 
 
 def _in_stac(href: str) -> list[Scene]:
@@ -216,48 +220,18 @@ def _labels_of(images: list[pystac.Item], items: list[pystac.Item], href: str) -
     return labels
 
 
-def _images_at(href: str) -> list[Scene]:
-    if _file_path(href).suffix.lower() in (".json", ".geojson"):
-        return _in_stac(href)
-    if _is_folder(href):
-        scenes = _in_folder(href)
-    else:
-        scenes = [Scene(_file_path(file).stem, "", file, catalog=href) for file in _matching_files(href)]
-    if not scenes:
-        raise InputError(f"no image at {href}: give a GeoTIFF, a folder or glob of them, or a STAC file")
-    return scenes
-
-
-def _file_path(href: str) -> Path:
-    """The path of an href, without the query of a signed address."""
-    return Path(urlparse(href).path if hrefs.is_remote(href) else href)
-
-
-def _matching_files(href: str) -> list[str]:
-    """The file at an href, or those that a glob matches; in s3, a glob matches files of one folder."""
-    path = hrefs.local_path(href)
-    if href.startswith("s3://") and glob.has_magic(href):
-        try:
-            files = hrefs.list_files(posixpath.dirname(href))
-        except OSError as error:
-            raise InputError(f"images={href} cannot be looked up: {error}") from error
-        if href in files:
-            return [href]
-        return _without_hidden(file for file in files if fnmatch.fnmatchcase(file, href))
-    if hrefs.is_remote(href):
-        return [href]
-    if glob.has_magic(href) and not path.exists():
-        return sorted(_without_hidden(glob.glob(str(path), recursive=True)))
-    return [str(path)] if path.is_file() else []
-
-
-def _without_hidden(files: Iterable[str]) -> list[str]:
-    """Files whose names do not begin with a dot: macOS puts `._scene.tif`, which is no image, beside `scene.tif`."""
-    return [file for file in files if not posixpath.basename(file).startswith(".")]
-
-
 def _names(text: str | None) -> set[str]:
     return {name.strip() for name in text.split(",")} if text else set()
+
+
+def _tell_apart(scenes: list[Scene]) -> list[Scene]:
+    """The scenes, where equal ids get their collection or a folder in front."""
+    names = file_names.tell_apart(
+        [scene.id for scene in scenes],
+        [scene.place for scene in scenes],
+        [scene.item or (scene.tiles or (scene.image,))[0] for scene in scenes],
+    )
+    return [replace(scene, id=name) for scene, name in zip(scenes, names, strict=True)]
 
 
 def _check_ids(scenes: list[Scene]) -> list[Scene]:
@@ -271,7 +245,7 @@ def _check_ids(scenes: list[Scene]) -> list[Scene]:
     repeated = [name for name, count in Counter(scene.id for scene in scenes).items() if count > 1]
     if repeated:
         raise InputError(
-            f"{scenes[0].catalog} names scene {repeated[0]} more than once; ids must be unique, since results are "
-            "filed by them"
+            f"{scenes[0].catalog} names scene {repeated[0]} more than once, and neither collections nor folders tell "
+            "them apart; results are filed by that name"
         )
     return scenes

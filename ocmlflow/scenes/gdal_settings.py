@@ -18,11 +18,13 @@ def environment(href: str, *, cache: int) -> Iterator[None]:
     S3 is read with boto3's settings: credentials, endpoint and unsigned requests are those of `storage.s3`.
     """
     options: dict[str, Any] = {"GDAL_HTTP_USERAGENT": hrefs.USER_AGENT, "GDAL_CACHEMAX": cache}
-    if hrefs.is_remote(href):
+    # A VRT on this disk may name tiles on S3 or over https.
+    content = hrefs.read(href) if href.lower().endswith(".vrt") and not hrefs.is_remote(href) else b""
+    if hrefs.is_remote(href) or b">/vsi" in content:
         # Saves the request that lists the folder, and reads the header in one request.
         options |= {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_INGESTED_BYTES_AT_OPEN": "65536"}
         options |= {"GDAL_HTTP_MAX_RETRY": "4", "GDAL_HTTP_RETRY_DELAY": "0.5"}  # seconds, doubled each time
-    if not href.startswith("s3://"):
+    if not (href.startswith("s3://") or b">/vsis3/" in content):
         with rasterio.Env(**options):
             yield
         return

@@ -60,8 +60,9 @@ def open_scene(href: str, *, gsd: float | None = None, cache: int = CACHE) -> It
     with gdal_settings.environment(href, cache=cache):
         try:
             with ignore_missing_georeference():  # `is_georeferenced` is asked instead
-                # Other drivers may read any file that the image names.
-                dataset = rasterio.open(gdal_settings.name(href), driver="GTiff")
+                # Other drivers may read any file that the image names; `scenes.vrt` checks what VRTs name.
+                driver = "VRT" if href.lower().endswith(".vrt") else "GTiff"
+                dataset = rasterio.open(gdal_settings.name(href), driver=driver)
         except rasterio.errors.RasterioIOError as error:
             raise InputError(f"cannot open image {href}: {_gdal_message(error)}") from error
         with dataset:

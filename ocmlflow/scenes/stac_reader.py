@@ -59,9 +59,14 @@ def source_images(item: pystac.Item, images: dict[str, list[pystac.Item]]) -> li
     `images` are indexed by `index_by_name`.
     """
     links = {link.get_absolute_href() or "" for link in item.links if link.rel == "source"}
-    for names in (links, {item.id.removesuffix(asset_roles.LABEL_SUFFIX)}, {item.id}):
-        if sources := [image for name in names for image in images.get(name, [])]:
-            return sources
+    if sources := [image for link in links for image in images.get(link, [])]:
+        return sources
+    for name in (item.id.removesuffix(asset_roles.LABEL_SUFFIX), item.id):
+        sources = images.get(name, [])
+        # Ids are unique within a collection only.
+        own = [image for image in sources if image.collection_id == item.collection_id]
+        if own or len(sources) == 1:
+            return own or sources
     candidates = itertools.chain.from_iterable(images.values())
     return [image for image in candidates if item.geometry and image.geometry == item.geometry][:1]
 

@@ -34,9 +34,10 @@ def build_item(
         properties=facts,
     )
     for scene in scenes:
-        target = redaction.redact(hrefs.absolute(scene.item or scene.image))
         media = str(pystac.MediaType.GEOJSON if scene.item else pystac.MediaType.GEOTIFF)
-        item.add_link(pystac.Link(pystac.RelType.DERIVED_FROM, target, media_type=media, title=scene.id))
+        for source in [scene.item] if scene.item else scene.tiles or [scene.image]:
+            target = redaction.redact(hrefs.absolute(source))
+            item.add_link(pystac.Link(pystac.RelType.DERIVED_FROM, target, media_type=media, title=scene.id))
     for key, (href, media) in assets.items():
         item.add_asset(key, pystac.Asset(href, media_type=media))
     return item.to_dict(include_self_link=False, transform_hrefs=False)

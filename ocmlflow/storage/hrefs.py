@@ -8,6 +8,7 @@ import secrets
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlparse
 
 import requests
@@ -46,13 +47,32 @@ def join(base: str, *names: str) -> str:
     return posixpath.join(base, *names) if is_remote(base) else str(local_path(base).joinpath(*names))
 
 
-def read(href: str) -> bytes:
-    """The content of the file at `href`; FileNotFoundError or PermissionError, naming it, where it cannot be read."""
+def read(href: str, *, limit: int | None = None) -> bytes:
+    """The content of the file at `href`.
+
+    Raises an OSError that names it where it cannot be read, is a device or a pipe, or has more than `limit` bytes.
+    """
+    if limit is None:
+        return _https("GET", href).content if _is_https(href) else _read_start(href, None)
+    content = read_start(href, limit + 1)
+    if len(content) > limit:
+        raise OSError(f"{href} is larger than {limit / (1 << 20):.0f} MB, the limit for such files")
+    return content
+
+
+def read_start(href: str, count: int) -> bytes:
+    """The first `count` bytes of the file at `href`, or fewer where it is smaller; otherwise as `read`."""
+    return _https_start("GET", href, count) if _is_https(href) else _read_start(href, count)
+
+
+def _read_start(href: str, count: int | None) -> bytes:
     if href.startswith("s3://"):
-        return s3.read(href)
-    if is_remote(href):
-        return _https("GET", href).content
-    return local_path(href).read_bytes()
+        return s3.read_start(href, count)
+    path = local_path(href)
+    if path.exists() and not (path.is_file() or path.is_dir()):  # reading one may never end
+        raise OSError(f"{href} is a device or a pipe, not a file")
+    with path.open("rb") as file:
+        return file.read(-1 if count is None else count)
 
 
 def list_files(folder: str) -> list[str]:
@@ -62,6 +82,15 @@ def list_files(folder: str) -> list[str]:
     if not folder.startswith("s3://"):
         raise FileNotFoundError(f"{folder}: folders can be listed locally and in s3, not over https")
     return sorted(s3.list_objects(folder, Delimiter="/"))
+
+
+def list_folders(folder: str) -> list[str]:
+    """Sorted hrefs of the folders directly in a local folder or at an s3 address; none over https."""
+    if folder.startswith("s3://"):
+        return sorted(s3.list_folders(folder))
+    if is_remote(folder):
+        return []
+    return sorted(str(path) for path in local_path(folder).iterdir() if path.is_dir())
 
 
 def size(href: str) -> int:
@@ -172,9 +201,27 @@ def _download(href: str, target: Path) -> None:
         shutil.copyfile(href, target)
 
 
-def _https(method: str, href: str) -> requests.Response:
+def _is_https(href: str) -> bool:
+    return is_remote(href) and not href.startswith("s3://")
+
+
+def _https_start(method: str, href: str, count: int, body: object = None) -> bytes:
+    """The first bytes of an answer; more of it is not waited for."""
+    with _https(method, href, stream=True, json=body) as response:
+        content = bytearray()
+        try:
+            for part in response.iter_content(1 << 16):
+                content += part
+                if len(content) >= count:
+                    break
+        except requests.RequestException as error:
+            raise FileNotFoundError(f"{href}: the answer breaks off") from error
+    return bytes(content[:count])
+
+
+def _https(method: str, href: str, **options: Any) -> requests.Response:
     try:
-        response = _session(os.getpid()).request(method, href, timeout=TIMEOUT_S, allow_redirects=True)
+        response = _session(os.getpid()).request(method, href, timeout=TIMEOUT_S, allow_redirects=True, **options)
     except (requests.ConnectionError, requests.Timeout) as error:
         raise FileNotFoundError(f"no answer from {href}") from error
     if not response.ok:

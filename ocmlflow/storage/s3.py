@@ -53,8 +53,13 @@ class ObjectNotFoundError(FileNotFoundError):
 
 def read(href: str) -> bytes:
     """All bytes of an object."""
+    return read_start(href, None)
+
+
+def read_start(href: str, count: int | None) -> bytes:
+    """The first `count` bytes of an object, or fewer where it is smaller; all of them for None."""
     with _errors_naming(href):
-        return bytes(_call("get_object", href)["Body"].read())
+        return bytes(_call("get_object", href)["Body"].read(count))
 
 
 def read_range(href: str, first: int, last: int) -> bytes:
@@ -115,14 +120,25 @@ def list_objects(folder: str, **options: str) -> dict[str, int]:
 
     `options` go to boto3's `list_objects_v2`, such as Delimiter="/" for the objects directly in the folder.
     """
+    bucket = _bucket_and_key(folder)[0]
+    entries = [entry for page in _pages(folder, **options) for entry in page.get("Contents", [])]
+    return {f"s3://{bucket}/{entry['Key']}": int(entry["Size"]) for entry in entries}
+
+
+def list_folders(folder: str) -> list[str]:
+    """Addresses of the folders directly in `folder`, each with a slash at its end."""
+    bucket = _bucket_and_key(folder)[0]
+    entries = [entry for page in _pages(folder, Delimiter="/") for entry in page.get("CommonPrefixes", [])]
+    return [f"s3://{bucket}/{entry['Prefix']}" for entry in entries]
+
+
+def _pages(folder: str, **options: str) -> list[dict[str, Any]]:
     bucket, prefix = _bucket_and_key(folder)
     prefix = f"{prefix.rstrip('/')}/".lstrip("/")
     try:
-        pages = client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **options)
-        entries = [entry for page in pages for entry in page.get("Contents", [])]
+        return list(client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **options))
     except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as error:
         raise FileNotFoundError(f"cannot list {folder}: {error}") from error
-    return {f"s3://{bucket}/{entry['Key']}": int(entry["Size"]) for entry in entries}
 
 
 def custom_endpoint() -> str | None:
