@@ -50,6 +50,7 @@ ORDER = {
         "dataset",
         "tensorflow_ops",
         "augment",
+        "keras_file",
         "pretrained",
         "encoders",
         "decoders",

@@ -1,7 +1,9 @@
 """Runs Keras models by the fastest engine that gives the same probabilities: Keras itself, or OpenVINO on a CPU."""
 
 import functools
+import hashlib
 import importlib.util
+import json
 import logging
 import shutil
 import subprocess
@@ -24,6 +26,8 @@ from ocmlflow.storage import hrefs
 
 log = logging.getLogger(__name__)
 
+DIGESTS = "digests.json"
+"""In the folder of a cached model: the SHA-256 of each file."""
 ENGINES = ("auto", "keras", "openvino")
 MAX_DIFFERENCE = 1e-4
 """Largest difference of probabilities between OpenVINO and Keras."""
@@ -76,43 +80,71 @@ def prepare_member(
     is_installed = importlib.util.find_spec("openvino") is not None
     if engine == "openvino" and not is_installed:
         raise InputError('engine=openvino needs OpenVINO: pip install -e ".[openvino]"')
-    keras_member = Member("keras", folder / "keras" / f"{key}.keras", multiple, temperature)
     if engine == "keras" or not is_installed or (engine == "auto" and _has_gpu()):
-        return _copy_keras(keras_member, fetch)
+        return _copy_keras(fetch, Member("keras", folder / "keras" / key / "model.keras", multiple, temperature))
     exported = folder / "openvino" / hrefs.digest(key, version("openvino"), version("keras"))
-    if not exported.exists() and (reason := _export_once(fetch, exported, multiple)):
-        if engine == "openvino":
-            raise InputError(f"{reason}: use engine=keras")
-        log.warning("%s: Keras is used", reason)
-        return _copy_keras(keras_member, fetch)
-    return Member("openvino", exported / "model.xml", multiple, temperature)
+    reason = _fill_once(exported, lambda part: _export_in_subprocess(fetch(), part, multiple))
+    if not reason:
+        return Member("openvino", exported / "model.xml", multiple, temperature)
+    if engine == "openvino":
+        raise InputError(f"{reason}: use engine=keras")
+    log.warning("%s: Keras is used", reason)
+    return _copy_keras(fetch, Member("keras", folder / "keras" / key / "model.keras", multiple, temperature))
 
 
-def _export_once(fetch: Callable[[], Path], exported: Path, multiple: int) -> str:
-    """Export a model to the folder `exported`, which appears once it is complete; returns why that fails, or ""."""
-    part = exported.with_name(f"{exported.name}.{uuid.uuid4().hex}.part")
+def _copy_keras(fetch: Callable[[], Path], member: Member) -> Member:
+    """The member, after its Keras file was copied to where all workers see it."""
+
+    def copy(part: Path) -> str:
+        shutil.copyfile(fetch(), part / member.file.name)
+        return ""
+
+    _fill_once(member.file.parent, copy)
+    return member
+
+
+def _fill_once(folder: Path, fill: Callable[[Path], str]) -> str:
+    """Have a folder filled, which appears once it is complete; returns why that fails, or "".
+
+    A folder whose files still have their digests is left as it is; one that is damaged is filled again.
+    """
+    if folder.exists():
+        if _is_intact(folder):
+            return ""
+        log.warning("%s is damaged, or of an earlier version: it is made again", folder)
+        shutil.rmtree(folder)
+    part = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.part")
     part.mkdir(parents=True)
     try:
-        reason = _export_in_subprocess(fetch(), part, multiple)
+        reason = fill(part)
         if not reason:
-            part.rename(exported)
+            (part / DIGESTS).write_text(json.dumps(_digests(part)))
+            part.rename(folder)
         return reason
     except OSError:
-        if not exported.exists():  # else another process was faster
+        if not folder.exists():  # else another process was faster
             raise
         return ""
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _copy_keras(member: Member, fetch: Callable[[], Path]) -> Member:
-    """Copy a member's Keras file to where all workers see it."""
-    if not member.file.exists():
-        member.file.parent.mkdir(parents=True, exist_ok=True)
-        part = member.file.with_name(f"{uuid.uuid4().hex}.part")
-        shutil.copyfile(fetch(), part)
-        part.replace(member.file)
-    return member
+def _is_intact(folder: Path) -> bool:
+    """Whether the files of a folder have the digests that are written beside them."""
+    try:
+        return bool(json.loads((folder / DIGESTS).read_bytes()) == _digests(folder))
+    except (OSError, ValueError):
+        return False
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file in a folder, by name, without the digests themselves."""
+    digests = {}
+    for file in folder.iterdir():
+        if file.name != DIGESTS:
+            with file.open("rb") as stream:
+                digests[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return digests
 
 
 def _has_gpu() -> bool:
@@ -182,8 +214,9 @@ def _load_keras(file: Path) -> Any:
     """Load a keras.Model; InputError if it has other layers than Keras' own, which could run any code."""
     import keras
 
-    from ocmlflow.training import networks
+    from ocmlflow.training import keras_file, networks
 
+    keras_file.check(file, "the model")
     try:
         return networks.inner_network(keras.saving.load_model(file, compile=False, safe_mode=True))
     except (TypeError, ValueError) as error:

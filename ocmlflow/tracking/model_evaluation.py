@@ -95,4 +95,8 @@ def _read(address: str) -> dict[str, Any]:
     if EVALUATION_FILE not in (Path(file.path).name for file in repository.list_artifacts(None)):
         return {}
     with tempfile.TemporaryDirectory() as folder:
-        return dict(json.loads(Path(repository.download_artifacts(EVALUATION_FILE, folder)).read_text()))
+        try:
+            return dict(json.loads(Path(repository.download_artifacts(EVALUATION_FILE, folder)).read_bytes()))
+        except (TypeError, ValueError) as error:
+            reason = f"{EVALUATION_FILE} of model {address} is damaged ({error})"
+            raise InputError(f"{reason}: restore it from a copy, or evaluate the model again") from error

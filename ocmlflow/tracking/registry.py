@@ -1,6 +1,7 @@
 """Loads models from MLflow, and registers, tags and promotes their versions."""
 
 import logging
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from ocmlflow.storage import hrefs
 from ocmlflow.tracking import model_evaluation, model_facts
 from ocmlflow.tracking.model_evaluation import Evaluation
 from ocmlflow.tracking.model_facts import ModelFacts
+from ocmlflow.training import keras_file
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +61,11 @@ class Model:
             return networks.inner_network(loaded)
         except (MlflowException, OSError) as error:
             raise InputError(f"cannot load model {self.uri}. MLflow says: {error}") from error
-        except (TypeError, ValueError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # Keras raises of many types for a damaged file
+            with tempfile.TemporaryDirectory() as folder:
+                download_keras_file(self, Path(folder))
             raise InputError(f"model {self.uri} is refused, it is not of Keras' own layers alone: {error}") from error
 
     def __str__(self) -> str:
@@ -75,7 +81,7 @@ def load_model(uri: str) -> Model:
         name, version = _registered(uri)
         pinned = f"models:/{name}/{version}" if name else _as_path(uri)
         # Not get_model_info: it needs the logged model, which stays behind when files move to another server.
-        info = mlflow.models.Model.load(pinned)
+        info = _read_mlmodel(pinned, uri)
         if info.flavors.get("keras", {}).get("save_exported_model", True):
             raise InputError(
                 f"model {uri} is no Keras file but {', '.join(sorted(info.flavors))}: that could run any code"
@@ -99,12 +105,14 @@ def load_model(uri: str) -> Model:
 
 
 def download_keras_file(model: Model, folder: Path) -> Path:
-    """Download the Keras file of a model to `folder`; InputError where that fails."""
+    """Download the Keras file of a model to `folder`; InputError where that fails, and where the file is damaged."""
     try:
         # Not by an address of the file: MLflow takes models:/ID/data for a stage of a registered model.
-        return Path(get_artifact_repository(model.pinned).download_artifacts("data/model.keras", str(folder)))
+        file = Path(get_artifact_repository(model.pinned).download_artifacts("data/model.keras", str(folder)))
     except (MlflowException, OSError) as error:
         raise InputError(f"cannot fetch model {model.uri}. MLflow says: {error}") from error
+    keras_file.check(file, f"model {model.uri}")
+    return file
 
 
 def load_champion(name: str) -> Model | None:
@@ -164,6 +172,24 @@ def find_version(run_id: str, name: str) -> str:
         if version.run_id == run_id:
             return str(version.version)
     raise InputError(f"run {run_id} has registered no version of {name}; `ocmlflow send` sends what is unsent")
+
+
+def _read_mlmodel(pinned: str, uri: str) -> mlflow.models.Model:
+    """What the file MLmodel of a model says; InputError where it is damaged."""
+    try:
+        info = mlflow.models.Model.load(pinned)
+        if all(isinstance(value, dict) for value in (info.metadata or {}, *info.flavors.values())):
+            return info
+        reason = "its flavors or its metadata are no mapping"
+    except (MlflowException, OSError, MemoryError):
+        raise
+    except Exception as error:  # of YAML, or of MLflow where the content is of another type
+        raise InputError(_damaged_mlmodel(uri, " ".join(str(error).split()))) from error
+    raise InputError(_damaged_mlmodel(uri, reason))
+
+
+def _damaged_mlmodel(uri: str, reason: str) -> str:
+    return f"the file MLmodel of model {uri} is damaged ({reason}): restore it from a copy, or train the model again"
 
 
 def _registered(uri: str) -> tuple[str, str]:

@@ -63,6 +63,42 @@ def test_openvino_gives_what_keras_gives_exported_once(file, folder, name):
     np.testing.assert_allclose(found, network(plain)()(images), atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["model.bin", "model.xml", engine.DIGESTS])
+@pytest.mark.parametrize("change", ["a byte", "half", "lost"])
+def test_a_damaged_export_is_made_again(file, folder, monkeypatch, caplog, name, change):
+    fast = member(file, folder, "openvino")
+    whole = {path.name: path.read_bytes() for path in fast.file.parent.iterdir()}
+    path, content = fast.file.with_name(name), whole[name]
+    if change == "lost":
+        path.unlink()
+    else:
+        middle = len(content) // 2
+        path.write_bytes(
+            content[:middle] + (bytes([content[middle] ^ 1]) + content[middle + 1 :]) * (change == "a byte")
+        )
+    exports = []
+
+    def export(_, part, __) -> str:  # the exporter takes half a minute
+        exports.append(part)
+        for other in ("model.bin", "model.xml"):
+            (part / other).write_bytes(whole[other])
+        return ""
+
+    monkeypatch.setattr(engine, "_export_in_subprocess", export)
+    assert member(file, folder, "openvino") == fast
+    assert f"{fast.file.parent} is damaged" in caplog.text
+    assert {path.name: path.read_bytes() for path in fast.file.parent.iterdir()} == whole
+    assert member(file, folder, "openvino") == fast
+    assert len(exports) == 1
+
+
+def test_a_damaged_copy_of_the_keras_file_is_made_again(file, folder):
+    plain = member(file, folder, "keras")
+    plain.file.write_bytes(file.read_bytes()[:-100])
+    assert member(file, folder, "keras") == plain
+    assert plain.file.read_bytes() == file.read_bytes()
+
+
 def test_the_number_of_threads_changes_nothing(file, folder, tmp_path):
     """So that workers, which have some of the cores, give what one process gives."""
     code = (

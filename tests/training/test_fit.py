@@ -13,6 +13,7 @@ import pytest
 from keras import layers
 
 from ocmlflow.chips import chip_set
+from ocmlflow.chips.zarr_store import RemoteFolder
 from ocmlflow.errors import InputError
 from ocmlflow.training import dataset, losses, optimizer
 from ocmlflow.training import fit as fitting
@@ -324,4 +325,4 @@ def test_a_chip_that_cannot_be_read_is_named(made, split):
             return file.read(-1 if count is None else count)
 
     with pytest.raises(InputError, match=f"^cannot read {scene}.zarr/.*: the server is away$"):
-        fit(replace(made, folder=fetch))
+        fit(replace(made, folder=RemoteFolder("s3://away/chips", fetch, made.folder)))
