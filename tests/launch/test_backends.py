@@ -211,7 +211,7 @@ def test_the_image_runs_as_nobody_holds_code_and_no_more(docker_engine, project_
         for pattern in ("ocmlflow/**/*", "entrypoints/*.py")
         for path in ROOT.glob(pattern)
     }
-    assert set(files) == {file for file in sent if file.endswith((".py", ".html"))} | {
+    assert set(files) == {file for file in sent if file.endswith((".py", ".html", ".typed"))} | {
         "/app/MLproject",
         "/app/conda.yaml",
     }
