@@ -28,7 +28,8 @@ def main(words: list[str] | None = None) -> None:
     elif not words or words[0] in ("-h", "--help"):
         print(_usage())
     elif words[0] not in VERBS:
-        sys.exit(f"ocmlflow: no command {words[0]}\n\n{_usage()}")
+        print(f"{_usage()}\n\nocmlflow: error: there is no command {words[0]}", file=sys.stderr)
+        sys.exit(2)
     else:
         importlib.import_module(f"ocmlflow.cli.{words[0]}").main(words[1:])
 

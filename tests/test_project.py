@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 VERBS = ("prepare", "train", "evaluate", "compare", "protocol", "predict", "main")
 TOOLS = ("doctor", "launch", "send", "server")
 """What is run without `mlflow run`, which needs a tracking server first, and has no run of its own."""
-VALUES = {"name": "blocks"}
+VALUES = {"name": "blocks", "models": "x,y"}
 """Of parameters that do not take any word."""
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
 

@@ -10,12 +10,10 @@ from ocmlflow.storage import hrefs
 
 
 def code_digest() -> str:
-    """Digest of the code of package and entry points, committed or not: 32 hex digits."""
-    root = Path(ocmlflow.__file__).parent.parent
-    files = sorted(
-        [*root.glob("ocmlflow/**/*.py"), *root.glob("entrypoints/**/*.py"), *root.glob("ocmlflow/**/*.html")]
-    )
-    return hrefs.digest(*(f"{file.relative_to(root)}\0{file.read_text()}" for file in files))
+    """Digest of the package's code and templates, committed or not: 32 hex digits."""
+    package = Path(ocmlflow.__file__).parent
+    files = sorted([*package.glob("**/*.py"), *package.glob("**/*.html")])
+    return hrefs.digest(*(f"{file.relative_to(package.parent)}\0{file.read_text()}" for file in files))
 
 
 def installed_packages() -> str:
@@ -39,6 +37,8 @@ def code_tags() -> dict[str, str]:
     """Tags that MLflow does not set itself: digest of the code, version of Python, whether the code is committed."""
     root = Path(ocmlflow.__file__).parent.parent
     tags = {"ocmlflow.code": code_digest(), "ocmlflow.python": platform.python_version()}
+    if not (root / "MLproject").exists():
+        return tags  # an installed package, perhaps within somebody's checkout of something else
     try:
         status = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
         tags["ocmlflow.git.dirty"] = str(bool(status.stdout.strip())).lower()
