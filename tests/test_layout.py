@@ -22,6 +22,7 @@ ORDER = {
         "folders",
         "stac_reader",
         "catalog",
+        "label_pairing",
         "geotiff",
         "resample",
         "partial_read",

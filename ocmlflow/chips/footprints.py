@@ -8,7 +8,7 @@ import numpy as np
 import pyproj
 import shapely
 
-from ocmlflow.chips import label_files, label_filter, label_table, labels
+from ocmlflow.chips import label_files, label_filter, label_formats, label_table, labels
 from ocmlflow.chips.label_files import Features, State
 from ocmlflow.chips.label_table import LabelTable
 from ocmlflow.errors import InputError
@@ -69,11 +69,30 @@ def read(
             else:
                 features = label_files.read_all(href, layer=layer, where=where)
                 file = _footprints(features, crs)
-                _check_usable(features, file)
+                check_usable(features, file.states)
         except InputError as error:
             raise InputError(f"labels {href} of scene {scene.id}: {error}") from error
         files.append(replace(file, remarks=tuple(f"labels {href}: {remark}" for remark in file.remarks)))
+    if files and all(href in tables for href in scene.labels) and not any(len(file.polygons) for file in files):
+        files.append(_nothing_near(scene, crs, extent, tables))
     return _joined(files)
+
+
+def _nothing_near(scene: Scene, crs: str, extent: shapely.Polygon, tables: Mapping[str, LabelTable]) -> LabelFootprints:
+    """No footprints, with a remark; InputError where the shared label files do not even cover ground near the scene."""
+    names = ", ".join(scene.labels)
+    if not any(_meets(tables[href].bounds, _box(tables[href], crs, extent)) for href in scene.labels):
+        raise InputError(
+            f"none of the footprints of labels {names} lies on or around scene {scene.id}, {scene.image}: check that "
+            "they belong together and that their CRS is the one they name"
+        )
+    nothing = np.empty(0, dtype=object), np.empty(0, int), np.empty(0, np.uint8)
+    remark = f"no footprint of labels {names} is on it: it is cut as ground without buildings; aoi= tells if it is not"
+    return LabelFootprints(*nothing, duplicates=0, remarks=(remark,))
+
+
+def _meets(one: label_formats.Box, other: label_formats.Box) -> bool:
+    return one[0] <= other[2] and other[0] <= one[2] and one[1] <= other[3] and other[1] <= one[3]
 
 
 def _joined(files: list[LabelFootprints]) -> LabelFootprints:
@@ -94,11 +113,15 @@ def _joined(files: list[LabelFootprints]) -> LabelFootprints:
 
 def _near(table: LabelTable, crs: str, extent: shapely.Polygon) -> LabelFootprints:
     """The footprints of a shared file near a scene."""
-    to_file = _transformer(crs, table.crs)
-    box = to_file.transform_bounds(*extent.buffer(NEAR_M).bounds)
-    if box[0] > box[2]:  # across 180 degrees
-        box = (-np.inf, box[1], np.inf, box[3])
-    return _footprints(label_table.near(table, box), crs)
+    return _footprints(label_table.near(table, _box(table, crs, extent)), crs)
+
+
+def _box(table: LabelTable, crs: str, extent: shapely.Polygon) -> label_formats.Box:
+    """A box around a scene in the CRS of a shared file."""
+    left, bottom, right, top = _transformer(table.crs, crs).transform_bounds(
+        *extent.buffer(NEAR_M).bounds, direction="INVERSE"
+    )
+    return (left, bottom, right, top) if left <= right else (-np.inf, bottom, np.inf, top)  # across 180 degrees
 
 
 def _footprints(features: Features, crs: str) -> LabelFootprints:
@@ -112,11 +135,11 @@ def _footprints(features: Features, crs: str) -> LabelFootprints:
     states[usable[repaired]] = State.REPAIRED
     states[usable[~has_area]] = State.EMPTY
     states[usable[~on_earth]] = State.OUTSIDE
-    remarks = [*_remarks(features, states), *_lines_and_points(shapes[on_earth])]
+    told = [*remarks(features, states), *_lines_and_points(shapes[on_earth])]
     if len(polygons) and features.crs:
         middle = shapely.centroid(features.geometries[usable[owners[0]]])
-        remarks += filter(None, [geobox.place_doubt(features.crs, crs, middle.x, middle.y)])
-    return LabelFootprints(polygons, usable[owners], states, 0, tuple(remarks))
+        told += filter(None, [geobox.place_doubt(features.crs, crs, middle.x, middle.y)])
+    return LabelFootprints(polygons, usable[owners], states, 0, tuple(told))
 
 
 def _projected(features: Features, chosen: np.ndarray, crs: str) -> np.ndarray:
@@ -128,40 +151,39 @@ def _projected(features: Features, chosen: np.ndarray, crs: str) -> np.ndarray:
     return np.asarray(shapely.transform(shapes, lambda points: np.column_stack(transformer.transform(*points.T))))
 
 
-def _transformer(source: pyproj.CRS | str | None, target: pyproj.CRS | str | None) -> pyproj.Transformer:
-    if source is None or target is None:
+def _transformer(source: pyproj.CRS | None, target: str) -> pyproj.Transformer:
+    if source is None:
         raise InputError("the file names no CRS; save it with one, or as GeoJSON in degrees")
     try:
         return pyproj.Transformer.from_crs(source, target, always_xy=True)
     except pyproj.exceptions.ProjError as error:
-        name = (source if isinstance(source, pyproj.CRS) else pyproj.CRS(target)).name
         raise InputError(
-            f"its CRS, {name}, does not say where on earth it lies: save it in one that does, such as EPSG:4326, or, "
-            "if only the name is wrong, give it the right one, say with ogr2ogr -a_srs EPSG:CODE"
+            f"its CRS, {source.name}, does not say where on earth it lies: save it in one that does, such as "
+            "EPSG:4326, or, if only the name is wrong, give it the right one, say with ogr2ogr -a_srs EPSG:CODE"
         ) from error
 
 
-def _remarks(features: Features, states: np.ndarray) -> list[str]:
+def remarks(features: Features, states: np.ndarray) -> list[str]:
     """What was odd about the features of a file, in words."""
     counts = {state: int((states == state).sum()) for state in State}
-    remarks = []
+    found = []
     if counts[State.REFUSED]:
         number, reason = next(iter(features.reasons.items()))
-        remarks.append(f"{counts[State.REFUSED]} of {len(states)} features cannot be read; feature {number}: {reason}")
+        found.append(f"{counts[State.REFUSED]} of {len(states)} features cannot be read; feature {number}: {reason}")
     if counts[State.REPAIRED]:
-        remarks.append(
+        found.append(
             f"{counts[State.REPAIRED]} features repaired, whose rings were open or crossed, or parts overlapped"
         )
     if counts[State.EMPTY]:
-        remarks.append(f"{counts[State.EMPTY]} features without an area left out")
+        found.append(f"{counts[State.EMPTY]} features without an area left out")
     if counts[State.LEFT_OUT] == len(states) > 0:
-        remarks.append(f"where leaves out all {len(states)} features")
+        found.append(f"where leaves out all {len(states)} features")
     if features.doubts:
-        remarks.append(
+        found.append(
             f"{label_filter.counted(features.doubts)} seem to be no buildings, and are burnt as such; choose the "
             "buildings, say with where=\"building!='no'\""
         )
-    return remarks
+    return found
 
 
 def _lines_and_points(shapes: np.ndarray) -> list[str]:
@@ -176,10 +198,9 @@ def _lines_and_points(shapes: np.ndarray) -> list[str]:
     return [f"left out, since footprints are polygons: {', '.join(found)}"] if found else []
 
 
-def _check_usable(features: Features, footprints: LabelFootprints) -> None:
-    """Raise InputError where a file has features, and none of them can be used."""
-    states = footprints.states
-    if not len(states) or len(footprints.polygons) or (states == State.LEFT_OUT).any():
+def check_usable(features: Features, states: np.ndarray) -> None:
+    """Raise InputError where a file has features, and by their states none of them can be used."""
+    if not len(states) or np.isin(states, (State.USED, State.REPAIRED, State.LEFT_OUT)).any():
         return
     reason = next((f"; feature {number}: {text}" for number, text in features.reasons.items()), "")
     shapes = features.geometries[~shapely.is_missing(features.geometries)]

@@ -88,7 +88,11 @@ def read(href: str, *, layer: str | None, where: str | None, box: Box | None = N
 
 def read_all(href: str, *, layer: str | None, where: str | None, box: Box | None = None) -> Features:
     """All features of a label file, as of `read`."""
-    parts = list(read(href, layer=layer, where=where, box=box))
+    return join(list(read(href, layer=layer, where=where, box=box)))
+
+
+def join(parts: list[Features]) -> Features:
+    """The batches of one file as one."""
     return Features(
         np.concatenate([part.geometries for part in parts]),
         np.concatenate([part.numbers for part in parts]),
@@ -99,13 +103,12 @@ def read_all(href: str, *, layer: str | None, where: str | None, box: Box | None
     )
 
 
-def read_crs(href: str, *, layer: str | None) -> pyproj.CRS | None:
-    """CRS of a local file that GDAL reads; None where it names none."""
+def read_place(href: str, *, layer: str | None) -> tuple[pyproj.CRS | None, Box]:
+    """CRS and bounds of a local file that GDAL reads; the CRS is None where it names none."""
     try:
-        file = hrefs.local_path(href)
-        source, name = label_formats.find_layer(file, layer)
-        crs = pyogrio.read_info(source, layer=name)["crs"]
-        return pyproj.CRS(crs) if crs else None
+        source, name = label_formats.find_layer(hrefs.local_path(href), layer)
+        info = pyogrio.read_info(source, layer=name, force_total_bounds=True)
+        return pyproj.CRS(info["crs"]) if info["crs"] else None, info["total_bounds"]
     except InputError:
         raise
     except Exception as error:

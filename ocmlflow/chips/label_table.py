@@ -7,7 +7,7 @@ milliseconds.
 
 import posixpath
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,11 +38,13 @@ class LabelTable:
     """Path of its table; None for a file with an index of its own."""
     crs: pyproj.CRS | None
     """None where the file names none."""
+    bounds: Box
+    """Of all its features, in its CRS."""
     layer: str | None
     where: str | None
     """Which features are chosen, as of `label_files.read`."""
-    about: Features
-    """What was found in the file as a whole, without geometries; nothing for a file with an index of its own."""
+    about: Features | None
+    """What was found in the file, without the geometries; None for a file with an index, which was not read."""
 
 
 def open_file(href: str, path: Path, *, layer: str | None, where: str | None) -> LabelTable:
@@ -50,21 +52,19 @@ def open_file(href: str, path: Path, *, layer: str | None, where: str | None) ->
 
     Raises InputError where the file cannot be read.
     """
-    nothing = np.empty(0, dtype=object), np.empty(0, int)
     if posixpath.splitext(href)[1].lower() in INDEXED and not hrefs.is_remote(href):
-        about = Features(*nothing, np.empty(0, np.uint8), {}, Counter(), label_files.read_crs(href, layer=layer))
-        return LabelTable(href, None, about.crs, layer, where, about)
-    states: list[np.ndarray] = []
-    reasons: dict[int, str] = {}
-    doubts: Counter[str] = Counter()
+        crs, box = label_files.read_place(href, layer=layer)
+        return LabelTable(href, None, crs, box, layer, where, None)
+    parts, bounds = [], []
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
         for features in label_files.read(href, layer=layer, where=where):
             writer.write_batch(_rows(features))
-            states.append(features.states)
-            reasons.update(features.reasons)
-            doubts += features.doubts
-    about = Features(*nothing, np.concatenate(states), reasons, doubts, features.crs)
-    return LabelTable(href, str(path), features.crs, layer, where, about)
+            bounds.append(_bounds(features))
+            parts.append(replace(features, geometries=np.empty(0, dtype=object)))
+    about = label_files.join(parts)
+    left, bottom = np.min(bounds, axis=0)[:2].tolist()
+    right, top = np.max(bounds, axis=0)[2:].tolist()
+    return LabelTable(href, str(path), about.crs, (left, bottom, right, top), layer, where, about)
 
 
 def near(table: LabelTable, box: Box) -> Features:
@@ -94,3 +94,10 @@ def _rows(features: Features) -> pa.RecordBatch:
     return pa.record_batch(
         [pa.array(values, field.type) for values, field in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA
     )
+
+
+def _bounds(features: Features) -> np.ndarray:
+    """Left, bottom, right and top of the features that can be used; infinitely small where there are none."""
+    each = shapely.bounds(features.geometries[features.states <= State.REPAIRED])
+    lowest, highest = each[:, :2].min(axis=0, initial=np.inf), each[:, 2:].max(axis=0, initial=-np.inf)
+    return np.concatenate([lowest, highest])

@@ -1,7 +1,11 @@
 """Plans a cut before any pixel is written: which scenes, what is known of them, which chips, in which split."""
 
 import logging
-from concurrent.futures import Executor
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,19 +14,23 @@ import numpy as np
 import pandas as pd
 from geopandas import GeoDataFrame
 
-from ocmlflow.chips import chip_set, scene_survey, splits
+from ocmlflow.chips import chip_set, footprints, label_table, scene_survey, splits
 from ocmlflow.chips.chip_set import Rules
 from ocmlflow.chips.label_files import State
+from ocmlflow.chips.label_table import LabelTable
 from ocmlflow.chips.scene_survey import SceneSurvey
 from ocmlflow.errors import InputError
 from ocmlflow.pipeline.options import PrepareOptions
 from ocmlflow.progress import progress_bar
 from ocmlflow.redaction import redact
-from ocmlflow.scenes import asset_roles, catalog
+from ocmlflow.scenes import asset_roles, catalog, label_pairing
 from ocmlflow.scenes.catalog import Scene
 from ocmlflow.storage import hrefs
 
 log = logging.getLogger(__name__)
+
+LARGE_BYTES = 50_000_000
+"""Local label files of more bytes are read place by place even if only one scene uses them."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +48,28 @@ class ChipPlan:
 def labelled_scenes(options: PrepareOptions) -> list[Scene]:
     """The scenes that are asked for; InputError where none of them has labels."""
     mosaics = Path(options.work) / "mosaics" if options.mosaic else None
-    scenes = catalog.read_scenes(options.catalog, mosaics=mosaics)
-    scenes = catalog.select(scenes, scenes=options.scenes, places=options.places)
-    if not any(scene.labels for scene in scenes):
-        names = " or ".join(f"NAME{suffix}" for suffix in asset_roles.LABEL_FILES)
+    everything = catalog.read_scenes(options.catalog, mosaics=mosaics)
+    scenes = catalog.select(everything, scenes=options.scenes, places=options.places)
+    if options.labels:
+        scenes, unused = label_pairing.with_labels(scenes, options.labels), []
+    else:
+        unused = label_pairing.unused_files(everything)
+    unused_names = label_pairing.some_names(unused)
+    suffixes = ", ".join(f"NAME{suffix}" for suffix in asset_roles.LABEL_FILES)
+    unlabelled = [scene.id for scene in scenes if not scene.labels]
+    if len(unlabelled) == len(scenes):
         raise InputError(
             f"none of the {len(scenes)} scenes of {options.catalog} has labels: an asset is labels by a key or role "
             f"such as `labels`; a label item is found by its `source` link, by the id SCENE{asset_roles.LABEL_SUFFIX} "
-            f"or by its scene's geometry; a label file by its image's name ({names}), beside it or in labels/"
+            f"or by its scene's geometry; a label file by its image's name ({suffixes}), "
+            "beside it or in labels/; labels=FILE gives one file to all scenes"
+            + (f", such as {unused_names}" if unused else "")
         )
+    if unlabelled:
+        names = label_pairing.some_names(unlabelled)
+        log.warning("%d of %d scenes have no labels and are left out: %s", len(unlabelled), len(scenes), names)
+    if unused:
+        log.warning("label files that no image of their name uses: %s; labels=FILE gives one to all", unused_names)
     return scenes
 
 
@@ -123,19 +144,33 @@ def _survey(
     table = {scene.id: _first_row(scene) for scene in scenes}
     labelled = [scene for scene in scenes if scene.labels]
     aoi = catalog.read_area(options.aoi) if options.aoi else None
-    futures = [
-        executor.submit(
-            scene_survey.survey,
-            scene,
-            gsd=options.gsd,
-            black_m2=options.black_m2,
-            bbox=options.bbox,
-            aoi=aoi,
-            layer=options.layer,
-            where=options.where,
+    with _label_tables(labelled, options) as tables:
+        futures = [
+            executor.submit(
+                scene_survey.survey,
+                scene,
+                gsd=options.gsd,
+                black_m2=options.black_m2,
+                bbox=options.bbox,
+                aoi=aoi,
+                layer=options.layer,
+                where=options.where,
+                tables={href: tables[href] for href in scene.labels if href in tables},
+            )
+            for scene in labelled
+        ]
+        surveys = _collect(labelled, futures, table, options)
+    if not surveys:
+        raise InputError(
+            f"no scene of {options.catalog} with labels can be cut; bbox={options.bbox}, aoi={options.aoi}"
         )
-        for scene in labelled
-    ]
+    return surveys, table
+
+
+def _collect(
+    labelled: list[Scene], futures: list[Future[SceneSurvey | None]], table: dict[str, Any], options: PrepareOptions
+) -> list[SceneSurvey]:
+    """The surveys of the scenes that can be cut; sets the rows of all scenes in the table."""
     surveys = []
     for scene, future in progress_bar(zip(labelled, futures, strict=True), len(labelled), "surveying"):
         try:
@@ -151,12 +186,40 @@ def _survey(
             surveys.append(survey)
             table[scene.id] |= _survey_row(survey, options)
         else:
-            table[scene.id]["status"] = "outside bbox" if aoi is None else "outside aoi or bbox"
-    if not surveys:
-        raise InputError(
-            f"no scene of {options.catalog} with labels can be cut; bbox={options.bbox}, aoi={options.aoi}"
-        )
-    return surveys, table
+            table[scene.id]["status"] = "outside bbox" if options.aoi is None else "outside aoi or bbox"
+    return surveys
+
+
+@contextmanager
+def _label_tables(scenes: list[Scene], options: PrepareOptions) -> Iterator[dict[str, LabelTable]]:
+    """The label files that several scenes share, and large ones, ready to be read place by place."""
+    uses = Counter(href for scene in scenes for href in set(scene.labels))
+    shared = [href for href, count in uses.items() if count > 1 or _is_large(href)]
+    if not shared:
+        yield {}
+        return
+    Path(options.work).mkdir(parents=True, exist_ok=True)  # all workers see this folder
+    with tempfile.TemporaryDirectory(prefix="labels-", dir=options.work) as folder:
+        yield {
+            href: _open_shared(href, Path(folder) / f"{number}.arrow", options) for number, href in enumerate(shared)
+        }
+
+
+def _is_large(href: str) -> bool:
+    path = hrefs.local_path(href)
+    return not hrefs.is_remote(href) and path.is_file() and path.stat().st_size > LARGE_BYTES
+
+
+def _open_shared(href: str, path: Path, options: PrepareOptions) -> LabelTable:
+    try:
+        table = label_table.open_file(href, path.absolute(), layer=options.layer, where=options.where)
+        if table.about:
+            footprints.check_usable(table.about, table.about.states)
+            if odd := footprints.remarks(table.about, table.about.states):
+                log.warning("labels %s: %s", redact(href), "; ".join(odd))
+    except InputError as error:
+        raise InputError(f"labels {href}: {error}") from error
+    return table
 
 
 def leave_out(row: dict[str, Any], error: InputError) -> None:
@@ -170,12 +233,12 @@ def _first_row(scene: Scene) -> dict[str, Any]:
 
 
 def _survey_row(survey: SceneSurvey, options: PrepareOptions) -> dict[str, Any]:
-    footprints = survey.footprints
+    drawn = survey.footprints
     return {
         "status": "found",
         "native_gsd": round(survey.native_gsd, 4),
         "gsd": options.gsd,
-        "footprints": footprints.drawn,
-        **{state.name.lower(): footprints.count(state) for state in State},  # add up to `footprints`
-        "duplicates": footprints.duplicates,
+        "footprints": drawn.drawn,
+        **{state.name.lower(): drawn.count(state) for state in State},  # add up to `footprints`
+        "duplicates": drawn.duplicates,
     }

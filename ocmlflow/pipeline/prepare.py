@@ -88,21 +88,9 @@ def _cut_key(options: PrepareOptions, scenes: list[Scene]) -> str:
         [scene.id, scene.place, scene.catalog, *map(fingerprint, (*scene.files, *_label_parts(scene)))]
         for scene in scenes
     ]
-    names = (
-        "layer",
-        "where",
-        "bbox",
-        "gsd",
-        "size",
-        "stride",
-        "min_valid",
-        "empty_share",
-        "label",
-        "buffer_m",
-        "black_m2",
-    )
+    names = ("bbox", "gsd", "size", "stride", "min_valid", "empty_share", "label", "buffer_m", "black_m2")
     given = parameters(options)
-    rules = [given[name] for name in (*names, "skip_unreadable")]
+    rules = [given[name] for name in (*names, "layer", "where", "skip_unreadable")]
     rules.append(options.aoi and _fingerprint(options.aoi))
     if options.empty_share < 1:  # which empty chips are written depends on the ground held out
         rules += _split_rules(options)

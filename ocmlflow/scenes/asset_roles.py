@@ -10,7 +10,18 @@ import pystac
 from ocmlflow.scenes import headers
 
 LABEL_SUFFIX = "-labels"  # of label items of the challenge, which have no `source` link
-LABEL_FILES = {".geojson": "application/geo+json", ".gpkg": "application/geopackage+sqlite3"}
+LABEL_FILES = {
+    ".geojson": "application/geo+json",
+    ".geojsonl": "application/geo+json-seq",
+    ".geojsons": "application/geo+json-seq",
+    ".ndjson": "application/geo+json-seq",
+    ".gpkg": "application/geopackage+sqlite3",
+    ".fgb": "application/flatgeobuf",
+    ".parquet": "application/vnd.apache.parquet",
+    ".geoparquet": "application/vnd.apache.parquet",
+    ".shp": "application/vnd.shp",
+    ".kml": "application/vnd.google-earth.kml+xml",
+}
 IMAGE_FILES = {".tif": "image/tiff", ".tiff": "image/tiff"}
 
 _LABELS = re.compile(r"(.*[-_ ])?(labels?|buildings?)([-_ ].*)?")
