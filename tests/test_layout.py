@@ -1,9 +1,17 @@
 """The package is a line of folders: imports point backwards only, and each library enters where it belongs."""
 
 import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+
+from ocmlflow.__main__ import VERBS
 
 ROOT = Path(__file__).parents[1]
 ORDER = {
@@ -181,6 +189,21 @@ def imports(name: str) -> set[str]:
     return found
 
 
+def imported_at_the_top(file: Path) -> set[str]:
+    """Names of the packages that a file imports when it is itself imported."""
+    nodes: list[ast.AST] = [ast.parse(file.read_text())]
+    found = set()
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(str(node.module).partition(".")[0])
+        elif not isinstance(node, ast.FunctionDef):
+            nodes += ast.iter_child_nodes(node)
+    return found
+
+
 def path(name: str) -> Path:
     return ROOT / "ocmlflow" / f"{name.replace('.', '/')}.py"
 
@@ -216,3 +239,39 @@ def test_a_library_enters_where_it_belongs(name):
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_is_short(name):
     assert len(path(name).read_text().splitlines()) <= 300
+
+
+@pytest.mark.parametrize("file", [*ROOT.glob("ocmlflow/**/*.py")], ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_module_can_be_imported_on_windows_and_macos(file):
+    assert not imported_at_the_top(file) & {"fcntl", "grp", "pwd", "resource", "termios"}
+
+
+def test_what_is_imported_is_declared():
+    """By the distribution that brings it, with an extra where it is not always needed."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    declared = {re.split(r"[\[<>=!~; ]", line)[0].lower().replace("_", "-") for lines in groups for line in lines}
+    imported = {dotted.partition(".")[0] for name in MODULES for dotted in imports(name)}
+    distributions = packages_distributions()
+    for package in imported - sys.stdlib_module_names - {"ocmlflow"}:
+        brought_by = {name.lower().replace("_", "-") for name in distributions[package]}
+        assert brought_by & declared, (
+            f"{package} comes with {', '.join(brought_by)}, which pyproject.toml does not declare"
+        )
+
+
+def test_entry_points_are_a_few_lines():
+    assert {file.stem for file in ROOT.glob("entrypoints/[a-z]*.py")} == set(VERBS)
+    for file in ROOT.glob("entrypoints/*.py"):
+        assert len(file.read_text().splitlines()) <= 15
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("command", ["entrypoints.{}", "ocmlflow {}"])
+def test_help_takes_less_than_a_second_of_cpu(command, verb):
+    before = os.times()
+    command = [sys.executable, "-m", *command.format(verb).split(), "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    after = os.times()
+    assert done.stdout.startswith(f"usage: ocmlflow {verb}")
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 1

@@ -205,8 +205,7 @@ def log_params(values: Mapping[str, Any]) -> None:
 @contextmanager
 def child(verb: str, name: str, parameters: Mapping[str, Any]) -> Iterator[Run]:
     """A child run of the active run, with that name."""
-    experiment = active().info.experiment_id
-    with mlflow.start_run(experiment_id=experiment, nested=True, run_name=name) as active_child:
+    with mlflow.start_run(experiment_id=active().info.experiment_id, nested=True, run_name=name) as active_child:
         mlflow.log_params(dict(parameters))
         mlflow.set_tag(VERB, verb)
         yield active_child
