@@ -140,6 +140,10 @@ def test_exit_statuses_are_those_of_shells(installed):
     assert mistaken.status == 1
     assert mistaken.err.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in mistaken.err
+    for backend in ("kubernetes", "databricks"):
+        launched = installed.run("launch", "--step", "train", "--backend", backend)
+        assert launched.status == 1
+        assert launched.err.startswith("error: launch sends a copy of the project's code")
     for words in (["predict"], ["predict", "--images", "a", "--output", "b", "--tta", "all"], ["conquer"]):
         misused = installed.run(*words)
         assert misused.status == 2, misused.err

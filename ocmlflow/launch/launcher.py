@@ -61,6 +61,11 @@ def run(
     launched, has not started after `pending_minutes`, or fails. Ctrl-C and SIGTERM end the step too, and raise
     KeyboardInterrupt.
     """
+    if not (ROOT / "MLproject").exists():
+        raise InputError(
+            "launch sends a copy of the project's code, and this package is installed without its checkout: "
+            "run `python -m ocmlflow launch` in a checkout"
+        )
     launch = _Launch(step, parameters, config or CONFIGURATIONS[backend], experiment, 60 * pending_minutes, show)
     with _sigterm_as_interrupt(), tempfile.TemporaryDirectory(prefix="ocmlflow-") as folder:
         if backend == "kubernetes":
