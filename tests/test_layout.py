@@ -47,6 +47,7 @@ ORDER = {
         "footprints",
         "scene_survey",
         "zarr_store",
+        "ground_blocks",
         "splits",
         "chip_set",
         "block_cutting",

@@ -1,17 +1,19 @@
 """Splits chips into training, validation and test by ground, so that no two splits share any; and into folds."""
 
 import hashlib
+import logging
 from dataclasses import dataclass
 
 import geopandas as gpd
 import numpy as np
 import pandas as pd
-import shapely
 
+from ocmlflow.chips import ground_blocks
+from ocmlflow.chips.ground_blocks import touches
 from ocmlflow.errors import InputError
 
-TOUCH_TOLERANCE_DEG = 1e-7
-"""Outlines nearer than this touch: about a centimetre, more than they move when they are reprojected."""
+log = logging.getLogger(__name__)
+
 TRAIN, VALIDATION, TEST, UNUSED = "train", "validation", "test", "unused"
 SPLITS = (TRAIN, VALIDATION, TEST)
 
@@ -28,18 +30,25 @@ class _Request:
 
 
 def assign(
-    index: gpd.GeoDataFrame, *, validation: str | None, test: str | None, folds: int | None, block_m: float, seed: int
+    index: gpd.GeoDataFrame,
+    *,
+    validation: str | None,
+    test: str | None,
+    folds: int | None,
+    block_m: float | np.ndarray,
+    seed: int,
 ) -> gpd.GeoDataFrame:
     """The index with column `split` (train, validation, test) and, with `folds`, column `fold` (0 to folds - 1).
 
     `validation` and `test` each name places or scenes, separated by commas, or are the share (0 to 1) of all chips to
-    hold out. Shares are drawn by `seed` from square blocks of ground of `block_m` metres, the share of test first,
-    among blocks whose chips no name holds out. With `folds`, every block belongs to one of that many equal parts, the
+    hold out. Shares are drawn by `seed` from square blocks of ground of `block_m` metres (one side for all, or one for
+    each chip), the share of test first, among blocks whose chips no name holds out: about that share of each place that
+    has enough blocks for it, others are logged. With `folds`, every block belongs to one of that many equal parts, the
     first of which is for validation; `validation` and `test` are None then. A split depends on where chips lie, never
     on what they show. Raises InputError for unknown names and for splits that would be empty.
     """
     if folds:
-        index = index.assign(fold=_deal_folds(index, folds, block_m, seed))
+        index = index.assign(fold=ground_blocks.deal(index, folds, block_m, seed))
         return index.assign(split=np.where(index.fold == 0, VALIDATION, TRAIN))
     known = set(index.place) | set(index.scene)
     texts = {TEST: test, VALIDATION: validation}
@@ -50,7 +59,8 @@ def assign(
         if request.share is None:
             held_out = _in_places(index, request.text)
         else:
-            held_out = free & _draw_blocks(index, free, request.share, block_m, seed)
+            held_out = free & ground_blocks.draw(index, free, request.share, block_m, seed)
+            _log_places_left_out(index, free, held_out, request, block_m)
         if (held_out & ~free).any():
             raise InputError(f"{(held_out & ~free).sum()} chips of validation={validation} are in test={test} as well")
         if not held_out.any() or not (free & ~held_out).any():
@@ -60,6 +70,41 @@ def assign(
             )
         split[held_out] = request.split
     return index.assign(split=split.astype(str))
+
+
+def fitting_block_m(
+    index: gpd.GeoDataFrame,
+    *,
+    validation: str | None,
+    test: str | None,
+    folds: int | None,
+    size: int,
+    gsd: float,
+    seed: int,
+) -> np.ndarray:
+    """(rows,) float: side in metres of the blocks to split each chip's place by, where the user names none.
+
+    See `ground_blocks.fitting_side`. Chips have `size` pixels of `gsd` metres along a side; the other arguments are
+    those of `assign`. Raises InputError where no place has ground enough to hold out a part of it.
+    """
+    known = set(index.place) | set(index.scene)
+    texts = {TEST: test, VALIDATION: validation}
+    requests = [_read_request(name, text, known) for name, text in texts.items() if text is not None]
+    share = 1 / folds if folds else sum(request.share or 0 for request in requests)
+    sides = np.full(len(index), ground_blocks.LARGEST_M)
+    if not 0 < share < 1:
+        return sides
+    fitting = {
+        str(place): ground_blocks.fitting_side(rows, share=share, blocks=folds or 2, smallest_m=size * gsd, seed=seed)
+        for place, rows in index.groupby("place")
+    }
+    if not any(fitting.values()):
+        raise InputError(_too_small_text(index, size, gsd))
+    for place, side in fitting.items():
+        sides[(index.place == place).to_numpy()] = side or ground_blocks.LARGEST_M
+    if small := [f"{place} {side:g} m" for place, side in fitting.items() if side and side < ground_blocks.LARGEST_M]:
+        log.info("blocks of ground are smaller where a place is small (block_m sets them): %s", ", ".join(small))
+    return sides
 
 
 def drop_touching(index: gpd.GeoDataFrame) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]:
@@ -111,13 +156,6 @@ def sample_ids(ids: pd.Series, share: float, seed: int) -> np.ndarray:
     return np.array([int.from_bytes(digest[:8], "big") < share * 2**64 for digest in digests], bool)
 
 
-def touches(index: gpd.GeoDataFrame, other: gpd.GeoDataFrame) -> np.ndarray:
-    """(rows,) bool: which chips of `index` touch or overlap a chip of `other` on the ground."""
-    tree = shapely.STRtree(other.geometry.to_numpy())
-    pairs = tree.query(index.geometry.to_numpy(), predicate="dwithin", distance=TOUCH_TOLERANCE_DEG)
-    return np.isin(np.arange(len(index)), pairs[0])
-
-
 def shares_ground(index: gpd.GeoDataFrame, other: gpd.GeoDataFrame) -> np.ndarray:
     """(rows,) bool: which chips of `index` touch a chip of `other`, or show buildings in the very same pixels."""
     # Equal pixels are the same ground under another georeference; empty chips can be equal by chance.
@@ -144,12 +182,6 @@ def check_disjoint(index: gpd.GeoDataFrame) -> None:
             )
 
 
-def spatial_blocks(index: gpd.GeoDataFrame, block_m: float) -> np.ndarray:
-    """(rows,) int: number, from 0, of the square of ground of `block_m` metres that the middle of each chip lies in."""
-    cells = [index.utm, index.x // block_m, index.y // block_m]
-    return np.asarray(pd.MultiIndex.from_arrays(cells).factorize(sort=True)[0])
-
-
 def _read_request(split: str, text: str, known: set[str]) -> _Request:
     """What `text` wants held out: names, which may be digits alone, or a share; InputError where it is neither."""
     if _names(text) <= known:
@@ -167,7 +199,11 @@ def _read_request(split: str, text: str, known: set[str]) -> _Request:
 
 
 def _advice(
-    index: gpd.GeoDataFrame, free: np.ndarray, request: _Request, requests: list[_Request], block_m: float
+    index: gpd.GeoDataFrame,
+    free: np.ndarray,
+    request: _Request,
+    requests: list[_Request],
+    block_m: float | np.ndarray,
 ) -> str:
     """What would help where a request leaves a split empty."""
     if sum(each.share or 0 for each in requests) >= 1:
@@ -175,9 +211,39 @@ def _advice(
     if request.share is None:
         return f"Places: {', '.join(sorted(set(index.place)))}"
     return (
-        f"They lie on {_block_count(index[free], block_m)}: use smaller blocks (block_m) and, where chips are few, "
-        "smaller chips (size)"
+        f"They lie on {ground_blocks.count_text(index, free, block_m)}: use smaller blocks (block_m) and, where chips "
+        "are few, smaller chips (size)"
     )
+
+
+def _too_small_text(index: gpd.GeoDataFrame, size: int, gsd: float) -> str:
+    """Why the largest place cannot be split, and at which size of chips it could."""
+    largest = index[index.place == index.place.mode()[0]]
+    width, height = (np.ptp(largest[axis]) + size * gsd for axis in ("x", "y"))
+    third = max(64, int(max(width, height) / 3 / gsd // 32 * 32))
+    return (
+        f"{len(index)} chips of {size * gsd:g} m are too few to hold out some that touch no training chip: the ground "
+        f"of {largest.place.iloc[0]} is {width:.0f} x {height:.0f} m. Use smaller chips, such as size={third}, or more "
+        "ground"
+    )
+
+
+def _log_places_left_out(
+    index: gpd.GeoDataFrame, free: np.ndarray, held_out: np.ndarray, request: _Request, block_m: float | np.ndarray
+) -> None:
+    """Log the places of which no chip is held out for a share."""
+    places = index.place.to_numpy()
+    left_out = sorted(set(places[free]) - set(places[held_out]))
+    if left_out and held_out.any():
+        counts = (
+            f"{place} ({ground_blocks.count_text(index, free & (places == place), block_m)})" for place in left_out
+        )
+        log.warning(
+            "%s=%s holds out no chip of %s: too little ground for that share; smaller blocks (block_m) would do",
+            request.split,
+            request.text,
+            ", ".join(counts),
+        )
 
 
 def _in_places(index: gpd.GeoDataFrame, names: str) -> np.ndarray:
@@ -191,55 +257,3 @@ def _names(text: str) -> set[str]:
 
 def _side_by_side(index: gpd.GeoDataFrame, size: int) -> np.ndarray:
     return np.asarray((index.row % size == 0) & (index.col % size == 0))
-
-
-def _draw_blocks(index: gpd.GeoDataFrame, free: np.ndarray, share: float, block_m: float, seed: int) -> np.ndarray:
-    """(rows,) bool: chips of random blocks, at least one, whose free chips are about this share of all chips."""
-    blocks = _shuffled_blocks(index, block_m, seed)
-    free_sizes = np.bincount(blocks.of_chip[free], minlength=len(blocks.order))
-    order = blocks.order[free_sizes[blocks.order] > 0]
-    # A block is taken while its middle lies within the share: on average neither too many chips nor too few.
-    taken = np.cumsum(free_sizes[order]) - free_sizes[order] / 2 <= share * len(index)
-    taken[0] = True
-    return np.isin(blocks.of_chip, order[taken])
-
-
-def _block_count(index: gpd.GeoDataFrame, block_m: float) -> str:
-    """Number of blocks that the chips lie on, in words."""
-    count = int(spatial_blocks(index, block_m).max()) + 1
-    return f"{count} block{'s' * (count > 1)} of {block_m:g} m"
-
-
-def _deal_folds(index: gpd.GeoDataFrame, folds: int, block_m: float, seed: int) -> np.ndarray:
-    """(rows,) int: fold of each chip's block; the largest blocks are dealt first, each to the smallest fold so far."""
-    blocks = _shuffled_blocks(index, block_m, seed)
-    if len(blocks.sizes) < folds:
-        raise InputError(
-            f"folds={folds}: the scenes lie on {_block_count(index, block_m)}: use smaller blocks (block_m) or fewer "
-            "folds"
-        )
-    fold_sizes = np.zeros(folds)
-    fold_of_block = np.zeros(len(blocks.sizes), int)
-    for block in sorted(blocks.order, key=lambda block: -blocks.sizes[block]):
-        smallest = fold_sizes.argmin()
-        fold_of_block[block] = smallest
-        fold_sizes[smallest] += blocks.sizes[block]
-    return fold_of_block[blocks.of_chip]
-
-
-@dataclass(frozen=True)
-class _Blocks:
-    """Blocks of ground, numbered from 0."""
-
-    of_chip: np.ndarray
-    """(rows,) int: block of each chip."""
-    sizes: np.ndarray
-    """(blocks,) int: chips of each block."""
-    order: np.ndarray
-    """(blocks,) int: the blocks in random order."""
-
-
-def _shuffled_blocks(index: gpd.GeoDataFrame, block_m: float, seed: int) -> _Blocks:
-    of_chip = spatial_blocks(index, block_m)
-    sizes = np.bincount(of_chip)
-    return _Blocks(of_chip, sizes, np.random.default_rng(seed).permutation(len(sizes)))

@@ -11,7 +11,7 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 
-from ocmlflow.chips import chip_set, splits
+from ocmlflow.chips import chip_set, ground_blocks
 from ocmlflow.chips.zarr_store import Folder
 from ocmlflow.errors import InputError
 from ocmlflow.probability import Predict, to_levels
@@ -64,7 +64,7 @@ def collect(
     columns = {
         "resolution": _classes(rows.native_gsd, RESOLUTIONS),
         "density": _classes(rows.building_share, DENSITIES),
-        "block": splits.spatial_blocks(rows, block_m),
+        "block": ground_blocks.spatial_blocks(rows, block_m),
     }
     return Predictions(folder, rows.reset_index(drop=True).assign(**columns), levels, coded)
 

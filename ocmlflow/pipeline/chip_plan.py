@@ -81,19 +81,19 @@ def make(scenes: list[Scene], options: PrepareOptions, executor: Executor) -> Ch
     if not sum(map(len, candidates)):
         raise no_imagery(options)
     chips = pd.concat([chips for chips in candidates if len(chips)], ignore_index=True)
-    chips = splits.assign(
-        chips,
-        validation=options.effective_validation,
-        test=options.test,
-        folds=options.folds,
-        block_m=options.block_m,
-        seed=options.seed,
-    )
+    held_out: dict[str, Any] = {
+        "validation": options.effective_validation,
+        "test": options.test,
+        "folds": options.folds,
+        "seed": options.seed,
+    }
+    block_m = options.block_m or splits.fitting_block_m(chips, **held_out, size=options.size, gsd=options.gsd)
+    chips = splits.assign(chips, **held_out, block_m=block_m)
     if not options.folds:
         splits.drop_touching(splits.without_overlap(chips, size=options.size))  # fails now, not after the cutting
     sampled = splits.sample_ids(chips.id, options.empty_share, options.seed)
-    held_out = np.asarray(chips.split != splits.TRAIN) | bool(options.folds)
-    return ChipPlan(surveys, table, chips.assign(keep_empty=held_out | sampled))
+    not_training = np.asarray(chips.split != splits.TRAIN) | bool(options.folds)
+    return ChipPlan(surveys, table, chips.assign(keep_empty=not_training | sampled))
 
 
 def no_imagery(options: PrepareOptions) -> InputError:

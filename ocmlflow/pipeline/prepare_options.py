@@ -158,8 +158,15 @@ class PrepareOptions(Options):
         high=100,
         metavar="N",
     )
-    block_m: float = option(
-        500.0, "Side in metres of the blocks of ground that are held out.", group="split", low=10, metavar="METRES"
+    block_m: float | None = option(
+        None,
+        "Side in metres of the blocks of ground that are held out. Without it, 500, and in a place that is too small "
+        "for it half of that, a quarter and so on, down to one chip, until training keeps half of its chips. Scores on "
+        "small blocks are flattered more, as held-out ground lies nearer to training: for a figure to rely on, hold "
+        "out whole places, or give block_m.",
+        group="split",
+        low=10,
+        metavar="METRES",
     )
     seed: int = option(
         0, "Seed that draws the held-out blocks and the empty chips.", group="split", low=0, high=SEED_MAX, metavar="N"

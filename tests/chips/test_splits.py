@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from rasterio.windows import Window
 
-from ocmlflow.chips import splits
+from ocmlflow.chips import ground_blocks, splits
 from ocmlflow.errors import InputError
 from ocmlflow.scenes import geobox
 from ocmlflow.scenes.geobox import GeoBox
@@ -259,3 +259,65 @@ def test_a_drawn_share_is_about_that_share_and_holds_when_more_come():
     assert (drawn != splits.sample_ids(ids, 0.3, 8)).any()
     assert splits.sample_ids(ids, 1, 7).all()
     assert not splits.sample_ids(ids, 0, 7).any()
+
+
+def fitted(index, *, validation="0.2", folds=None, size=512):
+    """The split with blocks that follow the ground, and their sides by place."""
+    held_out = {"validation": validation, "test": None, "folds": folds, "seed": 0}
+    block_m = splits.fitting_block_m(index, **held_out, size=size, gsd=0.1)
+    sides = dict(zip(index.place, block_m.tolist(), strict=True))
+    return splits.drop_touching(splits.assign(index, **held_out, block_m=block_m))[0], sides
+
+
+def town_of(place: str, side: int, number: int = 0):
+    """An index of side x side chips of 51.2 m, in a place of its own."""
+    away = Affine.translation(0, -20_000 * number) @ TRANSFORM
+    return chips_of(f"{place}1", place, rows=side, cols=side, transform=away, size=512, stride=512)
+
+
+@pytest.mark.parametrize(("side", "block_m"), [(3, 125), (4, 125), (5, 62.5), (8, 250), (12, 500), (20, 500)])
+def test_blocks_follow_the_ground_and_a_small_scene_can_be_trained(side, block_m):
+    kept, sides = fitted(town_of("acc", side))
+    assert sides == {"acc": block_m}
+    train, validation = ((kept.split == name).sum() for name in ("train", "validation"))
+    assert train >= 0.3 * side**2
+    assert 1 <= validation <= 0.4 * side**2
+
+
+def test_ground_that_cannot_be_split_is_told_which_chips_would_do():
+    message = (
+        r"4 chips of 51\.2 m are too few .* the ground of acc is 102 x 102 m\. Use smaller chips, such as size=320"
+    )
+    with pytest.raises(InputError, match=message):
+        fitted(town_of("acc", 2))
+    kept, _ = fitted(chips_of("acc1", "acc", rows=4, cols=4, size=320, stride=320), size=320)
+    assert {"train", "validation"} == set(kept.split)
+
+
+def test_a_share_takes_blocks_of_every_place_that_has_ground_for_it(caplog):
+    towns = [town_of(place, side, number) for number, (place, side) in enumerate((("big", 40), ("b", 20), ("c", 12)))]
+    index = pd.concat(towns, ignore_index=True)
+    kept = splits.assign(index, validation="0.1", test="0.1", folds=None, block_m=128.0, seed=0)
+    for held_out in ("validation", "test"):
+        shares = (kept.split == held_out).groupby(kept.place).mean()
+        assert shares.between(0.05, 0.16).all(), shares
+    assert not caplog.records
+    hamlet = town_of("hamlet", 2, 3)
+    splits.assign(pd.concat([index, hamlet]), validation="0.1", test=None, folds=None, block_m=500.0, seed=0)
+    assert "validation=0.1 holds out no chip of " in caplog.text
+    assert "hamlet (1 block of 500 m): too little ground for that share; smaller blocks (block_m)" in caplog.text
+
+
+def test_blocks_of_a_small_town_are_smaller_than_those_of_a_large_one():
+    kept, sides = fitted(pd.concat([town_of("big", 40), town_of("small", 6, 1)], ignore_index=True), validation="0.1")
+    assert sides == {"big": 500, "small": 250}
+    for place in ("big", "small"):
+        assert set(kept[kept.place == place].split) == {"train", "validation"}
+
+
+def test_folds_of_a_small_scene_have_ground_enough():
+    index = town_of("acc", 8)
+    sides = splits.fitting_block_m(index, validation=None, test=None, folds=4, size=512, gsd=0.1, seed=0)
+    dealt = splits.assign(index, validation=None, test=None, folds=4, block_m=sides, seed=0)
+    assert set(dealt.fold) == {0, 1, 2, 3}
+    assert sides[0] < ground_blocks.LARGEST_M

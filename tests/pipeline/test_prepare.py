@@ -199,6 +199,7 @@ def test_chips_without_folds_have_none(tmp_path, run):
         chip_set.load(found.folder, fold=0)
     rules = {**found.rules, "stride": 48}  # as earlier versions took it
     shutil.copytree(found.folder, tmp_path / "old")
+    (tmp_path / "old" / chip_set.FILE_LIST).unlink()  # else the change of the rules would be noticed
     chip_set.save(tmp_path / "old", found.index.assign(fold=0), rules, [], {})
     with pytest.raises(InputError, match=r"fold=0: these chips come from an earlier version.* prepare them again"):
         chip_set.load(tmp_path / "old", fold=0)
@@ -321,9 +322,20 @@ def test_a_server_that_is_busy_is_asked_again_and_a_no_is_told(tmp_path, run, we
 def test_what_cannot_be_split_fails_before_a_chip_is_cut(tmp_path, run, monkeypatch):
     monkeypatch.setattr("ocmlflow.chips.cutting.cut", None)
     with pytest.raises(InputError, match=r"validation=0\.2 puts 20 of 20 chips into validation"):
-        run(catalog=places(tmp_path), scenes="a1")
+        run(catalog=places(tmp_path), scenes="a1", block_m=500)
+    catalog = str(tmp_path / "catalog.json")
     with pytest.raises(InputError, match="folds=9: the scenes lie on 3 blocks of 500 m"):
-        run(catalog=str(tmp_path / "catalog.json"), folds=9)
+        run(catalog=catalog, folds=9, block_m=500)
+    with pytest.raises(
+        InputError, match=r"chips of 19\.2 m are too few .* Use smaller chips, such as size=\d+, or more"
+    ):
+        run(catalog=catalog, scenes="a1", size=192)
+
+
+def test_one_small_scene_is_split_by_default(tmp_path, run):
+    _, chips = run(catalog=places(tmp_path), scenes="a1")
+    assert len(chips.select("train")) >= 6
+    assert len(chips.select("validation")) >= 2
 
 
 def test_a_folder_without_labels_is_told_how_they_are_named(tmp_path, run):
