@@ -100,11 +100,13 @@ ORDER = {
     ],
     "tracking": [
         "provenance",
+        "limits",
         "model_facts",
         "model_evaluation",
         "outbox",
         "outbox_sender",
         "runs",
+        "child_runs",
         "run_artifacts",
         "run_search",
         "registry",

@@ -16,7 +16,8 @@ from ocmlflow.pipeline import score_log, scoring
 from ocmlflow.pipeline.option_values import names
 from ocmlflow.pipeline.options import CompareOptions, parameters
 from ocmlflow.pipeline.scoring import ScoreRules
-from ocmlflow.tracking import chip_artifacts, registry, run_artifacts, runs
+from ocmlflow.tracking import child_runs, chip_artifacts, registry, run_artifacts, runs
+from ocmlflow.tracking.registry import Model
 
 log = logging.getLogger(__name__)
 
@@ -36,28 +37,30 @@ def run(options: CompareOptions) -> pd.DataFrame:
         first = registry.load_model(models[0]) if models else None
         chips_run = chip_artifacts.resolve_run(options.chips or (first.facts.chips if first else None))
         chips = chip_artifacts.open_chips(chips_run, fold=scoring.fold_of(first, chips_run) if first else None)
-        score_log.log_chips(chips_run, chips)
+        score_log.log_chips(chips_run, chips, rules.split)
         cards: list[Scorecard] = []
         for name in (*models, *masks):
             work = Path(scratch) / str(len(cards))
             work.mkdir()
-            score = _score_model if len(cards) < len(models) else scoring.score_masks
-            cards.append(score(name, chips, rules, work))
-            _log_contestant(cards[-1], chips_run, chips)
+            model = registry.load_model(name) if len(cards) < len(models) else None
+            cards.append(
+                _score_model(model, chips, rules, work) if model else scoring.score_masks(name, chips, rules, work)
+            )
+            _log_contestant(cards[-1], chips_run, chips, rules.split, model)
         return _log_differences(cards, rules)
 
 
-def _score_model(name: str, chips: ChipSet, rules: ScoreRules, work: Path) -> Scorecard:
-    model = registry.load_model(name)
+def _score_model(model: Model, chips: ChipSet, rules: ScoreRules, work: Path) -> Scorecard:
     scoring.check_fair(model, chips, rules.split)
     return scoring.score_model(model, chips, rules, work)
 
 
-def _log_contestant(card: Scorecard, chips_run: str, chips: ChipSet) -> None:
+def _log_contestant(card: Scorecard, chips_run: str, chips: ChipSet, split: str, model: Model | None) -> None:
     """Log a scorecard as a child run with the metrics of `evaluate`."""
-    with runs.child("compared", card.name, {"model": card.name}):
-        score_log.log_chips(chips_run, chips)
-        run_artifacts.log_scores(scorecard.metric_values(card))
+    with child_runs.child("compared", card.name, {"model": card.name}):
+        dataset = score_log.log_chips(chips_run, chips, split, model)
+        model_id = model.key if model else None
+        run_artifacts.log_scores(scorecard.metric_values(card), model_id=model_id, dataset=dataset)
         runs.describe(score_log.headline(card))
     log.info("%s: %s", card.name, score_log.headline(card))
 
@@ -71,9 +74,9 @@ def _log_differences(cards: list[Scorecard], rules: ScoreRules) -> pd.DataFrame:
     summaries = [scorecard.summary(card) for card in cards]
     plain = {name: scorecard.json_values(rows.to_dict("records")) for name, rows in differences.items()}
     run_artifacts.log_json({"models": summaries, "differences": plain}, "compare.json")
-    for number, card in enumerate(others, start=1):
+    for card in others:
         iou = differences[card.name].query("place == 'all' and score == 'iou'").iloc[0]
-        key = f"difference{number}/iou"
+        key = f"difference/{card.name[-200:]}/iou"  # the last folders of masks tell them apart
         run_artifacts.log_scores({key: iou.difference, f"{key}_low": iou.low, f"{key}_high": iou.high})
     page = report.page(
         "compare.html",

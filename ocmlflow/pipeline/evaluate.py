@@ -12,6 +12,7 @@ from ocmlflow.storage import hrefs
 from ocmlflow.tracking import chip_artifacts, provenance, registry, runs
 from ocmlflow.tracking.model_evaluation import Evaluation
 from ocmlflow.tracking.registry import Model
+from ocmlflow.tracking.run_artifacts import Dataset
 
 TEST_VERDICT = "Test chips, at the version's own threshold and temperature: nothing was chosen or promoted on them."
 MASKS_VERDICT = "Masks of another tool: there is nothing to promote."
@@ -38,9 +39,9 @@ def key(options: EvaluateOptions) -> str:
 def _score_masks(options: EvaluateOptions, masks: str, work: Path) -> Scorecard:
     chips_run = chip_artifacts.resolve_run(options.chips)
     chips = chip_artifacts.open_chips(chips_run)
-    score_log.log_chips(chips_run, chips)
+    dataset = score_log.log_chips(chips_run, chips, options.split)
     card = scoring.score_masks(masks, chips, score_rules(options), work)
-    score_log.log_card(card, score_rules(options), verdict=MASKS_VERDICT, origin="")
+    score_log.log_card(card, score_rules(options), verdict=MASKS_VERDICT, origin="", dataset=dataset)
     return card
 
 
@@ -49,21 +50,26 @@ def _score_model(options: EvaluateOptions, work: Path) -> Scorecard:
     chips_run = chip_artifacts.resolve_run(options.chips or model.facts.chips)
     chips = chip_artifacts.open_chips(chips_run, fold=scoring.fold_of(model, chips_run))
     scoring.check_fair(model, chips, options.split)
-    score_log.log_chips(chips_run, chips)
+    dataset = score_log.log_chips(chips_run, chips, options.split, model)
     rules = score_rules(options)
     card = scoring.score_model(model, chips, rules, work)
     if options.split == "test":
-        score_log.log_card(card, rules, verdict=TEST_VERDICT, origin=score_log.origin(model))
+        score_log.log_card(
+            card, rules, verdict=TEST_VERDICT, origin=score_log.origin(model), dataset=dataset, model=model
+        )
     else:
-        _decide(options, model, card, chips, chips_run)
+        _decide(options, model, card, chips, chips_run, dataset)
     return card
 
 
-def _decide(options: EvaluateOptions, model: Model, card: Scorecard, chips: ChipSet, chips_run: str) -> None:
+def _decide(
+    options: EvaluateOptions, model: Model, card: Scorecard, chips: ChipSet, chips_run: str, dataset: Dataset
+) -> None:
     """Log the card with the decision, and give the model its threshold, temperature, score and alias."""
     rules = score_rules(options)
     decision = promotion.decide(model, card, chips, rules, promote=options.promote, margin=options.margin)
-    score_log.log_card(card, rules, verdict=decision.verdict, origin=score_log.origin(model))
+    origin = score_log.origin(model)
+    score_log.log_card(card, rules, verdict=decision.verdict, origin=origin, dataset=dataset, model=model)
     tags = {"iou": f"{card.counts.iou:.4f}", "report": f"runs:/{runs.active().info.run_id}/report.html"}
     evaluation = Evaluation(card.threshold, card.pixels.temperature, chips_run)
     registry.record_evaluation(model, evaluation, tags, f"{score_log.headline(card)} {decision.verdict}")

@@ -21,6 +21,7 @@ from ocmlflow.pipeline.prediction_setup import PredictionSetup
 from ocmlflow.prediction import output, scene_map, scene_tiles, submission
 from ocmlflow.prediction.scene_map import MapFiles
 from ocmlflow.progress import progress_bar, silent
+from ocmlflow.redaction import redact
 from ocmlflow.scenes.catalog import Scene
 from ocmlflow.storage import hrefs
 from ocmlflow.tracking import run_artifacts, runs
@@ -75,6 +76,7 @@ def run(options: PredictOptions) -> list[SceneMap]:
         setup = prediction_setup.set_up(options)
         runs.set_tags({"ocmlflow.model": setup.model_names, "ocmlflow.model.run": setup.models[0].facts.run})
         runs.log_metrics({"threshold_used": setup.settings.threshold / 100})
+        _log_input(setup, options)
         with work_folder.hold(setup.folder) as folder:
             _map_all(setup, folder, options)
             marks = {name: _read_mark(folder, name) for name in setup.checks}
@@ -87,6 +89,20 @@ def run(options: PredictOptions) -> list[SceneMap]:
         found = [maps[scene.id] for scene in setup.scenes]
         _log(found, f"{len(found)} scenes of `{options.images}` by **{setup.model_names}**, in `{options.output}`")
         return found
+
+
+def _log_input(setup: PredictionSetup, options: PredictOptions) -> None:
+    """Log the scenes as input data of the active run, named after their places, and the models."""
+    table = pd.DataFrame([{"scene": scene.id, "image": redact(scene.image)} for scene in setup.scenes])
+    places = " ".join(sorted({scene.place for scene in setup.scenes} - {""}))
+    run_artifacts.log_input(
+        table,
+        f"scenes {places}".strip(),
+        source=redact(hrefs.absolute(options.images)),
+        digest=hrefs.digest(table.to_csv(index=False)),
+        context="inference",
+        models=[model.key for model in setup.models],
+    )
 
 
 def _predict_share(options: PredictOptions, number: int, of: int) -> None:

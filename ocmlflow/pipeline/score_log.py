@@ -11,6 +11,7 @@ from ocmlflow.evaluation.scorecard import Scorecard
 from ocmlflow.pipeline.scoring import ScoreRules
 from ocmlflow.tracking import chip_artifacts, run_artifacts, runs
 from ocmlflow.tracking.registry import Model
+from ocmlflow.tracking.run_artifacts import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -30,19 +31,23 @@ def origin(model: Model) -> str:
     return f"trained by run {facts.run} on chips of run {facts.chips}, {facts.gsd} m per pixel"
 
 
-def log_chips(chips_run: str, chips: ChipSet) -> None:
-    """Tag the active run with the chips that it scores on."""
+def log_chips(chips_run: str, chips: ChipSet, split: str, model: Model | None = None) -> Dataset:
+    """Log the chips that the active run scores on, and the model that it scores."""
     runs.set_tags({"ocmlflow.chips.run": chips_run, chip_artifacts.DIGEST: chip_set.digest(chips.index)})
+    return chip_artifacts.log_dataset(chips, split, model)
 
 
-def log_card(card: Scorecard, rules: ScoreRules, *, verdict: str, origin: str) -> None:
+def log_card(
+    card: Scorecard, rules: ScoreRules, *, verdict: str, origin: str, dataset: Dataset, model: Model | None = None
+) -> None:
     """Log the score and the verdict; metrics, tables, pictures and the report go to the active run.
 
-    `origin` says where the model comes from; it is empty for masks of another tool.
+    The metrics are those of the model on the dataset too. `origin` says where the model comes from; it is empty for
+    masks of another tool.
     """
     log.info("%s: %s %s", card.name, headline(card), verdict)
     summary = scorecard.summary(card)
-    run_artifacts.log_scores(summary["scores"])
+    run_artifacts.log_scores(summary["scores"], model_id=model.key if model else None, dataset=dataset)
     shown = _log_examples(card)
     run_artifacts.log_json({**summary, "verdict": verdict, "facts": origin}, "report.json")
     for by in scores.GROUPS:

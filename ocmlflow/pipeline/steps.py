@@ -12,7 +12,7 @@ import ocmlflow
 from ocmlflow.errors import InputError
 from ocmlflow.pipeline import prepare, train
 from ocmlflow.pipeline.options import PrepareOptions, TrainOptions, from_text, words
-from ocmlflow.tracking import chip_artifacts, registry, run_search, runs
+from ocmlflow.tracking import child_runs, chip_artifacts, registry, run_search
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +47,12 @@ def step(verb: str, given: Mapping[str, object], *, key: str | None = None, titl
     if finished:
         log.info("%s: run %s did the same already", verb, finished.info.run_id)
         return str(finished.info.run_id)
-    run_id = runs.create_child(f"{verb} {title}".strip())
+    run_id = child_runs.create_child(f"{verb} {title}".strip())
     status = subprocess.run(
         [sys.executable, "-m", "ocmlflow", verb, *words(given)], env=_environment(run_id)
     ).returncode
     if status:
-        runs.end_if_running(run_id, "FAILED")  # a process that was killed could not
+        child_runs.end_if_running(run_id, "FAILED")  # a process that was killed could not
         raise InputError(f"step {verb} failed; its own message stands above")
     made = run_search.newest_finished(verb, key=key) if key else None  # a step may continue a run that was interrupted
     return str(made.info.run_id if made else run_id)
@@ -62,4 +62,4 @@ def _environment(run_id: str) -> dict[str, str]:
     """Variables for a step that fills the run, with this very package."""
     package = str(Path(ocmlflow.__file__).parents[1])
     paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    return {**os.environ, **runs.run_variables(run_id), "PYTHONPATH": paths}
+    return {**os.environ, **child_runs.run_variables(run_id), "PYTHONPATH": paths}

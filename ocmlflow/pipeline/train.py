@@ -108,14 +108,22 @@ def _train(options: TrainOptions, active: Run, resumed: Run | None, scratch: Pat
     digest = chip_set.digest(chips.index)
     init = {INIT: options.init} if options.init else {}
     runs.identify({runs.KEY: key(options, digest), CHIPS_RUN: chips_run, **init})
-    chip_artifacts.log_dataset(chips.index, source=chips.rules["catalog"], digest=digest)
+    chip_artifacts.log_dataset(chips, "train")
+    seen = chip_artifacts.log_dataset(chips, "validation")
     state = run_search.download_state(resumed, scratch) if resumed else None
     trained = _fit(chips, options, weights, start_from, state)
     # As a file too: it shows the model that is logged, where the series above ends with the last epoch's.
     picture = previews.validation_sheet(trained.model, chips.folder, chips.select("validation"), options.devices)
     runs.log_image(picture, "validation.jpg")
     facts = _facts(chips, chips_run, digest, options, start_from, active.info.run_id)
-    runs.log_model(networks.for_any_size(trained.model), facts, name=options.name)
+    runs.log_model(
+        networks.for_any_size(trained.model),
+        facts,
+        name=options.name,
+        scores=_scores(trained),
+        dataset=(seen.name, seen.digest),
+        description=_description(trained, facts, options),
+    )
     runs.delete_state()
     _log_result(trained, facts, options)
 
@@ -150,12 +158,24 @@ def _facts(
     )
 
 
+def _scores(trained: _Trained) -> dict[str, float]:
+    """The final figures of a training."""
+    return {"best_epoch": trained.best_epoch, "validation/best_iou": trained.best_iou}
+
+
+def _description(trained: _Trained, facts: ModelFacts, options: TrainOptions) -> str:
+    """What the network is and how good, in a sentence."""
+    return (
+        f"`{facts.architecture}` on `{facts.encoder}`: pooled validation IoU {trained.best_iou:.3f} after epoch "
+        f"{trained.best_epoch} of {options.epochs}, on `{facts.validation}`"
+    )
+
+
 def _log_result(trained: _Trained, facts: ModelFacts, options: TrainOptions) -> None:
     """Log the best epoch, and give the run its description, name and tags."""
-    runs.log_metrics({"best_epoch": trained.best_epoch, "validation/best_iou": trained.best_iou})
+    runs.log_metrics(_scores(trained))
     runs.describe(
-        f"`{facts.architecture}` on `{facts.encoder}`, registered as **{options.name}**: pooled validation IoU "
-        f"{trained.best_iou:.3f} after epoch {trained.best_epoch} of {options.epochs}, on `{facts.validation}`"
+        f"Registered as **{options.name}**: {_description(trained, facts, options)}"
         f"\n\n{runs.picture_markdown('validation.jpg')}"
     )
     runs.name_run("train", f"{facts.validation} {facts.encoder} IoU {trained.best_iou:.3f}")

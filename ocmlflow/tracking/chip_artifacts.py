@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,7 +18,6 @@ from urllib.parse import urlparse
 import geopandas as gpd
 import mlflow
 import pandas as pd
-from mlflow.data.pandas_dataset import from_pandas
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -31,10 +29,11 @@ from ocmlflow.chips.zarr_store import Folder, RemoteFolder
 from ocmlflow.errors import InputError
 from ocmlflow.storage import hrefs, range_cache
 from ocmlflow.storage.range_cache import RangeCache
-from ocmlflow.tracking import run_search, runs
+from ocmlflow.tracking import run_artifacts, run_search, runs
 from ocmlflow.tracking.model_facts import ChipSplit
 from ocmlflow.tracking.outbox_sender import SERVER_ERRORS
 from ocmlflow.tracking.registry import Model
+from ocmlflow.tracking.run_artifacts import Dataset
 
 DIGEST = "ocmlflow.chips.digest"
 """Tag of a run: digest of the chips that it made or used."""
@@ -256,10 +255,15 @@ def _rows(splits: Iterable[ChipSplit], name: str) -> gpd.GeoDataFrame:
     return pd.concat(rows, ignore_index=True)
 
 
-def log_dataset(index: Any, *, source: str, digest: str) -> None:
-    """Log the chips (index rows) as the training data of the active run."""
-    rows = index.drop(columns="geometry")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # integer columns, which have no gaps; the kind of source
-        dataset = from_pandas(rows, source=hrefs.absolute(source), name="chips", digest=digest)
-        mlflow.log_input(dataset, context="training")
+def log_dataset(chips: ChipSet, split: str, model: Model | None = None) -> Dataset:
+    """Log the chips of a split as data of the active run, named after their places, and the model that sees them."""
+    rows = chips.select(split)
+    places = " ".join(sorted(set(rows.place)))
+    return run_artifacts.log_input(
+        rows.drop(columns="geometry"),
+        f"chips {places} {split}",
+        source=hrefs.absolute(chips.rules["catalog"]),
+        digest=chip_set.digest(rows),
+        context={"train": "training"}.get(split, split),
+        models=[model.key] if model else [],
+    )

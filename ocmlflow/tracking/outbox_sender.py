@@ -18,7 +18,7 @@ from PIL import Image
 
 from ocmlflow.errors import InputError
 from ocmlflow.storage import s3
-from ocmlflow.tracking import outbox
+from ocmlflow.tracking import limits, outbox
 from ocmlflow.tracking.outbox import RefusedError, UndeliveredError
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,8 @@ def _send_metrics(run_id: str, content: Mapping[str, Any], folder: Path) -> None
 
 
 def _send_tags(run_id: str, content: Mapping[str, Any], folder: Path) -> None:
-    mlflow.MlflowClient().log_batch(run_id, tags=[RunTag(name, value) for name, value in content["values"].items()])
+    tags = [RunTag(name, value) for name, value in limits.tags(content["values"]).items()]
+    mlflow.MlflowClient().log_batch(run_id, tags=tags)
 
 
 def _send_file(run_id: str, content: Mapping[str, Any], folder: Path) -> None:
@@ -126,15 +127,26 @@ def _send_model(run_id: str, content: Mapping[str, Any], folder: Path) -> None:
     name, facts = content["name"], content["facts"]
     logged, registered = folder / "logged.txt", folder / "registered.txt"
     if not logged.exists():
-        logged.write_text(_log_keras(run_id, folder / "model.keras", facts))
+        logged.write_text(_log_keras(run_id, folder / "model.keras", facts, content.get("title", "model")))
     if not registered.exists():
         registered.write_text(str(mlflow.register_model(logged.read_text(), name).version))
     version = registered.read_text()
+    _log_scores(run_id, logged.read_text().removeprefix("models:/"), content)
+    description = limits.clip(content.get("description", ""), limits.VERSION_DESCRIPTION, "the version's description")
+    client.update_model_version(name, version, description)
     for fact, value in facts.items():
         client.set_model_version_tag(name, version, fact, str(value))
     _make_candidate(name, version)
     client.set_tag(run_id, "ocmlflow.version_made", f"{name}/{version}")
     log.info("registered %s version %s", name, version)
+
+
+def _log_scores(run_id: str, model_id: str, content: Mapping[str, Any]) -> None:
+    """Log the scores of a training as those of its model, on its validation chips."""
+    name, digest = content.get("dataset", (None, None))
+    more = {"model_id": model_id, "dataset_name": name, "dataset_digest": digest, "run_id": run_id}
+    metrics = [Metric(key, value, content["time"], 0, **more) for key, value in content.get("scores", {}).items()]
+    mlflow.MlflowClient().log_batch(run_id, metrics=metrics)
 
 
 def _make_candidate(name: str, version: str) -> None:
@@ -148,8 +160,8 @@ def _make_candidate(name: str, version: str) -> None:
                 raise
 
 
-def _log_keras(run_id: str, file: Path, facts: Mapping[str, Any]) -> str:
-    """Log the Keras model in a file to a run; its address."""
+def _log_keras(run_id: str, file: Path, facts: Mapping[str, Any], title: str) -> str:
+    """Log the Keras model in a file to a run, under that title; its address."""
     import keras
 
     signature = mlflow.models.ModelSignature(
@@ -161,8 +173,9 @@ def _log_keras(run_id: str, file: Path, facts: Mapping[str, Any]) -> str:
     info = mlflow.models.Model.log(
         None,
         mlflow.keras,
-        name="model",
+        name=title,
         run_id=run_id,
+        step=-1,  # MLflow copies what a run logs at the model's step to the model: no system metrics there
         model=keras.saving.load_model(file, compile=False, safe_mode=True),
         signature=signature,
         pip_requirements=[f"mlflow=={mlflow.__version__}", *requirements],

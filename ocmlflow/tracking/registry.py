@@ -15,7 +15,7 @@ from mlflow.store.artifact.utils.models import get_model_name_and_version
 
 from ocmlflow.errors import InputError
 from ocmlflow.storage import hrefs
-from ocmlflow.tracking import model_evaluation, model_facts
+from ocmlflow.tracking import limits, model_evaluation, model_facts
 from ocmlflow.tracking.model_evaluation import Evaluation
 from ocmlflow.tracking.model_facts import ModelFacts
 from ocmlflow.training import keras_file
@@ -153,7 +153,8 @@ def _describe_version(model: Model, tags: Mapping[str, Any], description: str) -
     client = mlflow.MlflowClient()
     for tag, value in tags.items():
         client.set_model_version_tag(model.name, model.version, tag, str(value))
-    client.update_model_version(model.name, model.version, description)
+    short = limits.clip(description, limits.VERSION_DESCRIPTION, "the version's description")
+    client.update_model_version(model.name, model.version, short)
 
 
 def register(name: str) -> None:

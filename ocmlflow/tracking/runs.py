@@ -19,7 +19,7 @@ from PIL import Image
 import ocmlflow
 from ocmlflow import redaction
 from ocmlflow.errors import InputError
-from ocmlflow.tracking import model_facts, outbox_sender, provenance
+from ocmlflow.tracking import limits, model_facts, outbox_sender, provenance
 from ocmlflow.tracking.model_facts import ModelFacts
 from ocmlflow.tracking.outbox import Outbox, UndeliveredError
 from ocmlflow.tracking.outbox_sender import SERVER_ERRORS
@@ -168,10 +168,19 @@ def log_image(image: np.ndarray, name: str, *, step: int | None = None) -> None:
             _log_entry({"do": "image", "key": name, "step": step, "time": now()}, file)
 
 
-def log_model(model: Any, facts: ModelFacts, *, name: str) -> None:
+def log_model(
+    model: Any,
+    facts: ModelFacts,
+    *,
+    name: str,
+    scores: Mapping[str, float] | None = None,
+    dataset: tuple[str, str] | None = None,
+    description: str = "",
+) -> None:
     """Log an uncompiled keras.Model of built-in layers to the active run and register it as `name`.
 
-    The version gets the alias `candidate`. `facts` become its metadata and tags.
+    The version gets the alias `candidate`. `facts` become its metadata and tags; `scores` on `dataset` (name and
+    digest) are shown with the model.
     """
     run_id = active().info.run_id
     outbox = _outboxes.get(run_id)
@@ -179,7 +188,17 @@ def log_model(model: Any, facts: ModelFacts, *, name: str) -> None:
         with tempfile.TemporaryDirectory(dir=outbox.folder if outbox else None) as folder:
             file = Path(folder) / "model.keras"
             model.save(file)
-            _log_entry({"do": "model", "name": name, "facts": model_facts.to_metadata(facts)}, file)
+            content = {
+                "do": "model",
+                "name": name,
+                "title": limits.model_title(facts.architecture, facts.encoder, facts.validation),
+                "facts": model_facts.to_metadata(facts),
+                "scores": dict(scores or {}),
+                "dataset": dataset or (None, None),
+                "description": description,
+                "time": now(),
+            }
+            _log_entry(content, file)
     except SERVER_ERRORS as error:
         raise InputError(f"the model cannot be kept: {error}. Make room, then go on with resume={run_id}") from error
 
@@ -194,44 +213,12 @@ def active() -> Run:
 
 def identify(tags: Mapping[str, str]) -> None:
     """Set tags by which later runs find the active run; they are on the server when this returns."""
-    mlflow.set_tags(dict(tags))
+    mlflow.set_tags(limits.tags(tags))
 
 
 def log_params(values: Mapping[str, Any]) -> None:
     """Log parameters of the active run."""
     mlflow.log_params(dict(values))
-
-
-@contextmanager
-def child(verb: str, name: str, parameters: Mapping[str, Any]) -> Iterator[Run]:
-    """A child run of the active run, with that name."""
-    with mlflow.start_run(experiment_id=active().info.experiment_id, nested=True, run_name=name) as active_child:
-        mlflow.log_params(dict(parameters))
-        mlflow.set_tag(VERB, verb)
-        yield active_child
-
-
-def create_child(name: str) -> str:
-    """Run id of a new child run of the active run, for another process to fill."""
-    parent = active().info
-    tags = {"mlflow.parentRunId": parent.run_id}
-    return str(mlflow.MlflowClient().create_run(parent.experiment_id, tags=tags, run_name=name).info.run_id)
-
-
-def run_variables(run_id: str) -> dict[str, str]:
-    """Environment variables with which another process logs to a run of the same server."""
-    return {
-        "MLFLOW_RUN_ID": run_id,
-        "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
-        "MLFLOW_EXPERIMENT_ID": active().info.experiment_id,
-    }
-
-
-def end_if_running(run_id: str, status: str) -> None:
-    """End a run whose own process did not end it."""
-    client = mlflow.MlflowClient()
-    if client.get_run(run_id).info.status == "RUNNING":
-        client.set_terminated(run_id, status)
 
 
 def describe(text: str) -> None:
@@ -262,11 +249,6 @@ def refer_to(run: Run) -> None:
     made_for_us = os.environ.pop("MLFLOW_RUN_ID", None)
     if made_for_us:
         mlflow.MlflowClient().set_tag(made_for_us, "mlflow.note.content", f"Goes on in run {run.info.run_id}.")
-
-
-def metric_name(name: str) -> str:
-    """The name, with an underscore for each character that MLflow does not allow in names of metrics."""
-    return re.sub(r"[^\w\-./ ]", "_", name)
 
 
 _outboxes: dict[str, Outbox] = {}

@@ -132,7 +132,23 @@ def test_models_are_compared_on_the_same_ground(line):
     iou = next(row for row in rows if (row["place"], row["score"]) == ("kam", "iou"))
     assert iou["difference"] == pytest.approx(iou["model"] - iou["base"])
     assert 0 < iou["low"] <= iou["difference"] <= iou["high"]
-    assert compared.data.metrics["difference1/iou"] == pytest.approx(iou["difference"])
+    assert compared.data.metrics[f"difference/{NAME} version 2/iou"] == pytest.approx(iou["difference"])
+    assert {data.dataset.name for data in same.inputs.dataset_inputs} == {"chips kam validation"}
+
+
+def test_scores_are_those_of_the_model_on_the_chips(line):
+    evaluated = run("evaluate", evaluate, model=f"models:/{NAME}/2", promote="false")
+    model_id = registry.load_model(f"models:/{NAME}/2").key
+    experiment = [evaluated.info.experiment_id]
+    good = mlflow.search_logged_models(experiment, "metrics.iou > 0.7", output_format="list")
+    assert model_id in {model.model_id for model in good}
+    (shown,) = [model for model in good if model.model_id == model_id]
+    assert not [metric.key for metric in shown.metrics if metric.key.startswith("system/")]
+    (iou,) = [metric for metric in shown.metrics if metric.key == "iou" and metric.run_id == evaluated.info.run_id]
+    assert (iou.value, iou.dataset_name) == (evaluated.data.metrics["iou"], "chips kam validation")
+    (seen,) = evaluated.inputs.dataset_inputs
+    assert (seen.dataset.name, seen.tags[0].value) == ("chips kam validation", "validation")
+    assert [one.model_id for one in mlflow.get_run(evaluated.info.run_id).inputs.model_inputs] == [model_id]
 
 
 def test_a_model_against_itself_differs_by_nothing(line):

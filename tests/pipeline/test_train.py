@@ -114,6 +114,20 @@ def test_a_training_is_resumed_from_the_version_that_it_took_though_the_alias_mo
     assert (facts.init, facts.encoder) == ("towns version 1", "encoder1")
 
 
+def test_the_model_of_a_training_shows_its_scores_and_not_those_of_the_machine(broken_off):
+    run = mlflow.get_run(broken_off.info.run_id)
+    logged = mlflow.get_logged_model(registry.load_model("models:/trained@candidate").key)
+    assert logged.name == "architecture1-encoder1-kam"
+    assert {metric.key: metric.value for metric in logged.metrics} == {
+        name: run.data.metrics[name] for name in ("best_epoch", "validation/best_iou")
+    }
+    assert {metric.dataset_name for metric in logged.metrics} == {"chips kam validation"}
+    inputs = {(one.dataset.name, one.tags[0].value) for one in run.inputs.dataset_inputs}
+    assert inputs == {("chips acc train", "training"), ("chips kam validation", "validation")}
+    version = MlflowClient().get_model_version_by_alias("trained", "candidate")
+    assert "pooled validation IoU" in version.description
+
+
 def test_a_training_that_ended_before_it_had_chips_is_begun_anew(line):
     with pytest.raises(InputError, match="there is no encoder nobody"):
         train.run(parsed("train", words(line, encoder="nobody")))
