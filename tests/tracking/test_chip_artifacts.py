@@ -1,12 +1,16 @@
 """Files of chips are fetched through MLflow's artifact repositories."""
 
 import errno
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
+from ocmlflow.chips import chip_set
+from ocmlflow.storage import hrefs
 from ocmlflow.tracking import chip_artifacts
 
 
@@ -53,3 +57,15 @@ def test_a_full_disk_is_an_os_error_at_which_the_cache_makes_room(tmp_path, monk
 def test_any_other_error_stays_that_of_mlflow(tmp_path, monkeypatch):
     with pytest.raises(MlflowException, match="connection reset"):
         fetch(ConnectionError("connection reset"), tmp_path, monkeypatch)
+
+
+def test_chips_in_s3_are_those_of_a_folder(made, s3, tmp_path, monkeypatch):
+    """Chips without the array `parts` too, which readers ask for."""
+    copy = shutil.copytree(made.folder, tmp_path / "chips")
+    hrefs.mirror(str(copy), f"{s3}/chips")
+    monkeypatch.setattr(chip_artifacts, "_address", lambda run_id: f"{s3}/chips")
+    monkeypatch.setattr(chip_artifacts, "CACHE", tmp_path / "cache")
+    remote = chip_set.load(chip_artifacts.open_folder("a" * 32))
+    for row in made.index.itertuples():
+        for ours, theirs in zip(chip_set.read(remote.folder, row), chip_set.read(made.folder, row), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
