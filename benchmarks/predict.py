@@ -246,6 +246,8 @@ def settings(gsd: float, multiple: int) -> MapSettings:
         chip_gsd=gsd,
         on_own_grid=True,
         aoi=None,
+        collar_m2=OWN.collar_m2,
+        stretch=None,
         squared=False,
         skip_unreadable=False,
     )

@@ -130,7 +130,7 @@ def from_s3(image: str, labels: str, address: str, scratch: Path) -> None:
 
 
 def look(scenes: list[Scene]) -> list[SceneSurvey]:
-    found = [scene_survey.survey(scene, gsd=0.1, black_m2=0, bbox=None) for scene in scenes]
+    found = [scene_survey.survey(scene, gsd=0.1, collar_m2=0, bbox=None) for scene in scenes]
     return [one for one in found if one]
 
 
@@ -221,11 +221,12 @@ def timed(function: Callable[..., T], *arguments: Any) -> tuple[T, float, float]
 
 def regridded(image: str, target: Path) -> str:
     """The scene on the very grid that its chips are cut on, compressed as before."""
-    with raster.open_scene(image) as (dataset, own):
+    with raster.open_scene(image) as (scene, own):
+        dataset = scene.dataset
         ground = geobox.utm_grid(own, gsd=0.1)
         place = {"crs": ground.crs, "transform": ground.transform, "height": ground.height, "width": ground.width}
         profile = {**dataset.profile, **place}
-        with rasterio.open(target, "w", **profile) as out, resample.window_reader(dataset, own, ground) as read:
+        with rasterio.open(target, "w", **profile) as out, resample.window_reader(scene, own, ground) as read:
             for window in windows.blocks(ground.height, ground.width, size=4096):
                 pixels = read(window)
                 out.write(np.moveaxis(pixels.image, -1, 0), [1, 2, 3], window=window)

@@ -41,7 +41,7 @@ from ocmlflow.chips import chip_set, cutting, scene_survey, splits
 from ocmlflow.chips.chip_set import ChipSet, Rules
 from ocmlflow.cli import arguments
 from ocmlflow.pipeline.options import STEPS, Options
-from ocmlflow.scenes import catalog, raster
+from ocmlflow.scenes import catalog, raster, resample
 from ocmlflow.scenes.catalog import Scene
 from ocmlflow.scenes.geobox import GeoBox
 from ocmlflow.scenes.raster import Pixels
@@ -221,8 +221,8 @@ def pixels(href: str, target: GeoBox | None = None) -> Pixels:
     with raster.open_scene(href, gsd=GSD) as (dataset, own):
         if target is None:
             return raster.read(dataset, rasterio.windows.Window(0, 0, own.width, own.height))
-        with raster.warp(dataset, own, target) as vrt:
-            return raster.read(vrt, rasterio.windows.Window(0, 0, target.width, target.height))
+        with resample.warp_reader(dataset, own, target) as read:
+            return read(rasterio.windows.Window(0, 0, target.width, target.height))
 
 
 def bright(images: np.ndarray) -> np.ndarray:
@@ -329,10 +329,10 @@ def wrong_zone(*, gsd: float = GSD, size: int = 40) -> Affine:
     return Affine(gsd, 0, x - gsd * size / 2, 0, -gsd, y + gsd * size / 2)
 
 
-def cut(scene: Scene, folder: Path, *, rules: Rules, black_m2: float = 0, **choice) -> gpd.GeoDataFrame:
+def cut(scene: Scene, folder: Path, *, rules: Rules, collar_m2: float = 0, **choice) -> gpd.GeoDataFrame:
     """Cut all of a scene; returns the rows of its chips. `choice` of labels and ground is that of the survey."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = scene_survey.survey(scene, gsd=rules.gsd, black_m2=black_m2, **choice)
+    found = scene_survey.survey(scene, gsd=rules.gsd, collar_m2=collar_m2, **choice)
     chosen = chip_set.candidates(found, rules=rules).assign(keep_empty=True)
     with ThreadPoolExecutor(1) as executor:
         ((_, rows),) = cutting.cut([found], chosen, folder, rules=rules, executor=executor, progress=items)

@@ -9,12 +9,12 @@ import numpy as np
 from affine import Affine
 from rasterio.windows import Window, union
 
-from ocmlflow.chips import chip_set, labels, scene_survey, zarr_store
+from ocmlflow.chips import chip_set, labels, zarr_store
 from ocmlflow.chips.chip_set import Rules
-from ocmlflow.chips.scene_survey import Overview
 from ocmlflow.errors import InputError
 from ocmlflow.scenes import raster, resample
 from ocmlflow.scenes.geobox import GeoBox
+from ocmlflow.scenes.reading_rules import ReadingRules
 from ocmlflow.scenes.resample import ReadWindow
 
 DONE_FOLDER = "blocks"
@@ -57,8 +57,8 @@ class BlockJob:
     """Href of its image."""
     grid: GeoBox
     """Grid of the chips."""
-    overview: Overview | None
-    """None where no black of the scene is to be taken for missing imagery."""
+    reading: ReadingRules
+    """How the image is read."""
     blocks: list[ShardBlock]
     """Side by side, so that parts of the image that two of them need are decoded once."""
     store: Path
@@ -70,8 +70,8 @@ def cut_job(job: BlockJob) -> tuple[str, InputError | None]:
     """Cut the blocks of a job; returns the scene's id, and the error if its image could not be read."""
     try:
         with (
-            raster.open_scene(job.image) as (dataset, own),
-            resample.window_reader(dataset, own, job.grid) as read_window,
+            raster.open_scene(job.image, rules=job.reading) as (image, own),
+            resample.window_reader(image, own, job.grid) as read_window,
         ):
             for block in job.blocks:
                 records = _cut_block(read_window, block, job)
@@ -112,10 +112,6 @@ def _block_arrays(read_window: ReadWindow, area: Window, block: ShardBlock, job:
     """The arrays `image`, `label` (coded) and, if the rules ask for them, `parts` of the area of a block."""
     pixels = read_window(area)
     image, valid = pixels.image, pixels.valid
-    black = scene_survey.black_fill(job.overview, image, area) if job.overview else None
-    if black is not None:
-        valid = valid & ~black
-        image[black] = 0
     raster_grid: dict[str, Any] = {
         "transform": job.grid.transform @ Affine.translation(area.col_off, area.row_off),
         "height": int(area.height),

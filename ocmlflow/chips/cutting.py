@@ -171,7 +171,6 @@ def _jobs(
     tree = shapely.STRtree(survey.footprints.polygons)
     # What is drawn around a footprint reaches into neighbouring blocks; one pixel more allows for rounding.
     reach = max(rules.buffer_m, labels.TOUCHING_M if rules.parts else 0) + rules.gsd
-    overview = survey.overview if survey.overview.black.any() else None
     block_rows: dict[int, list[ShardBlock]] = {}
     for (row, col), rows in candidates.groupby([candidates.row // side, candidates.col // side]):
         number = int(row * across + col)
@@ -187,7 +186,7 @@ def _jobs(
             survey.scene.id,
             survey.scene.image,
             survey.grid,
-            overview,
+            survey.rules,
             row[first : first + BLOCKS_PER_JOB],
             store,
             rules,

@@ -6,26 +6,24 @@ from dataclasses import dataclass, replace
 import numpy as np
 import shapely
 from affine import Affine
-from rasterio.io import DatasetReader
 from rasterio.windows import Window
-from scipy import ndimage
 from shapely.geometry.base import BaseGeometry
-from skimage.measure import label as connected
 
 from ocmlflow.chips import footprints, labels
 from ocmlflow.chips.footprints import LabelFootprints
 from ocmlflow.chips.label_files import State
 from ocmlflow.chips.label_table import LabelTable
 from ocmlflow.errors import InputError
-from ocmlflow.scenes import geobox, raster, resample
+from ocmlflow.scenes import geobox, georeference, inspection, raster, resample
 from ocmlflow.scenes.catalog import Scene
 from ocmlflow.scenes.geobox import GeoBox
+from ocmlflow.scenes.raster import SceneImage
+from ocmlflow.scenes.reading_rules import ReadingRules
+from ocmlflow.scenes.stretching import Stretch
 
 COARSE_M = 1.0
 """Resolution of the overview, in metres per pixel; coarser where its side would have more than MAX_SIDE pixels."""
 MAX_SIDE = 2048
-MAX_BLACK = 10
-"""Largest value of any channel of a black pixel."""
 MOST = 0.5
 """A footprint that covers a larger share of a scene's imagery is doubted."""
 
@@ -38,8 +36,6 @@ class Overview:
     """Pixels of the scene's grid along a side of a coarse pixel."""
     imagery: np.ndarray
     """(rows, cols) bool: where there is imagery."""
-    black: np.ndarray
-    """(rows, cols) bool: large areas of opaque black, which are no imagery, and the coarse pixels next to them."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +53,8 @@ class SceneSurvey:
     """In the CRS of the grid."""
     overview: Overview
     """Where the scene shows imagery."""
+    rules: ReadingRules
+    """How its image is read."""
     remarks: tuple[str, ...]
     """What is odd about the scene, for a log."""
 
@@ -65,7 +63,8 @@ def survey(
     scene: Scene,
     *,
     gsd: float,
-    black_m2: float,
+    collar_m2: float,
+    stretch: Stretch | None = None,
     bbox: tuple[float, float, float, float] | None = None,
     aoi: BaseGeometry | None = None,
     layer: str | None = None,
@@ -74,12 +73,14 @@ def survey(
 ) -> SceneSurvey | None:
     """Survey of a labelled scene; None where it lies outside `bbox` (west, south, east, north) or `aoi`, in degrees.
 
-    A connected area of opaque black of at least `black_m2` square metres counts as no imagery; 0 trusts all black. What
-    lies outside `aoi`, the ground that was labelled, counts as none. `layer`, `where` and `tables` are those of
-    `footprints.read`. Reads the image's header, its smallest overview that is fine enough, and the labels. Raises
-    InputError for an image or labels that cannot be read or do not fit each other.
+    Areas of one colour at the edge of the imagery count as no imagery from `collar_m2` square metres on (see
+    `collars.find`); 0 keeps them. `stretch` brings images of other than 8 bits to 0 to 255. What lies outside `aoi`,
+    the ground that was labelled, counts as no imagery. `layer`, `where` and `tables` are those of `footprints.read`.
+    Reads the image's header, its smallest overview that is fine enough, and the labels. Raises InputError for an image
+    or labels that cannot be read or do not fit each other.
     """
-    with raster.open_scene(scene.image) as (dataset, own):
+    with raster.open_scene(scene.image, band_names=scene.bands, stretch=stretch) as (image, own):
+        georeference.check_resolution(own, scene.image, gsd=gsd, seen_by="the chips")
         grid = geobox.utm_grid(own, gsd=gsd)
         full_window = Window(0, 0, grid.width, grid.height)
         extent = shapely.Polygon(grid.corners(full_window))
@@ -91,27 +92,15 @@ def survey(
         drawn = footprints.read(scene, grid.crs, extent=extent, layer=layer, where=where, tables=tables or {})
         doubt = geobox.place_doubt(own.crs, grid.crs, *(own.transform @ (own.width / 2, own.height / 2)))
         _check_on_image(scene, extent, drawn, doubt)
-        raster.warn_of_doubtful_alpha(dataset)
-        overview = _overview(dataset, own, grid, black_m2)
+        coarse = _coarse_grid(grid)
+        image = inspection.inspect(image, own, [grid, coarse], collar_m2=collar_m2)
+        overview = _overview(image, own, coarse, grid)
     if area is not None:
         overview = replace(overview, imagery=overview.imagery & _meets(area, grid, overview))
     drawn = _mark_outside(drawn, grid, overview)
-    remarks = [f"image {scene.image}: {doubt}"] if doubt else []
+    remarks = [*image.rules.notes, *([f"image {scene.image}: {doubt}"] if doubt else [])]
     remarks += [*drawn.remarks, *_coverage_doubts(drawn, grid, overview), *_outside_remarks(drawn)]
-    return SceneSurvey(scene, grid, area, geobox.gsd(own), drawn, overview, tuple(remarks))
-
-
-def black_fill(overview: Overview, image: np.ndarray, window: Window) -> np.ndarray | None:
-    """(height, width) bool: pixels of a window of the grid that belong to a large black area; None where none does.
-
-    `image` (height, width, 3) uint8 is the window's. The overview tells where such areas are, the image their edges.
-    """
-    height, width = overview.black.shape
-    rows = np.arange(int(window.row_off), int(window.row_off + window.height)) // overview.factor
-    cols = np.arange(int(window.col_off), int(window.col_off + window.width)) // overview.factor
-    inside = np.outer((rows >= 0) & (rows < height), (cols >= 0) & (cols < width))
-    near = inside & overview.black[np.ix_(rows.clip(0, height - 1), cols.clip(0, width - 1))]
-    return near & (image.max(axis=-1) <= MAX_BLACK) if near.any() else None
+    return SceneSurvey(scene, grid, area, geobox.gsd(own), drawn, overview, image.rules, tuple(remarks))
 
 
 def _check_on_image(scene: Scene, extent: shapely.Polygon, drawn: LabelFootprints, doubt: str) -> None:
@@ -124,22 +113,17 @@ def _check_on_image(scene: Scene, extent: shapely.Polygon, drawn: LabelFootprint
         )
 
 
-def _overview(dataset: DatasetReader, own: GeoBox, grid: GeoBox, black_m2: float) -> Overview:
-    """Overview of a scene whose image has the geobox `own` and whose chips are cut on `grid`."""
-    gsd = grid.transform.a
-    factor = max(1, round(COARSE_M / gsd), -(-max(grid.height, grid.width) // MAX_SIDE))
-    height, width = -(-grid.height // factor), -(-grid.width // factor)
-    coarse = GeoBox(grid.crs, grid.transform @ Affine.scale(factor), height, width)
-    with resample.window_reader(dataset, own, coarse) as read:
-        pixels = read(Window(0, 0, width, height))
-    black = np.zeros_like(pixels.valid)
-    if black_m2:
-        pieces = connected(pixels.valid & (pixels.image.max(axis=-1) <= MAX_BLACK), connectivity=1)
-        large = np.bincount(pieces.ravel()) * (factor * gsd) ** 2 >= black_m2
-        large[0] = False
-        black = large[pieces]
-    black_or_next = ndimage.binary_dilation(black, np.ones((3, 3))) if black.any() else black
-    return Overview(factor, pixels.valid & ~black, black_or_next)
+def _coarse_grid(grid: GeoBox) -> GeoBox:
+    """The grid of a scene's overview."""
+    factor = max(1, round(COARSE_M / grid.transform.a), -(-max(grid.height, grid.width) // MAX_SIDE))
+    return GeoBox(grid.crs, grid.transform @ Affine.scale(factor), -(-grid.height // factor), -(-grid.width // factor))
+
+
+def _overview(image: SceneImage, own: GeoBox, coarse: GeoBox, grid: GeoBox) -> Overview:
+    """Overview, on the grid `coarse`, of a scene whose chips are cut on `grid`."""
+    with resample.window_reader(image, own, coarse) as read:
+        pixels = read(Window(0, 0, coarse.width, coarse.height))
+    return Overview(round(coarse.transform.a / grid.transform.a), pixels.valid)
 
 
 def _meets(area: BaseGeometry, grid: GeoBox, overview: Overview) -> np.ndarray:

@@ -18,7 +18,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform_bounds
 
 from ocmlflow.errors import InputError
-from ocmlflow.scenes import geotiff, raster
+from ocmlflow.scenes import georeference, geotiff
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def _find_file(folder: Path, row: Any) -> Path | None:
 def _check_location(path: Path, rows: gpd.GeoDataFrame) -> None:
     """Raise InputError unless a scene's mask is georeferenced and covers chips of it; warn of chips outside it."""
     with _open(path) as dataset:
-        if dataset.crs is None or not raster.is_georeferenced(dataset):
+        if dataset.crs is None or not georeference.is_georeferenced(dataset):
             raise InputError(f"{path} has no georeference: masks of scenes need a CRS and a transform")
         is_covered = rows.intersects(shapely.box(*transform_bounds(dataset.crs, rows.crs, *dataset.bounds)))
     if not is_covered.any():

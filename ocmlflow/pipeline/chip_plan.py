@@ -23,7 +23,7 @@ from ocmlflow.errors import InputError
 from ocmlflow.pipeline.options import PrepareOptions
 from ocmlflow.progress import progress_bar
 from ocmlflow.redaction import redact
-from ocmlflow.scenes import asset_roles, catalog, label_pairing
+from ocmlflow.scenes import asset_roles, catalog, label_pairing, stretching
 from ocmlflow.scenes.catalog import Scene
 from ocmlflow.storage import hrefs
 
@@ -150,7 +150,8 @@ def _survey(
                 scene_survey.survey,
                 scene,
                 gsd=options.gsd,
-                black_m2=options.black_m2,
+                collar_m2=options.collar_m2,
+                stretch=stretching.parse(options.stretch),
                 bbox=options.bbox,
                 aoi=aoi,
                 layer=options.layer,

@@ -3,8 +3,18 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ocmlflow.pipeline.option_fields import MODEL_NAME, WORK, OptionError, Options, about, option
-from ocmlflow.pipeline.option_values import href, names, several, work_share
+from ocmlflow.pipeline.option_fields import (
+    COLLAR_HELP,
+    COLLAR_M2,
+    MODEL_NAME,
+    STRETCH_HELP,
+    WORK,
+    OptionError,
+    Options,
+    about,
+    option,
+)
+from ocmlflow.pipeline.option_values import href, names, several, stretch, work_share
 
 BLOCK_M = 100.0
 MIN_AREA_M2 = 2.0
@@ -136,6 +146,20 @@ class PredictOptions(Options):
         group="input",
         metavar="HREF",
         read=href,
+    )
+    collar_m2: float = option(
+        COLLAR_M2,
+        COLLAR_HELP,
+        group="input",
+        low=0,
+        metavar="M2",
+    )
+    stretch: str | None = option(
+        None,
+        STRETCH_HELP,
+        group="input",
+        metavar="LOW,HIGH",
+        read=stretch,
     )
     grid: Literal["own", "model"] = option(
         "own", "Pixel grid of the results: the scene's own, or the model's resolution.", group="output"

@@ -25,6 +25,19 @@ SEED_MAX = 2**32 - 1
 """Numpy takes no larger seed."""
 
 
+COLLAR_M2 = 100.0
+COLLAR_HELP = (
+    "Black or white areas at the edge of the imagery of at least this many square metres count as no imagery; so do "
+    "areas of any one colour along a fifth of the edge, from a tenth of that on, and black ones anywhere, from ten "
+    "times that on. 0 keeps them all."
+)
+STRETCH_HELP = (
+    "Values that become 0 and 255 where images have other than 8 bits, or percentiles of each scene, such as 2%,98%. "
+    "Without it, such images are refused."
+)
+"""Prepare and predict read scenes alike."""
+
+
 class OptionError(InputError):
     """An option that is wrong: `name` says which, `reason` what was found and what would do."""
 

@@ -4,6 +4,7 @@ Each function takes what Python or the command line gives, returns the value tha
 again unchanged. It raises ValueError, saying what would do and what was found.
 """
 
+import math
 import os
 from collections.abc import Iterable, Mapping
 from numbers import Real
@@ -79,6 +80,21 @@ def work_share(value: object) -> tuple[int, int]:
     if not (len(texts) == 2 and all(text.isdecimal() for text in texts) and int(texts[0]) < int(texts[1])):
         raise ValueError(f"must be I/N with I from 0 to N - 1, such as 0/4, got {value}")
     return int(texts[0]), int(texts[1])
+
+
+def stretch(value: object) -> str:
+    """LOW,HIGH: two values or two percentiles, as text, from such a text or two numbers."""
+    texts = [str(part).strip() for part in _parts(value)]
+    signs = {text.endswith("%") for text in texts}
+    try:
+        low, high = (float(text.removesuffix("%")) for text in texts)
+    except ValueError:
+        raise ValueError(f"must be LOW,HIGH, such as 0,4095 or 2%,98%, got {value}") from None
+    if not low < high or not math.isfinite(high - low) or len(signs) > 1:
+        raise ValueError(f"must have LOW below HIGH, both values or both percentiles, got {value}")
+    if signs == {True} and not 0 <= low < high <= 100:
+        raise ValueError(f"percentiles lie between 0% and 100%, got {value}")
+    return ",".join(texts)
 
 
 def pairs(value: object) -> tuple[tuple[str, str], ...]:

@@ -216,10 +216,11 @@ def _timed(
     """Map a scene; on an executor, all of it on one worker if it is small, else window by window, drawn here."""
     started = time.perf_counter()
     bar = silent if executor else progress_bar
-    draw = partial(scene_map.map_scene, scene, setup.network, folder, settings=setup.settings, progress=bar)
+    plan = scene_tiles.plan(scene, folder, settings=setup.settings)
+    draw = partial(scene_map.map_scene, scene, setup.network, folder, settings=setup.settings, progress=bar, plan=plan)
     if not (executor and drawing):
         files = draw()
-    elif len(scene_tiles.plan(scene, folder, settings=setup.settings).tiles) <= scene_tiles.TILES_PER_TASK:
+    elif len(plan.tiles) <= scene_tiles.TILES_PER_TASK:
         files = executor.submit(draw).result()
     else:
         with drawing:

@@ -17,7 +17,7 @@ from ocmlflow.prediction.preflight import SceneCheck
 from ocmlflow.prediction.scene_tiles import MapSettings
 from ocmlflow.progress import progress_bar
 from ocmlflow.redaction import redact
-from ocmlflow.scenes import catalog
+from ocmlflow.scenes import catalog, sidecars, stretching
 from ocmlflow.scenes.catalog import Scene
 from ocmlflow.storage import hrefs
 from ocmlflow.tracking import provenance, registry
@@ -100,6 +100,8 @@ def _settings(options: PredictOptions, models: list[Model]) -> MapSettings:
         chip_gsd=options.chip_gsd or gsd,
         on_own_grid=options.grid == "own",
         aoi=catalog.read_area(options.aoi) if options.aoi else None,
+        collar_m2=options.collar_m2,
+        stretch=stretching.parse(options.stretch),
         squared=options.squared,
         skip_unreadable=options.skip_unreadable,
     )
@@ -159,6 +161,6 @@ def _key(scenes: list[Scene], models: list[Model], settings: MapSettings, option
 
 def _fingerprint(href: str) -> str:
     try:
-        return hrefs.fingerprint(href)
+        return sidecars.fingerprint(href)
     except OSError:  # one of those left out
         return "missing"

@@ -21,6 +21,7 @@ from ocmlflow.pipeline.chip_plan import ChipPlan
 from ocmlflow.pipeline.options import PrepareOptions, parameters
 from ocmlflow.progress import progress_bar
 from ocmlflow.redaction import redact
+from ocmlflow.scenes import sidecars
 from ocmlflow.scenes.catalog import Scene
 from ocmlflow.storage import hrefs
 from ocmlflow.tracking import chip_artifacts, provenance, run_artifacts, run_search, runs
@@ -88,7 +89,7 @@ def _cut_key(options: PrepareOptions, scenes: list[Scene]) -> str:
         [scene.id, scene.place, scene.catalog, *map(fingerprint, (*scene.files, *_label_parts(scene)))]
         for scene in scenes
     ]
-    names = ("bbox", "gsd", "size", "stride", "min_valid", "empty_share", "label", "buffer_m", "black_m2")
+    names = ("bbox", "gsd", "size", "stride", "min_valid", "empty_share", "label", "buffer_m", "collar_m2", "stretch")
     given = parameters(options)
     rules = [given[name] for name in (*names, "layer", "where", "skip_unreadable")]
     rules.append(options.aoi and _fingerprint(options.aoi))
@@ -108,7 +109,7 @@ def _label_parts(scene: Scene) -> list[str]:
 
 def _fingerprint(href: str) -> str:
     try:
-        return f"{href} {hrefs.fingerprint(href)}"
+        return f"{href} {sidecars.fingerprint(href)}"
     except OSError:  # the survey says so, with the scene's name
         return f"{href} missing"
 
@@ -200,7 +201,8 @@ def _split_and_save(index: GeoDataFrame, plan: ChipPlan, folder: Path, options: 
         block_m=options.block_m,
         seed=options.seed,
         empty_share=options.empty_share,
-        black_m2=options.black_m2,
+        collar_m2=options.collar_m2,
+        stretch=options.stretch,
     )
     scenes = [survey.scene for survey in plan.surveys if plan.table[survey.scene.id]["status"] == "cut"]
     item = summary.stac_item(index, scenes, gsd=options.gsd)

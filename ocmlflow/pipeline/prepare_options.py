@@ -4,8 +4,18 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ocmlflow.pipeline.option_fields import SEED_MAX, WORK, OptionError, Options, about, option
-from ocmlflow.pipeline.option_values import bounding_box, href, several, share_or_names, work_share
+from ocmlflow.pipeline.option_fields import (
+    COLLAR_HELP,
+    COLLAR_M2,
+    SEED_MAX,
+    STRETCH_HELP,
+    WORK,
+    OptionError,
+    Options,
+    about,
+    option,
+)
+from ocmlflow.pipeline.option_values import bounding_box, href, several, share_or_names, stretch, work_share
 
 VALIDATION_SHARE = "0.2"
 """Held out for validation where neither it nor folds are given."""
@@ -126,12 +136,19 @@ class PrepareOptions(Options):
         high=10,
         metavar="METRES",
     )
-    black_m2: float = option(
-        1000.0,
-        "Opaque black areas of at least this many square metres count as no imagery. 0 keeps all black as imagery.",
+    collar_m2: float = option(
+        COLLAR_M2,
+        COLLAR_HELP,
         group="input",
         low=0,
         metavar="M2",
+    )
+    stretch: str | None = option(
+        None,
+        STRETCH_HELP,
+        group="input",
+        metavar="LOW,HIGH",
+        read=stretch,
     )
     validation: str | None = option(
         None,

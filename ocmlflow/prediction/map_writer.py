@@ -14,7 +14,7 @@ import geopandas as gpd
 import numpy as np
 import shapely
 from affine import Affine
-from rasterio.io import DatasetReader, DatasetWriter
+from rasterio.io import DatasetWriter
 from rasterio.windows import Window
 from shapely.geometry.base import BaseGeometry
 
@@ -24,6 +24,7 @@ from ocmlflow.prediction.polygonize import MaskBlock
 from ocmlflow.prediction.scene_tiles import CACHE, TilePlan
 from ocmlflow.scenes import geobox, geotiff, partial_read, raster, windows
 from ocmlflow.scenes.geobox import GeoBox
+from ocmlflow.scenes.raster import SceneImage
 from ocmlflow.scenes.windows import Tile
 
 NODATA = 255
@@ -149,7 +150,7 @@ def blocks(job: MapJob, watermark: Watermark) -> Iterator[MapBlock]:
     area = None if plan.settings.aoi is None else geobox.project_area(plan.settings.aoi, job.map_grid)
     read_tiles = tile_store.reader(plan.tile_folder, plan.tiles)
     # A dataset of its own, as this runs in another thread than the prediction.
-    with raster.open_scene(plan.scene.image, gsd=plan.settings.chip_gsd, cache=CACHE) as (dataset, _):
+    with raster.open_scene(plan.scene.image, gsd=plan.settings.chip_gsd, rules=plan.rules, cache=CACHE) as (image, _):
         for window in windows.blocks(job.map_grid.height, job.map_grid.width, size=_block_size(job)):
             source = tile_store.source_window(plan.model_grid, job.map_grid, window)
             watermark.wait(source.row_off + source.height)
@@ -159,7 +160,7 @@ def blocks(job: MapJob, watermark: Watermark) -> Iterator[MapBlock]:
                 continue
             percents = tile_store.resampled_percents(read_tiles, plan.model_grid, job.map_grid, window)
             is_same_grid = plan.model_grid == job.map_grid
-            valid = read_tiles(window)[1] if is_same_grid else _imagery(plan, dataset, window)
+            valid = read_tiles(window)[1] if is_same_grid else _imagery(plan, image, window)
             yield MapBlock(window, percents, valid & _inside_area(job, window, area) & _readable(job, window))
 
 
@@ -169,12 +170,12 @@ def _block_size(job: MapJob) -> int:
     return BLOCK >> round(math.log2(ratio))
 
 
-def _imagery(plan: TilePlan, dataset: DatasetReader, window: Window) -> np.ndarray:
+def _imagery(plan: TilePlan, image: SceneImage, window: Window) -> np.ndarray:
     """(height, width) bool: where the scene has imagery."""
     if not plan.settings.skip_unreadable:
-        return raster.read_valid(dataset, window)
+        return raster.read_valid(image, window)
     blank = np.zeros((window.height, window.width), bool)
-    valid, _ = partial_read.read_array(partial(raster.read_valid, dataset), window, blank)
+    valid, _ = partial_read.read_array(partial(raster.read_valid, image), window, blank)
     return valid
 
 

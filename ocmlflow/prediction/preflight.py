@@ -8,12 +8,9 @@ from rasterio.windows import Window
 from ocmlflow.errors import InputError
 from ocmlflow.prediction import scene_tiles
 from ocmlflow.prediction.scene_tiles import CACHE, MapSettings
-from ocmlflow.scenes import geobox, raster
+from ocmlflow.scenes import geobox, georeference, raster
 from ocmlflow.scenes.catalog import Scene
 from ocmlflow.scenes.geobox import GeoBox
-
-MAX_GSD_RATIO = 20
-"""Largest ratio of scene GSD to model GSD: for a model of 0.1 m pixels of 2 m, a few of which make a house."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +32,14 @@ class SceneCheck:
 def check(scene: Scene, *, settings: MapSettings) -> SceneCheck:
     """What is known of a scene before it is predicted.
 
-    Raises InputError if the scene cannot be opened, is too coarse for the model, or has no georeference where the
-    settings need one. A doubtful alpha band is warned of.
+    Raises InputError if the scene cannot be opened, is too coarse or fine for the model, or has no georeference where
+    the settings need one.
     """
-    with raster.open_scene(scene.image, gsd=settings.chip_gsd, cache=CACHE) as (dataset, own_grid):
-        is_georeferenced = raster.is_georeferenced(dataset)
-        _check_resolution(scene, own_grid, settings)
-        raster.warn_of_doubtful_alpha(dataset)
+    with raster.open_scene(
+        scene.image, gsd=settings.chip_gsd, band_names=scene.bands, stretch=settings.stretch, cache=CACHE
+    ) as (image, own_grid):
+        is_georeferenced = georeference.is_georeferenced(image.dataset)
+        georeference.check_resolution(own_grid, scene.image, gsd=settings.gsd, seen_by="the model")
         if not is_georeferenced:
             _check_without_georeference(scene, own_grid, settings)
         return SceneCheck(
@@ -49,22 +47,13 @@ def check(scene: Scene, *, settings: MapSettings) -> SceneCheck:
             height=own_grid.height,
             width=own_grid.width,
             inside=scene_tiles.area_filter(own_grid, settings.aoi)(whole_window(own_grid)),
-            acquired=scene.acquired or raster.acquired(dataset),
+            acquired=scene.acquired or raster.acquired(image),
         )
 
 
 def whole_window(grid: GeoBox) -> Window:
     """The window of all pixels of a grid."""
     return Window(0, 0, grid.width, grid.height)
-
-
-def _check_resolution(scene: Scene, own_grid: GeoBox, settings: MapSettings) -> None:
-    gsd = geobox.gsd(own_grid)
-    if gsd > MAX_GSD_RATIO * settings.gsd:
-        raise InputError(
-            f"image {scene.image} has pixels of {gsd:.3g} m, over {MAX_GSD_RATIO} times the {settings.gsd:g} m of the "
-            "model, too coarse to show a building to it: use finer imagery, or a model trained on coarser imagery"
-        )
 
 
 def _check_without_georeference(scene: Scene, own_grid: GeoBox, settings: MapSettings) -> None:

@@ -16,7 +16,7 @@ from ocmlflow.errors import InputError
 from ocmlflow.prediction import map_writer, polygonize, preflight, scene_tiles, tile_store, vector_files
 from ocmlflow.prediction.map_writer import MapJob, MapRasters, Watermark
 from ocmlflow.prediction.polygonize import MaskBlock
-from ocmlflow.prediction.scene_tiles import CACHE, MapSettings, PredictFactory
+from ocmlflow.prediction.scene_tiles import CACHE, MapSettings, PredictFactory, TilePlan
 from ocmlflow.prediction.vector_files import FootprintTotals
 from ocmlflow.progress import Progress
 from ocmlflow.scenes import geobox, geotiff, raster
@@ -65,6 +65,7 @@ def map_scene(
     settings: MapSettings,
     progress: Progress,
     executor: Executor | None = None,
+    plan: TilePlan | None = None,
 ) -> MapFiles:
     """Predict a scene of any size, in this process or on an executor's workers, and write its files under `folder`.
 
@@ -72,10 +73,11 @@ def map_scene(
     scene: it resamples the probabilities to the grid of the map in blocks, and traces the footprints. Memory holds a
     few tiles, one block, and the outlines of buildings that reach the last row of blocks.
 
-    Tiles that an earlier call has predicted in the same folder are not predicted again, as long as the `tiles` of
-    MapFiles are there. Raises InputError where the scene cannot be read, unless the settings skip unreadable parts.
+    `plan` is the scene's, where it is known already. Tiles that an earlier call has predicted in the same folder are
+    not predicted again, as long as the `tiles` of MapFiles are there. Raises InputError where the scene cannot be read,
+    unless the settings skip unreadable parts.
     """
-    plan = scene_tiles.plan(scene, folder, settings=settings)
+    plan = plan or scene_tiles.plan(scene, folder, settings=settings)
     plan.tile_folder.mkdir(parents=True, exist_ok=True)
     map_grid = plan.own_grid if settings.on_own_grid else plan.model_grid
     job = MapJob(plan, map_grid, unreadable=scene_tiles.unreadable_windows(plan))
@@ -191,8 +193,11 @@ def _read_reduced(job: MapJob, shape: tuple[int, int]) -> np.ndarray | None:
     """The whole scene at a reduced size; None where it cannot be read and the settings allow that."""
     settings = job.plan.settings
     try:
-        with raster.open_scene(job.plan.scene.image, gsd=settings.chip_gsd, cache=CACHE) as (dataset, _):
-            return raster.read_reduced(dataset, shape)
+        with raster.open_scene(job.plan.scene.image, gsd=settings.chip_gsd, rules=job.plan.rules, cache=CACHE) as (
+            image,
+            _,
+        ):
+            return raster.read_reduced(image, shape)
     except InputError:
         if not settings.skip_unreadable:
             raise

@@ -1,5 +1,6 @@
 """Predicts the tiles of a scene, in this process or on workers, and keeps each in a file of its own."""
 
+import logging
 from collections.abc import Callable, Generator
 from concurrent.futures import Executor
 from contextlib import closing
@@ -16,12 +17,16 @@ from ocmlflow import executors
 from ocmlflow.prediction import inference, tile_store
 from ocmlflow.probability import Predict
 from ocmlflow.progress import Progress, silent
-from ocmlflow.scenes import geobox, partial_read, raster, resample, windows
+from ocmlflow.scenes import geobox, georeference, inspection, partial_read, raster, resample, windows
 from ocmlflow.scenes.catalog import Scene
 from ocmlflow.scenes.geobox import GeoBox
 from ocmlflow.scenes.raster import Pixels
+from ocmlflow.scenes.reading_rules import ReadingRules
 from ocmlflow.scenes.resample import ReadWindow
+from ocmlflow.scenes.stretching import Stretch
 from ocmlflow.scenes.windows import Tile
+
+log = logging.getLogger(__name__)
 
 TILES_PER_TASK = 2
 """Least number of tiles in one task of a worker: the second is read while the network runs on the first."""
@@ -55,6 +60,10 @@ class MapSettings:
     """Whether the map lies on the scene's own grid; otherwise on the model's."""
     aoi: BaseGeometry | None
     """Area of interest, in degrees (lon, lat): what lies outside counts as no imagery. None is everywhere."""
+    collar_m2: float
+    """Areas of one colour at the edge count as no imagery from so many square metres on; 0 keeps them."""
+    stretch: Stretch | None
+    """Brings images of other than 8 bits to 0 to 255."""
     squared: bool
     """Whether footprints are made right-angled."""
     skip_unreadable: bool
@@ -69,6 +78,8 @@ class TilePlan:
     """The scene that is predicted."""
     settings: MapSettings
     """How it is predicted."""
+    rules: ReadingRules
+    """How the image is read."""
     is_georeferenced: bool
     """Whether the image has a CRS and a transform."""
     own_grid: GeoBox
@@ -83,9 +94,14 @@ class TilePlan:
 
 def plan(scene: Scene, folder: Path, *, settings: MapSettings) -> TilePlan:
     """All tiles of a scene, to be kept in a folder under `folder`; InputError if the scene cannot be opened."""
-    with raster.open_scene(scene.image, gsd=settings.chip_gsd, cache=CACHE) as (dataset, own_grid):
-        is_georeferenced = raster.is_georeferenced(dataset)
-    model_grid = geobox.utm_grid(own_grid, gsd=settings.gsd)
+    with raster.open_scene(
+        scene.image, gsd=settings.chip_gsd, band_names=scene.bands, stretch=settings.stretch, cache=CACHE
+    ) as (image, own_grid):
+        is_georeferenced = georeference.is_georeferenced(image.dataset)
+        model_grid = geobox.utm_grid(own_grid, gsd=settings.gsd)
+        rules = inspection.inspect(image, own_grid, [model_grid], collar_m2=settings.collar_m2).rules
+    for note in rules.notes:
+        log.warning("scene %s: %s", scene.id, note)
     tiles = windows.tiles(
         model_grid.height,
         model_grid.width,
@@ -94,7 +110,7 @@ def plan(scene: Scene, folder: Path, *, settings: MapSettings) -> TilePlan:
         multiple=settings.multiple,
     )
     tile_folder = folder / f"{scene.id}-tiles"
-    return TilePlan(scene, settings, is_georeferenced, own_grid, model_grid, tile_folder, tiles)
+    return TilePlan(scene, settings, rules, is_georeferenced, own_grid, model_grid, tile_folder, tiles)
 
 
 def split(plan: TilePlan) -> list[TilePlan]:
@@ -116,8 +132,8 @@ def predict(
         return
     settings = plan.settings
     with (
-        raster.open_scene(plan.scene.image, gsd=settings.chip_gsd, cache=CACHE) as (dataset, own_grid),
-        resample.window_reader(dataset, own_grid, plan.model_grid) as read,
+        raster.open_scene(plan.scene.image, gsd=settings.chip_gsd, rules=plan.rules, cache=CACHE) as (image, own_grid),
+        resample.window_reader(image, own_grid, plan.model_grid) as read,
     ):
         reader = _TileReader(read, plan)
         # Closed before the dataset, which its thread may be reading.

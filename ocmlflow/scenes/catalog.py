@@ -41,6 +41,8 @@ class Scene:
     """Time of the imagery, by its STAC item."""
     tiles: tuple[str, ...] = ()
     """Hrefs of the GeoTIFFs that the image is made of, where it is a VRT."""
+    bands: tuple[str, ...] = ()
+    """Common names of the image's bands in their order, by its STAC item; empty where it names none."""
 
     @property
     def files(self) -> tuple[str, ...]:

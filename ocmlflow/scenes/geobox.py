@@ -154,6 +154,25 @@ def project_area(area: BaseGeometry, grid: GeoBox) -> BaseGeometry:
     return shapely.transform(fine, lambda points: np.column_stack(to_grid.transform(*points.T)))
 
 
+def part(grid: GeoBox, window: Window) -> GeoBox:
+    """The grid of a window."""
+    transform = grid.transform @ Affine.translation(window.col_off, window.row_off)
+    return GeoBox(grid.crs, transform, int(window.height), int(window.width))
+
+
+def source_window(source: GeoBox, target: GeoBox, window: Window) -> Window:
+    """The window of the source grid that a window of the target grid is made of; empty where they do not meet."""
+    steps = np.linspace(0, 1, 21)
+    cols, rows = np.meshgrid(window.col_off + steps * window.width, window.row_off + steps * window.height)
+    to_source = Transformer.from_crs(target.crs, source.crs, always_xy=True)
+    cols, rows = ~source.transform @ to_source.transform(*(target.transform @ (cols.ravel(), rows.ravel())))
+    # The filter reaches a pixel of the coarser grid, and edges that bend between the points less than that.
+    reach = 2 + math.ceil(max(np.ptp(cols) / max(window.width, 1), np.ptp(rows) / max(window.height, 1)))
+    left, right = (int(min(max(col, 0), source.width)) for col in (cols.min() - reach, cols.max() + reach))
+    top, bottom = (int(min(max(row, 0), source.height)) for row in (rows.min() - reach, rows.max() + reach))
+    return Window(left, top, right - left, bottom - top)
+
+
 def equal_area_crs(grid: GeoBox) -> str:
     """An equal-area CRS around the grid, as a PROJ string: areas in it are square metres of ground."""
     lons, _ = _lonlats(grid, *_middle(grid))

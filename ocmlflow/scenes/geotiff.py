@@ -7,7 +7,7 @@ import rasterio.shutil
 from rasterio.enums import Resampling
 from rasterio.io import DatasetReader
 
-from ocmlflow.scenes import raster
+from ocmlflow.scenes import image_file
 from ocmlflow.scenes.geobox import GeoBox
 
 TILE = 512
@@ -25,7 +25,7 @@ def create(
     readers do not know sparse files.
     """
     georeference = {"crs": grid.crs, "transform": grid.transform, "sparse_ok": nodata is not None} if grid else {}
-    with raster.ignore_missing_georeference():
+    with image_file.ignore_missing_georeference():
         return rasterio.open(
             path,
             "w",
@@ -47,7 +47,7 @@ def create(
 
 def open_written(path: Path) -> DatasetReader:
     """Open a raster that this package wrote, with or without a georeference."""
-    with raster.ignore_missing_georeference():
+    with image_file.ignore_missing_georeference():
         return rasterio.open(path)
 
 

@@ -9,7 +9,7 @@ import rasterio
 import shapely
 from affine import Affine
 
-from ocmlflow.scenes import gdal_settings, raster
+from ocmlflow.scenes import gdal_settings, image_file
 from ocmlflow.storage import hrefs
 
 CACHE = 16 << 20
@@ -50,7 +50,7 @@ class Header:
 def read(files: Sequence[str]) -> list[Header]:
     """Headers of the files that can be read, in their order; errors in the others are reported when they are used."""
     threads = READERS if any(map(hrefs.is_remote, files)) else 1
-    with raster.ignore_missing_georeference(), ThreadPoolExecutor(threads) as executor:
+    with image_file.ignore_missing_georeference(), ThreadPoolExecutor(threads) as executor:
         return [header for header in executor.map(_read_header, files) if header]
 
 

@@ -3,19 +3,23 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import rasterio
 from affine import Affine
 from PIL import Image
-from rasterio.io import DatasetReader
+from rasterio.enums import ColorInterp
+from rasterio.io import MemoryFile
 from rasterio.windows import Window
 
-from ocmlflow.scenes import raster
+from ocmlflow.scenes import gdal_messages, geobox, raster
+from ocmlflow.scenes.bands import Bands
+from ocmlflow.scenes.gdal_messages import METADATA_ERRORS
 from ocmlflow.scenes.geobox import GeoBox
-from ocmlflow.scenes.raster import Pixels
+from ocmlflow.scenes.raster import Pixels, SceneImage, WarpSource
 
 ReadWindow = Callable[[Window], Pixels]
 """Reads the pixels of a window, which may reach beyond the scene; not valid there."""
@@ -27,24 +31,42 @@ TOLERANCE = 0.01
 
 
 @contextmanager
-def window_reader(dataset: DatasetReader, own: GeoBox, target: GeoBox) -> Iterator[ReadWindow]:
+def window_reader(scene: SceneImage, own: GeoBox, target: GeoBox) -> Iterator[ReadWindow]:
     """A function that reads windows of the target grid; pixels are averaged where the target's are larger.
 
     A scene whose axes are parallel to the target's is resized, from the smallest overview that is no coarser than the
     target; where both grids coincide it is only read. Other scenes are warped, which takes 2 to 15 times as long.
     """
     if not is_aligned(own, target):
-        with raster.warp(dataset, own, target) as vrt:
-            yield partial(raster.read_padded, vrt)
+        with warp_reader(scene, own, target) as read:
+            yield read
         return
     with ExitStack() as stack:
-        level = _overview(dataset, own, target)
+        level = overview_level(scene, own, target)
         if level is not None:
-            dataset = stack.enter_context(raster.open_overview(dataset, level))
+            scene = stack.enter_context(raster.open_overview(scene, level))
             # The pixels of an overview cover the image evenly, whatever its nominal factor.
-            scale = Affine.scale(own.width / dataset.width, own.height / dataset.height)
-            own = GeoBox(own.crs, own.transform @ scale, dataset.height, dataset.width)
-        yield partial(_read, dataset, ~own.transform @ target.transform)
+            scale = Affine.scale(own.width / scene.width, own.height / scene.height)
+            own = GeoBox(own.crs, own.transform @ scale, scene.height, scene.width)
+        yield partial(_read, scene, ~own.transform @ target.transform)
+
+
+@contextmanager
+def warp_reader(scene: SceneImage, own: GeoBox, target: GeoBox) -> Iterator[ReadWindow]:
+    """A function that reads windows of a target grid whose axes are not those of the image."""
+    rules = scene.rules
+    alpha = rules.bands.alpha
+    declared = [number for number, colour in enumerate(scene.dataset.colorinterp, 1) if colour is ColorInterp.alpha]
+    is_plain = declared == ([alpha] if alpha else []) and not (alpha and rules.has_mask)
+    if rules.blank or rules.stretch or rules.opaque != 255 or not is_plain:
+        yield partial(_read_and_warp, scene, own, target)
+        return
+    # GDAL would let a nodata value decide over alpha and mask.
+    options: dict[str, Any] = {"src_nodata": None} if alpha or rules.has_mask else {}
+    with raster.warp(scene.dataset, own, target, alpha, **options) as vrt:
+        bands = Bands(rules.bands.colours, alpha or scene.dataset.count + 1)
+        source = WarpSource(scene, partial(geobox.source_window, own, target))
+        yield partial(raster.read_padded, SceneImage(vrt, replace(rules, bands=bands, has_mask=False), source=source))
 
 
 def is_aligned(own: GeoBox, target: GeoBox) -> bool:
@@ -55,28 +77,57 @@ def is_aligned(own: GeoBox, target: GeoBox) -> bool:
     return scale.b == scale.d == 0 and scale.a > 0 and scale.e > 0
 
 
-def _overview(dataset: DatasetReader, own: GeoBox, target: GeoBox) -> int | None:
-    """Number of the smallest overview that is no coarser than the target."""
+def overview_level(scene: SceneImage, own: GeoBox, target: GeoBox) -> int | None:
+    """Number of the smallest overview that is no coarser than an aligned target; None where none is of use."""
+    if not scene.rules.use_overviews:
+        return None
+    try:
+        factors = scene.dataset.overviews(1)
+    except METADATA_ERRORS:  # the full resolution may be whole
+        gdal_messages.forget_error(scene.dataset)
+        return None
     ratio = min(target.transform.a / own.transform.a, target.transform.e / own.transform.e)
-    levels = [level for level, factor in enumerate(dataset.overviews(1)) if factor <= ratio * (1 + TOLERANCE)]
+    levels = [level for level, factor in enumerate(factors) if factor <= ratio * (1 + TOLERANCE)]
     return levels[-1] if levels else None
 
 
-def _read(dataset: DatasetReader, to_source: Affine, window: Window) -> Pixels:
-    """Pixels of a window of the target grid; `to_source` maps target pixels (col, row) to those of the dataset."""
+def _read_and_warp(scene: SceneImage, own: GeoBox, target: GeoBox, window: Window) -> Pixels:
+    """Pixels of a window of the target grid: read by all rules of the image first, then warped."""
     height, width = int(window.height), int(window.width)
-    rows = _inside(to_source.f + window.row_off * to_source.e, to_source.e, height, dataset.height)
-    cols = _inside(to_source.c + window.col_off * to_source.a, to_source.a, width, dataset.width)
+    inside = geobox.source_window(own, target, window)
+    if not (inside.height and inside.width):
+        return _blank(window)
+    if inside.height * inside.width > STRIP_PIXELS and height > 1:
+        half = height // 2
+        upper = _read_and_warp(scene, own, target, Window(window.col_off, window.row_off, width, half))
+        lower = _read_and_warp(scene, own, target, Window(window.col_off, window.row_off + half, width, height - half))
+        return Pixels(np.vstack([upper.image, lower.image]), np.vstack([upper.valid, lower.valid]))
+    colours, alpha = raster.read_bands(scene, inside)
+    part, target_part = geobox.part(own, inside), geobox.part(target, window)
+    place: dict[str, Any] = {"crs": part.crs, "transform": part.transform, "height": part.height, "width": part.width}
+    with MemoryFile() as memory:
+        with memory.open(driver="GTiff", count=4, dtype="uint8", photometric="RGB", alpha="YES", **place) as out:
+            out.write(np.concatenate([colours, alpha[np.newaxis]]))
+        with memory.open() as dataset, raster.warp(dataset, part, target_part, 4) as vrt:
+            bands = vrt.read()
+    return raster.to_pixels(bands[:3], bands[3])
+
+
+def _read(scene: SceneImage, to_source: Affine, window: Window) -> Pixels:
+    """Pixels of a window of the target grid; `to_source` maps target pixels (col, row) to those of the image."""
+    height, width = int(window.height), int(window.width)
+    rows = _inside(to_source.f + window.row_off * to_source.e, to_source.e, height, scene.height)
+    cols = _inside(to_source.c + window.col_off * to_source.a, to_source.a, width, scene.width)
     strip_rows = max(1, int(STRIP_PIXELS / (max(1, len(cols)) * to_source.a * to_source.e)))
     if len(rows) == height <= strip_rows and len(cols) == width:
-        return _resized(dataset, to_source, window)
+        return _resized(scene, to_source, window)
     image, valid = np.zeros((height, width, 3), np.uint8), np.zeros((height, width), bool)
     if not cols:
         return Pixels(image, valid)
     for first in range(rows.start, rows.stop, strip_rows):
         last = min(first + strip_rows, rows.stop)
         strip = Window(window.col_off + cols.start, window.row_off + first, len(cols), last - first)
-        pixels = _resized(dataset, to_source, strip)
+        pixels = _resized(scene, to_source, strip)
         image[first:last, cols.start : cols.stop] = pixels.image
         valid[first:last, cols.start : cols.stop] = pixels.valid
     return Pixels(image, valid)
@@ -119,18 +170,20 @@ def _interval(start: float, stop: float, *, reach: int, length: int) -> _Interva
     return _Interval(start, stop, max(0, math.floor(start) - reach), min(length, math.ceil(stop) + reach))
 
 
-def _resized(dataset: DatasetReader, to_source: Affine, window: Window) -> Pixels:
+def _resized(scene: SceneImage, to_source: Affine, window: Window) -> Pixels:
     """Pixels of a window of the target grid whose pixels all have their centre in the source."""
     left, top = to_source @ (window.col_off, window.row_off)
     right, bottom = to_source @ (window.col_off + window.width, window.row_off + window.height)
     has_same_size = abs(right - left - window.width) < TOLERANCE and abs(bottom - top - window.height) < TOLERANCE
     if has_same_size and abs(left - round(left)) < TOLERANCE and abs(top - round(top)) < TOLERANCE:
-        return raster.read(dataset, Window(round(left), round(top), window.width, window.height))
+        return raster.read(scene, Window(round(left), round(top), window.width, window.height))
     # The filter reaches one pixel of the coarser grid to each side.
     reach = math.ceil(max(to_source.a, to_source.e, 1))
-    x = _interval(left, right, reach=reach, length=dataset.width)
-    y = _interval(top, bottom, reach=reach, length=dataset.height)
-    colours, alpha = raster.read_bands(dataset, Window(x.first, y.first, x.end - x.first, y.end - y.first))
+    x = _interval(left, right, reach=reach, length=scene.width)
+    y = _interval(top, bottom, reach=reach, length=scene.height)
+    colours, alpha = raster.read_bands(scene, Window(x.first, y.first, x.end - x.first, y.end - y.first))
+    if not alpha.any():
+        return _blank(window)
     # A pixel whose centre is inside may reach over the edge by half of itself: there the edge is repeated.
     padding = (y.padding, x.padding)
     if any(map(any, padding)):
@@ -138,6 +191,12 @@ def _resized(dataset: DatasetReader, to_source: Affine, window: Window) -> Pixel
         alpha = np.pad(alpha, padding, mode="edge")
     (left, right), (top, bottom) = x.in_padded, y.in_padded
     return _filtered(colours, alpha, (int(window.width), int(window.height)), (left, top, right, bottom))
+
+
+def _blank(window: Window) -> Pixels:
+    """Pixels of a window that shows no imagery."""
+    height, width = int(window.height), int(window.width)
+    return Pixels(np.zeros((height, width, 3), np.uint8), np.zeros((height, width), bool))
 
 
 def _filtered(

@@ -7,6 +7,7 @@ import posixpath
 import secrets
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -16,7 +17,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from ocmlflow.storage import s3
-from ocmlflow.storage.s3 import ObjectNotFoundError
+from ocmlflow.storage.s3 import ObjectNotFoundError, ServerUnavailableError
 
 USER_AGENT = "ocmlflow"  # data.source.coop, a home of the challenge's data, answers 403 to Python's own
 TIMEOUT_S = 60
@@ -75,6 +76,14 @@ def _read_start(href: str, count: int | None) -> bytes:
         return file.read(-1 if count is None else count)
 
 
+def sends_ranges(href: str) -> bool:
+    """Whether the server of the file at `href` sends parts of it (byte ranges), as S3 does; True for a local file."""
+    if not _is_https(href):
+        return True
+    with _https("GET", href, headers={"Range": "bytes=0-0"}, stream=True) as response:
+        return response.status_code == 206
+
+
 def list_files(folder: str) -> list[str]:
     """Sorted hrefs of the files directly in a local folder or at an s3 address, without subfolders."""
     if not is_remote(folder):
@@ -98,7 +107,7 @@ def size(href: str) -> int:
     if href.startswith("s3://"):
         return int(s3.head(href)["ContentLength"])
     if is_remote(href):
-        return int(_https("HEAD", href).headers.get("Content-Length", 0))
+        return int(_headers(href).get("Content-Length", 0))
     return local_path(href).stat().st_size
 
 
@@ -110,7 +119,7 @@ def fingerprint(href: str) -> str:
     if href.startswith("s3://"):
         return str(s3.head(href)["ETag"])
     if is_remote(href):
-        headers = _https("HEAD", href).headers
+        headers = _headers(href)
         return headers.get("ETag") or f"{headers.get('Content-Length')} {headers.get('Last-Modified')}"
     status = local_path(href).stat()
     return f"{status.st_size} {status.st_mtime_ns}"
@@ -219,13 +228,24 @@ def _https_start(method: str, href: str, count: int, body: object = None) -> byt
     return bytes(content[:count])
 
 
+def _headers(href: str) -> Mapping[str, str]:
+    """What a server says of a file; Content-Length is the file's. Addresses signed for GET refuse HEAD."""
+    try:
+        return _https("HEAD", href).headers
+    except FileNotFoundError:
+        with _https("GET", href, headers={"Range": "bytes=0-0"}, stream=True) as response:
+            length = response.headers.get("Content-Range", "").rpartition("/")[2]
+            return {**response.headers, "Content-Length": length or response.headers.get("Content-Length", "0")}
+
+
 def _https(method: str, href: str, **options: Any) -> requests.Response:
     try:
         response = _session(os.getpid()).request(method, href, timeout=TIMEOUT_S, allow_redirects=True, **options)
     except (requests.ConnectionError, requests.Timeout) as error:
-        raise FileNotFoundError(f"no answer from {href}") from error
+        raise ServerUnavailableError(f"no answer from {href}") from error
     if not response.ok:
-        raise FileNotFoundError(f"{href} answers {response.status_code} {response.reason}")
+        failed = ServerUnavailableError if response.status_code in s3.TRANSIENT_STATUSES else FileNotFoundError
+        raise failed(f"{href} answers {response.status_code} {response.reason}")
     return response
 
 

@@ -48,7 +48,7 @@ def labelled(folder, footprints: list, image: np.ndarray, valid=None, **how) -> 
 
 
 def look(scene: Scene) -> SceneSurvey:
-    return scene_survey.survey(scene, gsd=GSD, black_m2=0, bbox=None)
+    return scene_survey.survey(scene, gsd=GSD, collar_m2=0, bbox=None)
 
 
 def each(folder, index):
@@ -108,7 +108,7 @@ def test_chips_reach_over_the_edge_and_a_scene_may_be_smaller_than_one(tmp_path)
 def test_windows_that_are_mostly_beyond_the_edge_are_not_promised(tmp_path, gsd, stride, min_valid):
     scene = labelled(tmp_path, [], noise(98, 140), how="nothing")
     rules = rules_with(gsd=gsd, stride=stride, min_valid=min_valid)
-    found = scene_survey.survey(scene, gsd=gsd, black_m2=0, bbox=None)
+    found = scene_survey.survey(scene, gsd=gsd, collar_m2=0, bbox=None)
     promised = chip_set.candidates(found, rules=rules)
     index = cut(scene, tmp_path / "out", rules=rules)
     assert set(promised.id[promised.imagery > 0]) == set(index.id)

@@ -52,7 +52,7 @@ def towns(tmp_path_factory) -> list[Scene]:
 
 def cut_all(scenes, folder: Path, *, rules=SMALL, executor=None, keep_empty=True) -> pd.DataFrame:
     folder.mkdir(parents=True, exist_ok=True)
-    surveys = [scene_survey.survey(scene, gsd=rules.gsd, black_m2=0, bbox=None) for scene in scenes]
+    surveys = [scene_survey.survey(scene, gsd=rules.gsd, collar_m2=0, bbox=None) for scene in scenes]
     planned = pd.concat([chip_set.candidates(found, rules=rules) for found in surveys], ignore_index=True)
     with executor or ThreadPoolExecutor(1) as doing:
         found = cutting.cut(
@@ -75,7 +75,7 @@ def test_one_two_or_many_workers_write_the_same_bytes(towns, tmp_path):
 def share_of(scenes, folder: Path, share: tuple[int, int], *, rules=SMALL) -> int:
     """Cut one share of what `cut_all` cuts; returns how many blocks that were."""
     folder.mkdir(parents=True, exist_ok=True)
-    surveys = [scene_survey.survey(scene, gsd=rules.gsd, black_m2=0, bbox=None) for scene in scenes]
+    surveys = [scene_survey.survey(scene, gsd=rules.gsd, collar_m2=0, bbox=None) for scene in scenes]
     planned = pd.concat([chip_set.candidates(found, rules=rules) for found in surveys], ignore_index=True)
     with ThreadPoolExecutor(1) as doing:
         blocks, failed = cutting.cut_share(
@@ -291,7 +291,7 @@ def test_chips_show_what_is_drawn_around_footprints_of_other_blocks(tmp_path, st
     scene = Scene("one", "acc", image, (write_labels(tmp_path / "one.geojson", footprints),))
     rules = rules_with(stride=stride, buffer_m=buffer_m, parts=True)
     index = cut(scene, tmp_path / "out", rules=rules)
-    drawn = scene_survey.survey(scene, gsd=GSD, black_m2=0, bbox=None).footprints.polygons
+    drawn = scene_survey.survey(scene, gsd=GSD, collar_m2=0, bbox=None).footprints.polygons
     place = {"transform": TRANSFORM, "height": 320, "width": 320}
     ring = labels.near_outline(drawn, buffer_m=buffer_m, **place)
     coded = labels.encode(labels.rasterize(drawn, **place), np.True_, ring)

@@ -47,7 +47,7 @@ def test_without_buildings_there_is_no_shift():
 @pytest.mark.parametrize("name", ["kam01", "ban01"])
 def test_real_labels_lie_on_their_roofs_and_a_shift_of_them_is_measured(name):
     (scene,) = catalog.select(catalog.read_scenes(str(DATA / "train_tier_1/catalog.json")), scenes=name, places=None)
-    found = scene_survey.survey(scene, gsd=0.2, black_m2=0, bbox=None)
+    found = scene_survey.survey(scene, gsd=0.2, collar_m2=0, bbox=None)
     window = Window(300, 200, 700, 560)
     transform = found.grid.transform @ found.grid.transform.translation(window.col_off, window.row_off)
     with raster.open_scene(scene.image) as (dataset, own), resample.window_reader(dataset, own, found.grid) as read:

@@ -56,7 +56,7 @@ def test_the_same_footprints_give_the_same_chips_in_every_format(tmp_path, kind)
 @pytest.mark.parametrize("kind", WRITERS)
 def test_a_scene_reads_what_is_near_it(tmp_path, kind):
     href = write(tmp_path, kind)
-    found = scene_survey.survey(scene(tmp_path, href), gsd=0.1, black_m2=0, tables=table(href, tmp_path))
+    found = scene_survey.survey(scene(tmp_path, href), gsd=0.1, collar_m2=0, tables=table(href, tmp_path))
     assert found.footprints.drawn == len(NEAR)
     assert not found.remarks
 
@@ -81,12 +81,12 @@ def test_the_file_as_a_whole_is_counted_once(tmp_path):
 def test_a_scene_without_footprints_is_told_of_and_one_off_the_file_refused(tmp_path, kind):
     href = write(tmp_path, kind)
     between = TRANSFORM @ TRANSFORM.translation(5000, 0)
-    found = scene_survey.survey(scene(tmp_path, href, between), gsd=0.1, black_m2=0, tables=table(href, tmp_path))
+    found = scene_survey.survey(scene(tmp_path, href, between), gsd=0.1, collar_m2=0, tables=table(href, tmp_path))
     assert not len(found.footprints.polygons)
     assert "is cut as ground without buildings" in found.remarks[0]
     away = TRANSFORM @ TRANSFORM.translation(0, 50_000)
     with pytest.raises(InputError, match=r"none of the footprints of labels .* lies on or around scene one"):
-        scene_survey.survey(scene(tmp_path, href, away), gsd=0.1, black_m2=0, tables=table(href, tmp_path))
+        scene_survey.survey(scene(tmp_path, href, away), gsd=0.1, collar_m2=0, tables=table(href, tmp_path))
 
 
 def test_an_empty_file_has_a_table(tmp_path):

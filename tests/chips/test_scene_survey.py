@@ -6,11 +6,10 @@ import shapely
 from affine import Affine
 from conftest import ELSEWHERE, GSD, TRANSFORM, building, cut, hole, noise, rules_with, write_image, write_labels
 from pyproj import Transformer
-from rasterio.windows import Window
 
 from ocmlflow.chips import chip_set, labels, scene_survey
 from ocmlflow.chips.label_files import State
-from ocmlflow.chips.scene_survey import Overview, SceneSurvey
+from ocmlflow.chips.scene_survey import SceneSurvey
 from ocmlflow.errors import InputError
 from ocmlflow.scenes import raster
 from ocmlflow.scenes.catalog import Scene
@@ -21,8 +20,8 @@ def scene(folder, image, footprints, valid=None, **how) -> Scene:
     return Scene("one", "acc", href, (write_labels(folder / "one.geojson", footprints),))
 
 
-def look(found: Scene, *, black_m2: float = 0, bbox=None) -> SceneSurvey | None:
-    return scene_survey.survey(found, gsd=GSD, black_m2=black_m2, bbox=bbox)
+def look(found: Scene, *, collar_m2: float = 0, bbox=None) -> SceneSurvey | None:
+    return scene_survey.survey(found, gsd=GSD, collar_m2=collar_m2, bbox=bbox)
 
 
 def coded(folder, index, height: int, width: int) -> np.ndarray:
@@ -40,14 +39,14 @@ def test_large_opaque_black_is_no_imagery_and_a_black_roof_is(tmp_path):
     image[220:280, 40:120] = 0  # a roof of 48 m2
     image[10, 10] = 200  # a pixel of it that is not black
     footprints = [building(220, 40, 280, 120)]
-    index = cut(scene(tmp_path, image, footprints), tmp_path / "out", rules=rules_with(min_valid=0.01), black_m2=100)
+    index = cut(scene(tmp_path, image, footprints), tmp_path / "out", rules=rules_with(min_valid=0.01), collar_m2=100)
     found = coded(tmp_path / "out", index, 320, 320)
     black = np.zeros((320, 320), bool)
     black[:160, :220] = True
     black[10, 10] = False
     np.testing.assert_array_equal(found[64:] == labels.INVALID, black[64:])
     np.testing.assert_array_equal(found == 1, labels.rasterize(footprints, TRANSFORM, height=320, width=320) == 1)
-    believed = cut(scene(tmp_path, image, footprints), tmp_path / "all", rules=rules_with(), black_m2=0)
+    believed = cut(scene(tmp_path, image, footprints), tmp_path / "all", rules=rules_with(), collar_m2=0)
     assert (coded(tmp_path / "all", believed, 320, 320) != labels.INVALID).all()
 
 
@@ -180,17 +179,6 @@ def test_a_scene_without_a_place_is_refused(tmp_path):
         look(scene(tmp_path, noise(32, 32), [], crs=None))
 
 
-def test_not_imagery_reaches_no_farther_than_the_overview():
-    black = np.zeros((3, 3), bool)
-    black[2, 2] = True
-    overview = Overview(10, ~black, black)
-    image = np.zeros((40, 40, 3), np.uint8)
-    found = scene_survey.black_fill(overview, image, Window(0, 0, 40, 40))
-    assert found[20:30, 20:30].all()
-    assert found.sum() == 100
-    assert scene_survey.black_fill(overview, image, Window(0, 0, 20, 20)) is None
-
-
 def test_a_footprint_that_covers_most_of_the_imagery_is_doubted(tmp_path):
     outline, roof = building(0, 0, 150, 150), building(50, 60, 90, 90)
     found = look(scene(tmp_path, noise(150, 150), [roof, outline]))
@@ -238,12 +226,12 @@ def test_what_lies_outside_the_labelled_ground_is_not_valid(tmp_path):
         chip = chip_set.read(tmp_path / "out", row)
         assert not chip.image[chip.label == labels.INVALID].any()
         assert row.valid_share == (chip.label != labels.INVALID).mean()
-    assert scene_survey.survey(plain, gsd=GSD, black_m2=0, aoi=shapely.affinity.translate(aoi, 1, 0)) is None
+    assert scene_survey.survey(plain, gsd=GSD, collar_m2=0, aoi=shapely.affinity.translate(aoi, 1, 0)) is None
     assert look(plain).labelled is None
 
 
 def test_footprints_outside_the_labelled_ground_are_outside(tmp_path):
     aoi = gpd.GeoSeries([building(5, 5, 70, 90)], crs="EPSG:32630").to_crs(4326)[0]
     roofs = [building(10, 10, 40, 50), building(100, 20, 130, 70)]
-    found = scene_survey.survey(scene(tmp_path, noise(160, 200), roofs), gsd=GSD, black_m2=0, aoi=aoi)
+    found = scene_survey.survey(scene(tmp_path, noise(160, 200), roofs), gsd=GSD, collar_m2=0, aoi=aoi)
     assert found.footprints.count(State.OUTSIDE) == 1

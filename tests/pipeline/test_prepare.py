@@ -428,7 +428,7 @@ def test_black_of_a_scene_is_believed_only_if_asked(tmp_path, run):
         drawn[name] = [building(20, 340, 60, 390, at)]
     catalog = write_catalog(tmp_path, drawn)
     _, doubted = run(catalog=catalog, validation="kam")
-    _, believed = run(catalog=catalog, validation="kam", black_m2=0)
+    _, believed = run(catalog=catalog, validation="kam", collar_m2=0)
     assert len(believed.index) == 2 * 48  # and a corner of 6 %
     assert len(doubted.index) == 2 * (7 * 2 - 1)
     assert doubted.index.red.min() > 20

@@ -60,6 +60,8 @@ SETTINGS = MapSettings(
     chip_gsd=GSD,
     on_own_grid=True,
     aoi=None,
+    collar_m2=0,
+    stretch=None,
     squared=False,
     skip_unreadable=False,
 )
@@ -476,7 +478,7 @@ from ocmlflow.scenes.catalog import Scene
 from ocmlflow.storage import hrefs
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead, as on a full disk
 href, folder, *limits = sys.argv[1:]
-settings = MapSettings(0.1, 1, 512, 4, 1, 50, 0, 0.1, True, None, False, False)
+settings = MapSettings(0.1, 1, 512, 4, 1, 50, 0, 0.1, True, None, 0, None, False, False)
 for limit in map(int, limits):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:

@@ -1,4 +1,4 @@
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from pyproj import Geod, Transformer
 from rasterio.windows import Window
 
 from ocmlflow.errors import InputError
-from ocmlflow.scenes import geobox, raster
+from ocmlflow.scenes import geobox, georeference, raster, resample
 from ocmlflow.scenes.geobox import GeoBox
 
 
@@ -107,7 +107,7 @@ def test_a_transform_without_a_crs_is_refused_by_name(tmp_path):
         pass
     (tmp_path / "world.tfw").write_text("1\n0\n0\n-1\n0.5\n-0.5\n")  # pixels counted downwards are no place
     with raster.open_scene(href, gsd=GSD) as (dataset, _):
-        assert not raster.is_georeferenced(dataset)
+        assert not georeference.is_georeferenced(dataset.dataset)
 
 
 def test_warping_to_the_same_grid_changes_nothing(tmp_path, how):
@@ -156,8 +156,8 @@ def test_warped_windows_equal_parts_of_the_whole(tmp_path):
     target = geobox.utm_grid(own_grid(href), gsd=0.08)
     whole = pixels(href, target)
     window = Window(13, 9, 20, 22)
-    with raster.open_scene(href) as (dataset, own), raster.warp(dataset, own, target) as vrt:
-        part = raster.read(vrt, window)
+    with raster.open_scene(href) as (image, own), resample.warp_reader(image, own, target) as read:
+        part = read(window)
     np.testing.assert_array_equal(part.valid, whole.valid[window.toslices()])
     np.testing.assert_allclose(part.image, whole.image[window.toslices()].astype(int), atol=2)
 
@@ -167,7 +167,7 @@ def test_an_image_without_a_georeference_needs_a_gsd(tmp_path):
     with pytest.raises(InputError, match=r"chip\.tif has no georeference"), raster.open_scene(href):
         pass
     with raster.open_scene(href, gsd=0.3) as (dataset, own):
-        assert not raster.is_georeferenced(dataset)
+        assert not georeference.is_georeferenced(dataset.dataset)
         assert geobox.gsd(own) == pytest.approx(0.3, rel=0.001)
 
 
@@ -177,8 +177,8 @@ def test_an_image_without_a_georeference_is_aligned_to_the_utm_grid_of_its_gsd(t
     href = write_image(tmp_path / "chip.tif", noise(8, 9), crs=None)
     with raster.open_scene(href, gsd=gsd) as (dataset, own):
         target = geobox.utm_grid(own, gsd=gsd)
-        with raster.warp(dataset, own, target) as vrt:
-            np.testing.assert_array_equal(raster.read(vrt, Window(0, 0, vrt.width, vrt.height)).image, noise(8, 9))
+        with resample.warp_reader(dataset, own, target) as read:
+            np.testing.assert_array_equal(read(Window(0, 0, 9, 8)).image, noise(8, 9))
 
 
 @pytest.mark.parametrize("image", [noise(8, 8)[..., :1], noise(8, 8).astype(np.uint16)], ids=["grey", "16 bit"])
@@ -204,35 +204,13 @@ def test_a_read_error_has_a_message_and_no_gdal_error_attached(tmp_path, warp):
     path.write_bytes(path.read_bytes()[:60_000])
     target = GeoBox(CRS, TRANSFORM, 100, 300)
     with (
-        raster.open_scene(str(path)) as (dataset, own),
-        raster.warp(dataset, own, target) as vrt,
+        raster.open_scene(str(path)) as (image, own),
+        resample.warp_reader(image, own, target) as read_warped,
         pytest.raises(InputError) as error,
     ):
-        raster.read(vrt if warp else dataset, Window(20, 10, 120, 80))
+        (read_warped if warp else partial(raster.read, image))(Window(20, 10, 120, 80))
     said = str(error.value)
     assert said.startswith(f"cannot read image {path} at rows 10-90, columns 20-140: ")
     assert "IReadBlock failed" in said
     assert "previous exception" not in said
     assert error.value.__cause__.__cause__ is error.value.__cause__.__context__ is None
-
-
-@pytest.mark.parametrize(("fourth", "doubted"), [("infrared", True), ("alpha", False), ("lossy", False)])
-def test_an_alpha_band_that_looks_like_a_picture_is_warned_of(tmp_path, caplog, fourth, doubted):
-    image = noise(300, 200)
-    alpha = {"infrared": image[..., 0], "alpha": 255 * hole(300, 200), "lossy": 253 + image[..., 0] % 3}[fourth]
-    profile = {"driver": "GTiff", "height": 300, "width": 200, "count": 4, "dtype": "uint8", "crs": CRS}
-    with rasterio.open(tmp_path / "a.tif", "w", **profile, transform=TRANSFORM) as file:
-        file.write(np.moveaxis(np.dstack([image, alpha]).astype(np.uint8), -1, 0))
-    with raster.open_scene(str(tmp_path / "a.tif")) as (dataset, _):
-        raster.warn_of_doubtful_alpha(dataset)
-    assert ("gdal_edit.py -colorinterp_4 undefined" in caplog.text) == doubted
-
-
-def test_an_unreadable_alpha_band_raises_no_error_at_the_check(tmp_path):
-    path = Path(write_image(tmp_path / "short.tif", noise(600, 300)))
-    path.write_bytes(path.read_bytes()[:400_000])
-    with raster.open_scene(str(path)) as (dataset, _):
-        raster.warn_of_doubtful_alpha(dataset)
-        assert raster.read(dataset, Window(0, 0, 300, 100)).valid.all()  # GDAL's error is none of this one's
-        with pytest.raises(InputError, match="rows 500-600"):
-            raster.read(dataset, Window(0, 500, 300, 100))

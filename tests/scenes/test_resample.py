@@ -137,7 +137,7 @@ def test_an_overview_that_is_fine_enough_is_read(tmp_path, how):
     without = read(href, target)
     with_overviews(href)
     with raster.open_scene(href) as (dataset, own):
-        assert resample._overview(dataset, own, target) == 1
+        assert resample.overview_level(dataset, own, target) == 1
     found = read(href, target)
     inner = np.s_[2:-2, 2:-2]  # the last pixels of an overview stand for less than a whole one
     np.testing.assert_array_equal(found.valid[inner], without.valid[inner])
@@ -151,8 +151,8 @@ def test_real_scenes_are_close_to_gdal_s_warp(scene):
     with raster.open_scene(href) as (dataset, own):
         target = geobox.utm_grid(own, gsd=0.1)
         window = Window(700, 600, 700, 600) if "kam" in scene else Window(3000, 1900, 700, 600)
-        with raster.warp(dataset, own, target) as vrt:
-            expected = raster.read(vrt, window)
+        with resample.warp_reader(dataset, own, target) as read_warped:
+            expected = read_warped(window)
     found = read(href, target, window)
     assert (found.valid == expected.valid).mean() > 0.998
     both = found.valid & expected.valid
