@@ -165,7 +165,8 @@ def _log_keras(run_id: str, file: Path, facts: Mapping[str, Any], title: str) ->
     import keras
 
     signature = mlflow.models.ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, -1, -1, 3), "image")]),
+        # Not uint8: MLflow would cut fractions that come as JSON to 0, without a word.
+        inputs=Schema([TensorSpec(np.dtype("float32"), (-1, -1, -1, 3), "image")]),
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1, -1, -1, 1))]),
     )
     # Given, as MLflow's own guess takes seconds and misses the backend (mlflow/mlflow issue 16183).

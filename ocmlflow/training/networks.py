@@ -43,16 +43,24 @@ def with_probability(network: keras.Model) -> keras.Model:
 
 
 def for_any_size(model: keras.Model) -> keras.Model:
-    """A model that takes images of any size: it pads them to multiples of STRIDE by repeating edges, and crops again.
+    """A model that takes images of any size and number type: RGB of 0..255, or fractions of 0..1, as float32.
 
-    This is the model that is registered, for users who call it as it is. This package pads outside of it, because
-    padding inside costs a twelfth of the network's time.
+    This is the model that is registered, for users who call it as it is. It pads to multiples of STRIDE by repeating
+    edges, and crops again. Its input is float32, as Keras would cut fractions to 0 without a word. A graph cannot raise
+    errors on every backend: an image with values below 0 or above 255, such as 16 bits, gets probabilities of NaN.
+    This package pads outside of it, because padding inside costs a twelfth of the network's time.
     """
-    image = keras.Input((None, None, 3), dtype="uint8", name="image")
+    image = keras.Input((None, None, 3), dtype="float32", name="image")
+    lowest = ops.min(image, axis=(1, 2, 3), keepdims=True)
+    highest = ops.max(image, axis=(1, 2, 3), keepdims=True)
+    has_fractions = ops.any(ops.not_equal(image, ops.round(image)), axis=(1, 2, 3), keepdims=True)
+    scale = ops.where(ops.logical_and(has_fractions, highest <= 1), 255.0, 1.0)
+    pixels = ops.cast(ops.clip(ops.round(image * scale), 0, 255), "uint8")
     rows = _padding(image[0, :, 0, 0])
     cols = _padding(image[0, 0, :, 0])
-    x = model(ops.take(ops.take(image, rows.pad, axis=1), cols.pad, axis=2))
+    x = model(ops.take(ops.take(pixels, rows.pad, axis=1), cols.pad, axis=2))
     x = ops.take(ops.take(x, rows.crop, axis=1), cols.crop, axis=2)
+    x = ops.where(ops.logical_and(lowest >= 0, highest <= 255), x, float("nan"))
     return keras.Model(image, x, name=model.name)
 
 

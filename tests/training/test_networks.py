@@ -4,6 +4,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from conftest import one_layer
 from skimage import data
 from skimage.transform import resize
 
@@ -166,3 +167,25 @@ def test_a_saved_network_predicts_the_same_where_this_package_has_never_been(net
     found = networks.inner_network(keras.models.load_model(tmp_path / "model.keras"))
     np.testing.assert_allclose(*(one.predict_on_batch(picture(64, 32)) for one in (found, plain)), atol=1e-5)
     assert networks.inner_network(plain) is plain
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int64", "uint16", "float32", "float64"])
+def test_images_of_bytes_are_the_same_in_any_number_type_and_as_fractions(dtype):
+    model = one_layer(10, -5)
+    images = np.concatenate([picture(40, 30), np.zeros((1, 40, 30, 3), np.uint8), np.ones((1, 40, 30, 3), np.uint8)])
+    expected = model.predict_on_batch(images)
+    any_size = networks.for_any_size(model)
+    np.testing.assert_allclose(any_size.predict_on_batch(images.astype(dtype)), expected, atol=1e-6)
+    if dtype.startswith("float"):
+        fractions = (images[:1] / 255).astype(dtype)
+        np.testing.assert_allclose(any_size.predict_on_batch(fractions), expected[:1], atol=1e-6)
+        np.testing.assert_allclose(any_size.predict_on_batch(fractions.round(4)), expected[:1], atol=1e-6)
+
+
+def test_images_beyond_bytes_get_no_probability():
+    """16 bits, images around 0 and without numbers: NaN, for these images of a batch alone."""
+    image = picture(40, 30).astype("float32")
+    wide, centred, holed = 257 * image, image / 127.5 - 1, np.where(image > 200, np.nan, image)
+    found = networks.for_any_size(one_layer(10, -5)).predict_on_batch(np.concatenate([wide, image, centred, holed]))
+    assert np.isnan(found).all(axis=(1, 2, 3)).tolist() == [True, False, True, True]
+    assert not np.isnan(found[1]).any()
