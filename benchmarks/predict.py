@@ -206,7 +206,9 @@ def traced(scratch: Path) -> None:
     for side, count in ((6_000, 2_000), (20_000, 22_000), (60_000, 200_000)):
         place = GeoBox("EPSG:32630", Affine(GSD, 0, 500_000, 0, -GSD, 620_000), side, side)
         found = polygonize.trace(blocks(side, count, map_writer.BLOCK))
-        frames = vector_files.frames(found, place, scene="one", tolerance=1, min_area_m2=OWN.min_area_m2)
+        frames = vector_files.frames(
+            found, place, scene="one", tolerance=1, min_area_m2=OWN.min_area_m2, min_hole_m2=OWN.min_hole_m2
+        )
         seconds, _ = timed(partial(vector_files.write, frames, scratch / "a.parquet"))
         with pq.ParquetFile(scratch / "a.parquet") as file:
             print(f"| {side} | {file.metadata.num_rows} | {seconds:.0f} | {peak()} |", flush=True)
@@ -243,6 +245,7 @@ def settings(gsd: float, multiple: int) -> MapSettings:
         batch_size=OWN.batch_size,
         threshold=50,
         min_area_m2=OWN.min_area_m2,
+        min_hole_m2=OWN.min_hole_m2,
         chip_gsd=gsd,
         on_own_grid=True,
         aoi=None,

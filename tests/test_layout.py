@@ -93,6 +93,7 @@ ORDER = {
         "preflight",
         "block_join",
         "polygonize",
+        "outlines",
         "vector_files",
         "map_writer",
         "scene_map",

@@ -206,6 +206,13 @@ class PredictOptions(Options):
         low=0,
         metavar="M2",
     )
+    min_hole_m2: float = option(
+        1.0,
+        "Smallest area of a hole in a footprint in square metres; smaller ones are filled. The masks do not change.",
+        group="quality",
+        low=0,
+        metavar="M2",
+    )
     squared: bool = option(
         False, "Make the corners of footprints right angles. The masks do not change.", group="output"
     )

@@ -97,6 +97,7 @@ def _settings(options: PredictOptions, models: list[Model]) -> MapSettings:
         batch_size=options.batch_size,
         threshold=round(100 * options.threshold) if options.threshold else own_threshold,
         min_area_m2=options.min_area_m2,
+        min_hole_m2=options.min_hole_m2,
         chip_gsd=options.chip_gsd or gsd,
         on_own_grid=options.grid == "own",
         aoi=catalog.read_area(options.aoi) if options.aoi else None,

@@ -34,9 +34,15 @@ class PredictedFootprint:
     """Outline and probability of one predicted building."""
 
     outline: BaseGeometry
-    """Polygon, with a hole for each courtyard."""
+    """Polygon along the edges of pixels, in (col, row) of the scene, with a hole for each courtyard."""
     probability: float
     """Mean over the pixels of the building, 0..1."""
+
+    @property
+    def first_pixel(self) -> tuple[int, int]:
+        """(row, col) of the leftmost pixel in the topmost row of an outline in pixels, which no other building has."""
+        cols, rows = shapely.get_coordinates(shapely.get_exterior_ring(self.outline)).T
+        return int(rows.min()), int(cols[rows == rows.min()].min())
 
 
 @dataclass(frozen=True)
@@ -81,20 +87,14 @@ def trace(blocks: Iterable[MaskBlock]) -> Iterator[PredictedFootprint]:
         yield _footprint(_take(open_parts, numbers))
 
 
-def to_ground(
-    footprints: Iterable[PredictedFootprint], transform: Affine, *, tolerance: float
-) -> list[PredictedFootprint]:
-    """Footprints in the CRS of the transform, their staircases simplified by about `tolerance` of its units."""
-    in_pixels = list(footprints)
-    outlines = np.array([footprint.outline for footprint in in_pixels], object)
+def to_ground(footprints: list[PredictedFootprint], transform: Affine, *, tolerance: float) -> np.ndarray:
+    """Outlines in the CRS of the transform, (count,), their staircases simplified by about `tolerance` of its units."""
+    outlines = np.array([footprint.outline for footprint in footprints], object)
     # Not as a product of matrices, whose last digits depend on the number of threads.
     outlines = shapely.transform(outlines, lambda corners: np.stack(transform @ tuple(corners.T), axis=1))
     is_simple = shapely.get_num_interior_rings(outlines) <= MAX_HOLES
     outlines[is_simple] = shapely.simplify(outlines[is_simple], tolerance, preserve_topology=True)
-    return [
-        PredictedFootprint(outline, footprint.probability)
-        for outline, footprint in zip(outlines, in_pixels, strict=True)
-    ]
+    return outlines
 
 
 def _parts(labels: np.ndarray, block: MaskBlock) -> Iterator[tuple[int, _Part]]:

@@ -35,9 +35,9 @@ class MapFiles:
     mask: Path
     """GeoTIFF, uint8: 1 building, 0 not, 255 where there is no imagery (0 for an image without a georeference)."""
     footprints: Path | None
-    """GeoParquet, columns scene, probability, area_m2, geometry, in the rasters' CRS; None without a georeference.
+    """GeoParquet, columns `vector_files.COLUMNS`, in the rasters' CRS; None without a georeference.
 
-    Copies in the formats of `vector_files.DRIVERS` lie beside it.
+    Copies in the formats of `vector_files.DRIVERS`, in degrees, lie beside it.
     """
     overview: Path | None
     """JPEG of the scene beside the same with its buildings tinted; None where the scene cannot be read."""
@@ -167,6 +167,7 @@ def _write_footprints(job: MapJob, masks: Iterator[MaskBlock], path: Path) -> Fo
         # One pixel of the model, in pixels of the map: detail below it comes from interpolation.
         tolerance=max(1.0, settings.gsd / geobox.gsd(job.map_grid)),
         min_area_m2=settings.min_area_m2,
+        min_hole_m2=settings.min_hole_m2,
         # The model grid's CRS is in metres, whatever the scene's own.
         squared_in=job.plan.model_grid.crs if settings.squared else None,
     )

@@ -54,6 +54,8 @@ class MapSettings:
     """A pixel of at least this probability, in percent, is building."""
     min_area_m2: float
     """Smaller footprints are left out; the mask keeps them."""
+    min_hole_m2: float
+    """Smaller holes of footprints are filled; the mask keeps them."""
     chip_gsd: float
     """Assumed resolution of images without a georeference, in metres per pixel."""
     on_own_grid: bool

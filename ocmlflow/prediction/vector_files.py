@@ -2,9 +2,11 @@
 
 import io
 import json
+import logging
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -14,16 +16,21 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pyogrio
+import shapely
 
-from ocmlflow.prediction import polygonize
+from ocmlflow.prediction import outlines, polygonize
 from ocmlflow.prediction.polygonize import PredictedFootprint
 from ocmlflow.scenes import geobox
 from ocmlflow.scenes.geobox import GeoBox
 
+log = logging.getLogger(__name__)
+
 DRIVERS = {".fgb": "FlatGeobuf", ".geojson": "GeoJSON"}
 """GDAL drivers of the formats beside GeoParquet, by suffix."""
+COLUMNS = ["id", "scene", "building", "probability", "area_m2", "geometry"]
+"""`building` is the tag of OpenStreetMap, always `yes`."""
 BATCH = 2_000
-"""Footprints held in memory at a time."""
+"""Traced footprints that are worked on at a time."""
 MIN_SQUARED_IOU = 0.7
 """Least IoU of a squared outline with the outline that it replaces."""
 
@@ -45,26 +52,43 @@ def frames(
     scene: str,
     tolerance: float,
     min_area_m2: float,
+    min_hole_m2: float,
     squared_in: str | None = None,
 ) -> Iterator[gpd.GeoDataFrame]:
-    """Frames of at most BATCH footprints, at least one frame, without footprints below `min_area_m2`.
+    """Frames of at most BATCH traced footprints, at least one frame, without those below `min_area_m2`.
 
-    `footprints` are in (col, row) of `grid`, the frames in its CRS, with columns scene, probability, area_m2, geometry.
-    Staircases are simplified by about `tolerance` pixels. With `squared_in`, a CRS in metres, outlines are made
-    right-angled in it. Areas are measured in an equal-area projection.
+    `footprints` are in (col, row) of `grid`, the frames in its CRS, with the columns COLUMNS. `id` is the scene, and
+    row and column of the building's first pixel; the parts of an outline that is split are numbered. Staircases are
+    simplified by about `tolerance` pixels, holes below `min_hole_m2` filled. With `squared_in`, a CRS in metres,
+    outlines are made right-angled in it. They are polygons of fewer than 2,000 corners that do not overlap, and stay
+    valid and apart when `convert` rounds them. Areas are measured in an equal-area projection.
     """
     units = tolerance * abs(grid.transform.determinant) ** 0.5
     equal_area = geobox.equal_area_crs(grid)
+    written = outlines.WrittenOutlines()
     rest = iter(footprints)
+    split = 0
     is_last = False
     while not is_last:
-        batch = polygonize.to_ground(islice(rest, BATCH), grid.transform, tolerance=units)
+        batch = list(islice(rest, BATCH))
         is_last = len(batch) < BATCH
-        frame = _frame(batch, scene, grid.crs)
+        fill = partial(outlines.fill_holes, crs=grid.crs, equal_area=equal_area, min_hole_m2=min_hole_m2)
+        simplified = fill(polygonize.to_ground(batch, grid.transform, tolerance=units))
+        frame = _frame(batch, outlines.shorten(simplified, tolerance=units), scene, grid.crs)
+        split += int((frame.geom_type == "MultiPolygon").sum())
+        frame = _with_outlines(frame, frame.geometry.to_numpy())
         if squared_in and len(frame):
             frame = squared(frame, squared_in)
-        frame["area_m2"] = frame.to_crs(equal_area).area.round(2)
-        yield frame[frame.area_m2 >= min_area_m2][["scene", "probability", "area_m2", "geometry"]]
+        frame = _with_outlines(frame, outlines.rounding_safe(frame.geometry.to_numpy(), grid.crs))
+        frame = _large(_with_outlines(frame, fill(frame.geometry.to_numpy())), equal_area, min_area_m2)
+        for _ in range(outlines.ROUNDS):
+            if (apart := outlines.cut_overlaps(frame.geometry.to_numpy(), written, grid.crs)) is None:
+                break
+            frame = _large(_with_outlines(frame, apart), equal_area, min_area_m2)
+        written.add(frame.geometry.to_numpy())
+        yield _number_parts(frame)[COLUMNS]
+    if split:
+        log.warning("scene %s: %d outlines with too many corners for map editors are split", scene, split)
 
 
 def squared(frame: gpd.GeoDataFrame, crs: str) -> gpd.GeoDataFrame:
@@ -79,10 +103,11 @@ def squared(frame: gpd.GeoDataFrame, crs: str) -> gpd.GeoDataFrame:
         warnings.simplefilter("ignore", UserWarning)  # about outlines that it leaves as they are
         regular = regularize_geodataframe(plain.assign(row=range(len(plain))), num_cores=1, include_metadata=True)
     is_good = (regular.iou >= MIN_SQUARED_IOU) & regular.is_valid & (regular.geom_type == "Polygon")
+    is_good &= regular.count_coordinates() <= outlines.MAX_CORNERS
     regular = regular[is_good & ~regular.row.duplicated(keep=False)]
-    outlines = plain.geometry.to_numpy().copy()
-    outlines[regular.row.to_numpy()] = regular.geometry.to_numpy()
-    return gpd.GeoDataFrame(frame.drop(columns="geometry"), geometry=outlines, crs=crs).to_crs(frame.crs)
+    squares = plain.geometry.to_numpy().copy()
+    squares[regular.row.to_numpy()] = regular.geometry.to_numpy()
+    return gpd.GeoDataFrame(frame.drop(columns="geometry"), geometry=squares, crs=crs).to_crs(frame.crs)
 
 
 def write(frames: Iterable[gpd.GeoDataFrame], path: Path) -> FootprintTotals:
@@ -109,20 +134,20 @@ def write(frames: Iterable[gpd.GeoDataFrame], path: Path) -> FootprintTotals:
 def convert(source: Path, target: Path) -> None:
     """Convert a GeoParquet file of polygons to the format of DRIVERS that the target's suffix names.
 
-    GeoJSON follows RFC 7946: degrees of seven decimals, a centimetre. Raises OSError, naming the target, if the file is
-    incomplete.
+    Both are in degrees (lon, lat) of seven decimals, a centimetre: RFC 7946 asks that of GeoJSON, and web maps and
+    tippecanoe take no other FlatGeobuf. Raises OSError, naming the target, if the file is incomplete.
     """
     with pq.ParquetFile(source) as file:
         crs = json.loads(file.schema_arrow.metadata[b"geo"])["columns"]["geometry"]["crs"]
         plain = file.schema_arrow.remove_metadata()
-        batches = (pa.RecordBatch.from_arrays(b.columns, schema=plain) for b in file.iter_batches(BATCH))
+        batches = (_in_degrees(batch, plain, json.dumps(crs)) for batch in file.iter_batches(BATCH))
         pyogrio.write_arrow(
             pa.RecordBatchReader.from_batches(plain, batches),
             target,
             driver=DRIVERS[target.suffix],
             geometry_name="geometry",
             geometry_type="Polygon",
-            crs=json.dumps(crs),
+            crs="EPSG:4326",
             layer_options={"RFC7946": "YES"} if target.suffix == ".geojson" else {},
         )
         _check_complete(target, file.metadata.num_rows)
@@ -139,15 +164,45 @@ def _check_complete(path: Path, rows: int) -> None:
         raise OSError(f"{path} is incomplete: {readable} of {rows} footprints can be read; is the disk full?")
 
 
-def _frame(footprints: list[PredictedFootprint], scene: str, crs: str) -> gpd.GeoDataFrame:
-    """Footprints as a frame with the scene of each and its probability, rounded to four decimals."""
-    probabilities = [round(footprint.probability, 4) for footprint in footprints]
+def _frame(footprints: list[PredictedFootprint], ground: np.ndarray, scene: str, crs: str) -> gpd.GeoDataFrame:
+    """Footprints, of which these are the outlines on the ground, as a frame; probabilities have four decimals."""
+    ids = [f"{scene}-{row}-{col}" for row, col in (footprint.first_pixel for footprint in footprints)]
     columns = {
-        "scene": pd.Series([scene] * len(footprints), dtype="str"),
-        "probability": np.array(probabilities, np.float64),
+        "id": pd.Series(ids, dtype="str"),
+        "scene": pd.Series([scene] * len(ids), dtype="str"),
+        "building": pd.Series(["yes"] * len(ids), dtype="str"),
+        "probability": np.array([round(footprint.probability, 4) for footprint in footprints], np.float64),
     }
-    outlines = gpd.GeoSeries([footprint.outline for footprint in footprints], crs=crs)
-    return gpd.GeoDataFrame(columns, geometry=outlines)
+    return gpd.GeoDataFrame(columns, geometry=gpd.GeoSeries(ground, crs=crs))
+
+
+def _with_outlines(frame: gpd.GeoDataFrame, new: np.ndarray) -> gpd.GeoDataFrame:
+    """The frame with new outlines: a row for each polygon of a MultiPolygon, none for an empty outline."""
+    parts = [outlines.polygons(outline) for outline in new]
+    rows = np.repeat(np.arange(len(frame)), [len(polygons) for polygons in parts])
+    geometry = gpd.GeoSeries([polygon for polygons in parts for polygon in polygons], crs=frame.crs)
+    return gpd.GeoDataFrame(frame.drop(columns="geometry").iloc[rows].reset_index(drop=True), geometry=geometry)
+
+
+def _large(frame: gpd.GeoDataFrame, equal_area: str, min_area_m2: float) -> gpd.GeoDataFrame:
+    """The footprints of at least an area, with the column area_m2."""
+    frame = frame.assign(area_m2=frame.to_crs(equal_area).area.round(2))
+    return frame[frame.area_m2 >= min_area_m2]
+
+
+def _number_parts(frame: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """The frame with -2, -3 and so on behind the ids of all parts of a footprint but the first."""
+    number = frame.groupby("id").cumcount() + 1
+    return frame.assign(id=frame.id.where(number == 1, frame.id + "-" + number.astype("str")))
+
+
+def _in_degrees(batch: pa.RecordBatch, schema: pa.Schema, crs: str) -> pa.RecordBatch:
+    """A batch of a GeoParquet file with its polygons in degrees."""
+    column = schema.get_field_index("geometry")
+    polygons = shapely.from_wkb(batch.column(column).to_numpy(zero_copy_only=False))
+    degrees = pa.array(shapely.to_wkb(outlines.to_degrees(polygons, crs)), schema.field(column).type)
+    columns = [*batch.columns[:column], degrees, *batch.columns[column + 1 :]]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def _table(frame: gpd.GeoDataFrame) -> pa.Table:

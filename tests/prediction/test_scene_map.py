@@ -40,7 +40,7 @@ from shapely import affinity
 
 from ocmlflow import executors
 from ocmlflow.errors import InputError
-from ocmlflow.prediction import inference, map_writer, preflight, scene_map, scene_tiles, tile_store
+from ocmlflow.prediction import inference, map_writer, preflight, scene_map, scene_tiles, tile_store, vector_files
 from ocmlflow.prediction.preflight import SceneCheck
 from ocmlflow.prediction.scene_map import MapFiles
 from ocmlflow.prediction.scene_tiles import MapSettings
@@ -57,6 +57,7 @@ SETTINGS = MapSettings(
     batch_size=3,
     threshold=50,
     min_area_m2=0,
+    min_hole_m2=0,
     chip_gsd=GSD,
     on_own_grid=True,
     aoi=None,
@@ -235,7 +236,7 @@ def test_a_scene_without_buildings(tmp_path, valid):
     made = draw(write_image(tmp_path / "a.tif", noise(40, 40), valid), tmp_path / "out")
     assert (made.building_pixels, made.pixels) == (0, valid.sum())
     assert footprints(made).empty
-    assert list(footprints(made).columns) == ["scene", "probability", "area_m2", "geometry"]
+    assert list(footprints(made).columns) == vector_files.COLUMNS
     np.testing.assert_array_equal(read(made.mask)[0], np.where(valid, 0, 255))
 
 
@@ -478,7 +479,7 @@ from ocmlflow.scenes.catalog import Scene
 from ocmlflow.storage import hrefs
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead, as on a full disk
 href, folder, *limits = sys.argv[1:]
-settings = MapSettings(0.1, 1, 512, 4, 1, 50, 0, 0.1, True, None, 0, None, False, False)
+settings = MapSettings(0.1, 1, 512, 4, 1, 50, 0, 0, 0.1, True, None, 0, None, False, False)
 for limit in map(int, limits):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:

@@ -3,11 +3,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import shapely
-from conftest import CRS, building, room_for
+from affine import Affine
+from conftest import CRS, TRANSFORM, building, room_for
 from geopandas.testing import assert_geodataframe_equal
 from pyogrio.errors import DataSourceError
+from scipy import ndimage
 
-from ocmlflow.prediction import vector_files
+from ocmlflow.prediction import polygonize, vector_files
+from ocmlflow.prediction.polygonize import MaskBlock
+from ocmlflow.scenes import windows
+from ocmlflow.scenes.geobox import GeoBox
 
 
 def frame(first: int, count: int) -> gpd.GeoDataFrame:
@@ -33,7 +38,7 @@ def test_what_is_written_piece_by_piece_is_read_as_one(tmp_path, counts, suffix,
         return
     vector_files.convert(path, path.with_suffix(suffix))
     found = gpd.read_file(path.with_suffix(suffix))
-    assert found.crs.to_epsg() == (32630 if suffix == ".fgb" else 4326)
+    assert found.crs.to_epsg() == 4326
     assert len(found) == len(whole)
     if len(whole):
         found = found.sort_values("area_m2").to_crs(CRS)  # FlatGeobuf orders by place
@@ -53,3 +58,100 @@ def test_footprints_without_room_are_an_error_and_never_half_a_file(tmp_path, su
     copy.unlink()
     with room_for(size - lost), pytest.raises((OSError, DataSourceError)):
         vector_files.convert(path, copy)
+
+
+def ragged_mask(side: int, *, spots: float = 0.03) -> np.ndarray:
+    """(side, side) bool: ragged objects a pixel or two apart, with spots of background in them."""
+    random = np.random.default_rng(3)
+    smooth = ndimage.gaussian_filter(random.random((side, side)), 4) + 0.05 * random.random((side, side))
+    return (smooth > np.median(smooth)) & (random.random((side, side)) > spots)
+
+
+def written(building: np.ndarray, path, *, size: int = 128, crs: str = CRS, **options) -> gpd.GeoDataFrame:
+    """Footprints of a mask, traced in blocks of a size, written in all formats and read from GeoParquet."""
+    blocks = (
+        MaskBlock(window, np.full((window.height, window.width), 80, np.uint8), building[window.toslices()])
+        for window in windows.blocks(*building.shape, size=size)
+    )
+    transform = TRANSFORM if crs == CRS else Affine(1e-6, 0, 3.0, 0, -1e-6, 0.5)
+    options = {"tolerance": 1, "min_area_m2": 0, "min_hole_m2": 1, **options}
+    grid = GeoBox(crs, transform, *building.shape)
+    vector_files.write(vector_files.frames(polygonize.trace(blocks), grid, scene="one", **options), path)
+    for suffix in vector_files.DRIVERS:
+        path.with_suffix(suffix).unlink(missing_ok=True)
+        vector_files.convert(path, path.with_suffix(suffix))
+    return gpd.read_parquet(path)
+
+
+def overlap_m2(frame: gpd.GeoDataFrame) -> float:
+    outlines = frame.geometry.to_numpy()
+    one, other = shapely.STRtree(outlines).query(outlines, predicate="intersects")
+    pairs = one < other
+    return float(shapely.area(outlines[one[pairs]] & outlines[other[pairs]]).sum())
+
+
+@pytest.mark.parametrize(("crs", "squared_in"), [(CRS, None), (CRS, CRS), ("EPSG:4326", "EPSG:32631")])
+@pytest.mark.parametrize("spots", [0, 0.03])
+def test_all_formats_hold_the_same_valid_polygons_that_do_not_overlap(tmp_path, crs, squared_in, spots, monkeypatch):
+    monkeypatch.setattr(vector_files, "BATCH", 40)
+    path = tmp_path / "a.parquet"
+    frame = written(ragged_mask(200, spots=spots), path, crs=crs, squared_in=squared_in)
+    assert len(frame) > 20
+    assert frame.columns.tolist() == vector_files.COLUMNS
+    assert set(frame.building) == {"yes"}
+    copies = [gpd.read_file(path.with_suffix(suffix)) for suffix in vector_files.DRIVERS]
+    for found in (frame, *copies):
+        assert (found.geom_type == "Polygon").all()
+        assert found.is_valid.all()
+        assert found.id.is_unique
+        assert overlap_m2(found) == 0
+        assert found.count_coordinates().max() < 2000
+    for copy in copies:
+        assert copy.columns.tolist() == vector_files.COLUMNS
+        same = copy.set_index("id").loc[frame.id]
+        assert same.area_m2.tolist() == frame.area_m2.tolist()
+        back = same.to_crs(frame.crs).geometry.to_numpy()
+        step = 0.02 if crs == CRS else 2e-7
+        assert shapely.hausdorff_distance(back, frame.geometry.to_numpy()).max() < step
+        holes = shapely.get_num_interior_rings(back)
+        assert holes.tolist() == shapely.get_num_interior_rings(frame.geometry.to_numpy()).tolist()
+
+
+def test_ids_name_the_first_pixel_and_depend_on_no_block(tmp_path):
+    building = ragged_mask(120, spots=0)
+    frames = [
+        written(building, tmp_path / f"{size}.parquet", size=size, min_area_m2=0.3).sort_values("id")
+        for size in (32, 50, 120)
+    ]
+    assert len(frames[0]) > 3
+    for frame in frames[1:]:
+        assert frame.id.tolist() == frames[0].id.tolist()
+        assert frame.area_m2.tolist() == pytest.approx(frames[0].area_m2.tolist(), rel=0.2)
+    roof = np.zeros((50, 60), bool)
+    roof[20:40, 30:50] = roof[10:20, 40:45] = True
+    assert written(roof, tmp_path / "roof.parquet").id.tolist() == ["one-10-40"]
+
+
+def test_pinholes_are_filled_and_a_courtyard_stays(tmp_path):
+    roof = np.zeros((100, 120), bool)
+    roof[10:90, 10:110] = True
+    roof[30:60, 30:60] = False  # 9 m2
+    roof[70:79, 20:30] = roof[15, 80] = False
+    courtyard = 0.1 * 30 * 0.1 * 30
+    (filled,) = written(roof, tmp_path / "a.parquet").geometry
+    assert [shapely.Polygon(ring).area for ring in filled.interiors] == pytest.approx([courtyard])
+    (whole,) = written(roof, tmp_path / "b.parquet", min_hole_m2=0).geometry
+    assert len(whole.interiors) == 3
+    (full,) = written(roof, tmp_path / "c.parquet", min_hole_m2=9.5).geometry
+    assert not full.interiors
+
+
+def test_an_outline_with_too_many_corners_is_split_and_said(tmp_path, caplog):
+    comb = np.zeros((50, 11_000), bool)
+    comb[:, np.arange(11_000) % 20 < 10] = comb[:20] = True
+    frame = written(comb, tmp_path / "a.parquet")
+    assert len(frame) > 1
+    assert frame.id.tolist() == ["one-0-0", *(f"one-0-0-{number}" for number in range(2, len(frame) + 1))]
+    assert frame.area.sum() == pytest.approx(comb.sum() * 0.01, rel=1e-3)
+    assert overlap_m2(frame) == 0
+    assert "scene one: 1 outlines" in caplog.text
