@@ -78,13 +78,16 @@ def fitting_side(index: gpd.GeoDataFrame, *, share: float, blocks: int, smallest
     """
     best_side, best_kept = None, 0.0
     side = LARGEST_M
+    # Windows of a plan that show no imagery are drawn, but will not become chips.
+    likely = np.asarray(index.imagery > 0) if "imagery" in index else np.ones(len(index), bool)
     while side >= min(smallest_m, LARGEST_M):
         held_out = draw(index, np.ones(len(index), bool), share, side, seed)
-        kept = 1 - (held_out | touches(index, index[held_out])).mean()
+        kept = (likely & ~held_out & ~touches(index, index[held_out & likely])).sum() / max(likely.sum(), 1)
+        held_share = (held_out & likely).sum() / max(likely.sum(), 1)
         enough_blocks = spatial_blocks(index, side).max() + 1 >= blocks
-        if enough_blocks and kept >= (1 - share) / 2 and share / 2 <= held_out.mean() <= 2 * share:
+        if enough_blocks and kept >= (1 - share) / 2 and share / 2 <= held_share <= 2 * share:
             return side
-        if kept > best_kept and enough_blocks:
+        if kept > best_kept and enough_blocks and held_share:
             best_side, best_kept = side, kept
         side /= 2
     return best_side

@@ -220,7 +220,7 @@ def _too_small_text(index: gpd.GeoDataFrame, size: int, gsd: float) -> str:
     """Why the largest place cannot be split, and at which size of chips it could."""
     largest = index[index.place == index.place.mode()[0]]
     width, height = (np.ptp(largest[axis]) + size * gsd for axis in ("x", "y"))
-    third = max(64, int(max(width, height) / 3 / gsd // 32 * 32))
+    third = max(64, int(min(max(width, height) / 3 / gsd, size / 2) // 32 * 32))
     return (
         f"{len(index)} chips of {size * gsd:g} m are too few to hold out some that touch no training chip: the ground "
         f"of {largest.place.iloc[0]} is {width:.0f} x {height:.0f} m. Use smaller chips, such as size={third}, or more "

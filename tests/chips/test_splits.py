@@ -286,11 +286,11 @@ def test_blocks_follow_the_ground_and_a_small_scene_can_be_trained(side, block_m
 
 def test_ground_that_cannot_be_split_is_told_which_chips_would_do():
     message = (
-        r"4 chips of 51\.2 m are too few .* the ground of acc is 102 x 102 m\. Use smaller chips, such as size=320"
+        r"4 chips of 51\.2 m are too few .* the ground of acc is 102 x 102 m\. Use smaller chips, such as size=256"
     )
     with pytest.raises(InputError, match=message):
         fitted(town_of("acc", 2))
-    kept, _ = fitted(chips_of("acc1", "acc", rows=4, cols=4, size=320, stride=320), size=320)
+    kept, _ = fitted(chips_of("acc1", "acc", rows=4, cols=4, size=256, stride=256), size=256)
     assert {"train", "validation"} == set(kept.split)
 
 
@@ -321,3 +321,11 @@ def test_folds_of_a_small_scene_have_ground_enough():
     dealt = splits.assign(index, validation=None, test=None, folds=4, block_m=sides, seed=0)
     assert set(dealt.fold) == {0, 1, 2, 3}
     assert sides[0] < ground_blocks.LARGEST_M
+
+
+def test_a_block_of_a_small_scene_is_held_out_where_it_shows_imagery():
+    index = town_of("acc", 6)
+    in_the_middle = (index.x - index.x.mean()).abs().lt(110) & (index.y - index.y.mean()).abs().lt(110)
+    kept, _ = fitted(index.assign(imagery=in_the_middle.astype(float)))
+    likely = kept[kept.imagery > 0]
+    assert set(likely.split) == {"train", "validation"}
