@@ -118,6 +118,7 @@ ORDER = {
         "model_evaluation",
         "outbox",
         "outbox_sender",
+        "database_wait",
         "runs",
         "child_runs",
         "run_artifacts",

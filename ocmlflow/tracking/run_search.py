@@ -7,7 +7,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from ocmlflow.errors import InputError
-from ocmlflow.tracking import outbox_sender, runs
+from ocmlflow.tracking import database_wait, outbox_sender, runs
 from ocmlflow.tracking.outbox_sender import SERVER_ERRORS
 
 
@@ -19,6 +19,7 @@ def get_interrupted(verb: str, run_id: str) -> Run:
     if (outbox_sender.unsent_folder() / run_id).exists():
         outbox_sender.send_folder(outbox_sender.unsent_folder() / run_id)
     try:
+        database_wait.open_stores()
         run = mlflow.get_run(run_id)
     except SERVER_ERRORS as error:
         raise InputError(
@@ -69,6 +70,7 @@ def last_attempt(verb: str, *, key: str, place: str) -> Run | None:
     query = f"tags.`{runs.VERB}` = '{verb}' and tags.`{runs.KEY}` = '{key}'"
     outer = mlflow.active_run()
     try:
+        database_wait.open_stores()
         attempts: list[Run] = mlflow.search_runs(
             experiment_ids=[outer.info.experiment_id] if outer else None,  # None stands for the current one
             filter_string=query,

@@ -19,7 +19,7 @@ from PIL import Image
 import ocmlflow
 from ocmlflow import redaction
 from ocmlflow.errors import InputError
-from ocmlflow.tracking import limits, model_facts, outbox_sender, provenance
+from ocmlflow.tracking import database_wait, limits, model_facts, outbox_sender, provenance
 from ocmlflow.tracking.model_facts import ModelFacts
 from ocmlflow.tracking.outbox import Outbox, UndeliveredError
 from ocmlflow.tracking.outbox_sender import SERVER_ERRORS
@@ -70,35 +70,52 @@ def _started(verb: str, parameters: Mapping[str, Any], resume: Run | None) -> It
     """The run, once server and artifact store have accepted a first entry, so that their faults show early."""
     outbox_sender.configure_client()
     try:
+        database_wait.open_stores()
         if resume:
             mlflow.set_experiment(experiment_id=resume.info.experiment_id)
             refer_to(resume)
-        outer = mlflow.active_run()  # the caller may have a run of its own
-        active = mlflow.start_run(
-            run_id=resume.info.run_id if resume else None,
-            experiment_id=outer.info.experiment_id if outer else None,
-            nested=outer is not None,
-            log_system_metrics=True,
-        )
+        active = database_wait.when_free(lambda: _start(resume))
         try:
-            if _GENERATED_NAME.fullmatch(active.info.run_name or ""):
-                mlflow.set_tag("mlflow.runName", verb)
-            logged = active.data.params
-            mlflow.log_params(
-                {
-                    name: redaction.redact(str(value))
-                    for name, value in parameters.items()
-                    if name not in logged and value is not None
-                }
-            )
-            mlflow.set_tags({VERB: verb, "ocmlflow.version": ocmlflow.__version__, **provenance.code_tags()})
-            mlflow.log_text(provenance.installed_packages(), "environment.txt")
+            database_wait.when_free(lambda: _log_start(active, verb, parameters))
         except BaseException:
             _end_quietly("FAILED")
             raise
     except SERVER_ERRORS as error:
         raise unreachable_error(error) from error
     yield active
+
+
+def _start(resume: Run | None) -> Run:
+    """Start or go on with a run in MLflow's client."""
+    outer = mlflow.active_run()  # the caller may have a run of its own
+    made_for_us = os.environ.get("MLFLOW_RUN_ID")
+    try:
+        return mlflow.start_run(
+            run_id=resume.info.run_id if resume else None,
+            experiment_id=outer.info.experiment_id if outer else None,
+            nested=outer is not None,
+            log_system_metrics=True,
+        )
+    except SERVER_ERRORS:
+        if made_for_us:  # MLflow forgets it; another attempt is for the same run
+            os.environ["MLFLOW_RUN_ID"] = made_for_us
+        raise
+
+
+def _log_start(active: Run, verb: str, parameters: Mapping[str, Any]) -> None:
+    """Log what is known of a run at its start; once more changes nothing."""
+    if _GENERATED_NAME.fullmatch(active.info.run_name or ""):
+        mlflow.set_tag("mlflow.runName", verb)
+    logged = active.data.params
+    mlflow.log_params(
+        {
+            name: redaction.redact(str(value))
+            for name, value in parameters.items()
+            if name not in logged and value is not None
+        }
+    )
+    mlflow.set_tags({VERB: verb, "ocmlflow.version": ocmlflow.__version__, **provenance.code_tags()})
+    mlflow.log_text(provenance.installed_packages(), "environment.txt")
 
 
 def unreachable_error(error: Exception) -> InputError:
