@@ -44,7 +44,7 @@ class PrepareOptions(Options):
     )
     layer: str | None = option(
         None,
-        "Layer of the buildings in label files that have several, such as GeoPackages.",
+        "Layer of the buildings in label files that have several, such as GeoPackages. Without it, the only one.",
         group="input",
         metavar="NAME",
     )
