@@ -8,6 +8,7 @@ import codecs
 import json
 import re
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -148,7 +149,7 @@ def _from_rings(parts: list[list[Any]]) -> tuple[np.ndarray, np.ndarray]:
     lengths = np.array([len(ring) for ring in rings])
     if lengths.min() < 3:
         raise ValueError(f"a ring of {lengths.min()} points")
-    points = np.array([(point[0], point[1]) for ring in rings for point in ring])
+    points = _points(list(chain.from_iterable(rings)))
     if points.dtype.kind not in "fi" or not np.isfinite(points).all():
         raise ValueError("not all of them are numbers")
     last = lengths.cumsum()
@@ -157,6 +158,17 @@ def _from_rings(parts: list[list[Any]]) -> tuple[np.ndarray, np.ndarray]:
     whole = np.unique(owners)
     made[whole] = shapely.polygons(linear, indices=np.searchsorted(whole, owners))
     return made, unclosed
+
+
+def _points(positions: list[Any]) -> np.ndarray:
+    """(count, 2) x and y of positions, which may have heights and measures too."""
+    try:
+        points = np.array(positions)
+    except ValueError:  # some have heights
+        points = np.array([(position[0], position[1]) for position in positions])
+    if points.ndim != 2 or points.shape[1] < 2:
+        raise ValueError("a position is not a pair of numbers")
+    return points[:, :2]
 
 
 def _other(shape: dict[str, Any]) -> tuple[BaseGeometry, bool]:

@@ -37,14 +37,15 @@ def names(where: str) -> set[str]:
     return {name.lower() for name in found if name}
 
 
-def columns(wanted: set[str], features: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
+def columns(wanted: set[str], features: list[dict[str, Any]]) -> dict[str, list[Any]]:
     """The values of some properties of features, by the property's name in small letters; None where one lacks it."""
-    rows = list(features)
     found: dict[str, list[Any]] = {}
-    for number, row in enumerate(rows):
-        for name, value in row.items():
-            if (key := name.lower()) in wanted:
-                found.setdefault(key, [None] * len(rows))[number] = value
+    for name in sorted(set().union(*features)):
+        if (key := name.lower()) in wanted:
+            values = [feature.get(name) for feature in features]
+            if key in found:  # in SQL, names that differ in capitals are the same
+                values = [one if one is not None else other for one, other in zip(found[key], values, strict=True)]
+            found[key] = values
     return found
 
 

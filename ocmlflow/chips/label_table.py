@@ -71,19 +71,24 @@ def near(table: LabelTable, box: Box) -> Features:
     """The features of a file whose bounds meet a box in its CRS."""
     if table.path is None:
         return label_files.read_all(table.href, layer=table.layer, where=table.where, box=box)
-    with pa.memory_map(table.path) as source:
-        rows = pa.ipc.open_file(source).read_all()
-        left, bottom, right, top = (rows.column(edge).to_numpy() for edge in _EDGES)
-        meets = (left <= box[2]) & (right >= box[0]) & (bottom <= box[3]) & (top >= box[1])
-        chosen = rows.take(np.flatnonzero(meets))
-        return Features(
-            shapely.from_wkb(chosen.column("wkb").to_numpy()),
-            chosen.column("number").to_numpy(),
-            chosen.column("state").to_numpy(),
-            {},
-            Counter(),
-            table.crs,
-        )
+    with pa.memory_map(table.path) as source, pa.ipc.open_file(source) as file:
+        batches = [_meeting(file.get_batch(number), box) for number in range(file.num_record_batches)]
+        rows = pa.Table.from_batches(batches, _SCHEMA)
+    return Features(
+        shapely.from_wkb(rows.column("wkb").to_numpy()),
+        rows.column("number").to_numpy(),
+        rows.column("state").to_numpy(),
+        {},
+        Counter(),
+        table.crs,
+    )
+
+
+def _meeting(rows: pa.RecordBatch, box: Box) -> pa.RecordBatch:
+    """The rows whose bounds meet a box."""
+    left, bottom, right, top = (rows.column(edge).to_numpy() for edge in _EDGES)
+    meets = (left <= box[2]) & (right >= box[0]) & (bottom <= box[3]) & (top >= box[1])
+    return rows.filter(pa.array(meets)) if meets.any() else rows.slice(0, 0)
 
 
 def _rows(features: Features) -> pa.RecordBatch:
