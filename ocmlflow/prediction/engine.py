@@ -220,7 +220,7 @@ def _load_keras(file: Path) -> Any:
     try:
         return networks.inner_network(keras.saving.load_model(file, compile=False, safe_mode=True))
     except (TypeError, ValueError) as error:
-        raise InputError(f"the model in {file} is refused: it needs more than Keras' own layers: {error}") from error
+        raise keras_file.load_error(file, f"the model in {file}", error) from error
 
 
 def _openvino(file: Path, threads: int) -> Predict:

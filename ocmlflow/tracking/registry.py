@@ -54,7 +54,7 @@ class Model:
 
         Height and width must be multiples of `facts.multiple`. InputError where it cannot be loaded, or could run code.
         """
-        from ocmlflow.training import networks  # late: TensorFlow takes seconds and half a gigabyte
+        from ocmlflow.training import keras_file, networks  # late: TensorFlow takes seconds and half a gigabyte
 
         try:
             loaded = mlflow.keras.load_model(self.pinned, load_model_kwargs={"safe_mode": True, "compile": False})
@@ -65,8 +65,8 @@ class Model:
             raise
         except Exception as error:  # Keras raises of many types for a damaged file
             with tempfile.TemporaryDirectory() as folder:
-                download_keras_file(self, Path(folder))
-            raise InputError(f"model {self.uri} is refused, it is not of Keras' own layers alone: {error}") from error
+                file = download_keras_file(self, Path(folder))
+                raise keras_file.load_error(file, f"model {self.uri}", error) from error
 
     def __str__(self) -> str:
         return f"{self.name} version {self.version}" if self.name else self.uri

@@ -1,5 +1,7 @@
-"""Checks that a Keras file is whole before Keras loads it, as Keras calls damaged files unsafe, or shows no name."""
+"""Checks that a Keras file is whole before Keras loads it, and says why one does not load: version, unsafe, layers."""
 
+import json
+import re
 import struct
 import zipfile
 import zlib
@@ -17,6 +19,27 @@ def check(file: Path, name: str) -> None:
     """Raise InputError, with the name of the model, where its file is missing, cut short or altered."""
     if reason := _damage(file):
         raise InputError(f"{name} is damaged: {reason}. Restore its file {file.name} from a copy, or train it again")
+
+
+def load_error(file: Path, name: str, error: Exception) -> InputError:
+    """The error to raise where Keras does not load a whole file: unsafe, of another version, or of other layers."""
+    import keras  # late: whoever checks a file alone does not wait for it
+
+    with zipfile.ZipFile(file) as archive:
+        saved_by = str(json.loads(archive.read("metadata.json")).get("keras_version", "of an unknown version"))
+    if "safe_mode" in str(error):
+        return InputError(f"{name} is refused because it is unsafe, loading it could run any code: {error}")
+    if saved_by == keras.__version__:
+        return InputError(f"{name} is refused: it needs more than Keras' own layers: {error}")
+    age = "newer" if _numbers(saved_by) > _numbers(keras.__version__) else "older"
+    return InputError(
+        f"{name} was saved by Keras {saved_by}, {age} than Keras {keras.__version__} that is installed here, and does "
+        f'not load: pip install "keras=={saved_by}" would do. Keras says: {error}'
+    )
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)]
 
 
 def _damage(file: Path) -> str:

@@ -1,5 +1,8 @@
+import json
+import re
 import zipfile
 
+import keras
 import pytest
 
 from ocmlflow.errors import InputError
@@ -46,3 +49,35 @@ def test_a_missing_part_is_named(file):
         archive.writestr("config.json", "{}")
     with pytest.raises(InputError, match=r"has no metadata\.json, model\.weights\.h5"):
         keras_file.check(file, "model m")
+
+
+def rewrite(file, version, config):
+    """A Keras file that another version saved, with this config."""
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("metadata.json", json.dumps({"keras_version": version}))
+        archive.writestr("config.json", json.dumps(config))
+        archive.writestr("model.weights.h5", b"")
+
+
+@pytest.mark.parametrize(("version", "age"), [("99.1.0", "newer"), ("3.2.0", "older"), ("3.9.9", "older")])
+def test_a_file_of_another_keras_names_both_versions(tmp_path, version, age):
+    rewrite(tmp_path / "model.keras", version, {"class_name": "Unheard", "module": "keras.layers", "config": {}})
+    message = f"model m was saved by Keras {version}, {age} than Keras {re.escape(keras.__version__)} that is installed"
+    with pytest.raises(InputError, match=message):
+        raise load_error_of(tmp_path / "model.keras")
+
+
+def test_unsafe_is_said_of_code_alone(tmp_path):
+    image = keras.Input((4,))
+    keras.Model(image, keras.layers.Lambda(lambda x: x / 2)(image)).save(tmp_path / "model.keras")
+    assert "is refused because it is unsafe" in str(load_error_of(tmp_path / "model.keras"))
+    rewrite(tmp_path / "own.keras", keras.__version__, {"class_name": "Own", "module": "own", "config": {}})
+    assert "it needs more than Keras' own layers" in str(load_error_of(tmp_path / "own.keras"))
+
+
+def load_error_of(file):
+    try:
+        keras.saving.load_model(file, compile=False, safe_mode=True)
+    except (TypeError, ValueError) as error:
+        return keras_file.load_error(file, "model m", error)
+    pytest.fail("it loads")
