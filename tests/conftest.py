@@ -22,6 +22,7 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from urllib.parse import unquote
 
 import boto3
 import botocore.exceptions
@@ -428,7 +429,7 @@ def web(tmp_path):
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            file = tmp_path / self.path.lstrip("/")
+            file = tmp_path / unquote(self.path).lstrip("/")
             if not self.headers.get("User-Agent", "").startswith("ocmlflow"):
                 return self.send_error(403)
             if answers.get(self.path):

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = {
     "": ["errors", "redaction", "progress", "probability", "pictures", "executors"],
     "sample": ["layout", "render", "catalog"],
-    "storage": ["s3", "hrefs", "range_cache"],
+    "storage": ["s3", "https", "hrefs", "json_files", "range_cache"],
     "scenes": [
         "geobox",
         "windows",
@@ -37,7 +37,9 @@ ORDER = {
         "asset_roles",
         "file_names",
         "folders",
+        "stac_api",
         "stac_reader",
+        "item_pairing",
         "catalog",
         "label_pairing",
         "geotiff",

@@ -48,7 +48,7 @@ class ChipPlan:
 def labelled_scenes(options: PrepareOptions) -> list[Scene]:
     """The scenes that are asked for; InputError where none of them has labels."""
     mosaics = Path(options.work) / "mosaics" if options.mosaic else None
-    everything = catalog.read_scenes(options.catalog, mosaics=mosaics)
+    everything = catalog.read_scenes(options.catalog, mosaics=mosaics, skip_unreadable=options.skip_unreadable)
     scenes = catalog.select(everything, scenes=options.scenes, places=options.places)
     if options.labels:
         scenes, unused = label_pairing.with_labels(scenes, options.labels), []
@@ -142,6 +142,9 @@ def _survey(
 ) -> tuple[list[SceneSurvey], dict[str, dict[str, Any]]]:
     """The surveys of the scenes that can be cut, in their order, and the row of each scene with its status."""
     table = {scene.id: _first_row(scene) for scene in scenes}
+    for scene in scenes:
+        if scene.unreadable:
+            leave_out(table[scene.id], InputError(scene.unreadable))
     labelled = [scene for scene in scenes if scene.labels]
     aoi = catalog.read_area(options.aoi) if options.aoi else None
     with _label_tables(labelled, options) as tables:

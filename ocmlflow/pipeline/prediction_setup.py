@@ -61,7 +61,7 @@ def set_up(options: PredictOptions) -> PredictionSetup:
     if options.squared and not importlib.util.find_spec("buildingregulariser"):
         raise InputError('squared=true needs the extra: pip install "ocmlflow[squared]"')
     mosaics = Path(options.work) / "mosaics" if options.mosaic else None
-    scenes = catalog.find_images(options.images, mosaics=mosaics)
+    scenes = catalog.find_images(options.images, mosaics=mosaics, skip_unreadable=options.skip_unreadable)
     output.check_output(options.output)
     models = [registry.load_model(uri.strip()) for uri in options.model.split(",")]
     for model in models:
@@ -114,6 +114,8 @@ def _check(scenes: list[Scene], settings: MapSettings) -> tuple[dict[str, SceneC
     left_out: dict[str, str] = {}
     for scene in progress_bar(scenes, len(scenes), "checking"):
         try:
+            if scene.unreadable:
+                raise InputError(scene.unreadable)
             check = preflight.check(scene, settings=settings)
         except InputError as error:
             if not settings.skip_unreadable:

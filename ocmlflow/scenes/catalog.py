@@ -1,6 +1,5 @@
 """Lists the scenes of STAC catalogues, folders and globs of GeoTIFFs, each with its label files."""
 
-import json
 import logging
 import re
 from collections import Counter
@@ -13,9 +12,10 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 
 from ocmlflow.errors import InputError
-from ocmlflow.scenes import asset_roles, file_names, folders, stac_reader
+from ocmlflow.redaction import redact
+from ocmlflow.scenes import asset_roles, file_names, folders, item_pairing, stac_reader
 from ocmlflow.scenes.folders import ImageFile
-from ocmlflow.storage import hrefs
+from ocmlflow.storage import hrefs, json_files
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,8 @@ class Scene:
     """Hrefs of the GeoTIFFs that the image is made of, where it is a VRT."""
     bands: tuple[str, ...] = ()
     """Common names of the image's bands in their order, by its STAC item; empty where it names none."""
+    unreadable: str = ""
+    """Why its STAC item cannot be read, whose href is its id; empty where it can."""
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -50,7 +52,7 @@ class Scene:
         return self.image, *self.tiles
 
 
-def read_scenes(sources: str, *, mosaics: Path | None = None) -> list[Scene]:
+def read_scenes(sources: str, *, mosaics: Path | None = None, skip_unreadable: bool = False) -> list[Scene]:
     """Scenes at one or more hrefs, separated by commas, in this order, each with its labels.
 
     An href is a STAC catalogue, collection or item, a GeoTIFF, a VRT of GeoTIFFs, a glob of them, or a folder. A
@@ -61,17 +63,22 @@ def read_scenes(sources: str, *, mosaics: Path | None = None) -> list[Scene]:
     With a folder for `mosaics`, GeoTIFFs of one folder or glob that touch or overlap are one scene, by a VRT that is
     written there.
 
-    Raises InputError where there is no catalogue or image, and where two scenes cannot be told apart by name.
+    Raises InputError where there is no catalogue or image, and where two scenes cannot be told apart by name. STAC
+    files below a catalogue that cannot be read raise it too, or with `skip_unreadable` become scenes that say so.
     """
-    scenes = find_images(sources, mosaics=mosaics)
+    scenes = find_images(sources, mosaics=mosaics, skip_unreadable=skip_unreadable)
     files = [file for scene in scenes if not scene.item for file in scene.files]
     labels = folders.label_files(files)
     return [scene if scene.item else replace(scene, labels=_labels_of_files(scene, labels)) for scene in scenes]
 
 
-def find_images(sources: str, *, mosaics: Path | None = None) -> list[Scene]:
+def find_images(sources: str, *, mosaics: Path | None = None, skip_unreadable: bool = False) -> list[Scene]:
     """Scenes as of `read_scenes`, without looking for label files of images that were found in folders."""
-    return _check_ids(_tell_apart([scene for href in _split(sources) for scene in _scenes_at(href, mosaics)]))
+    scenes = [scene for href in _split(sources) for scene in _scenes_at(href, mosaics)]
+    unreadable = [scene for scene in scenes if scene.unreadable]
+    if unreadable and not skip_unreadable:
+        raise InputError(f"{unreadable[0].id} of {unreadable[0].catalog} cannot be read: {unreadable[0].unreadable}")
+    return _check_ids(_tell_apart([scene for scene in scenes if not scene.unreadable])) + unreadable
 
 
 def _labels_of_files(scene: Scene, labels: dict[str, list[str]]) -> tuple[str, ...]:
@@ -89,7 +96,8 @@ def select(found: list[Scene], *, scenes: str | None, places: str | None) -> lis
     return [
         scene
         for scene in found
-        if (scenes is None or scene.id in _names(scenes)) and (places is None or scene.place in _names(places))
+        if scene.unreadable  # nobody knows its id and place
+        or ((scenes is None or scene.id in _names(scenes)) and (places is None or scene.place in _names(places)))
     ]
 
 
@@ -106,7 +114,7 @@ def read_area(href: str) -> BaseGeometry:
     Raises InputError where the file cannot be read or holds no polygon in degrees.
     """
     try:
-        content = json.loads(hrefs.read(href))
+        content = json_files.read(href)
         features = content["features"] if content["type"] == "FeatureCollection" else [content]
         shapes = [feature.get("geometry", feature) for feature in features]
         polygons = [shapely.geometry.shape(shape) for shape in shapes if shape]  # a feature may have no geometry
@@ -120,8 +128,16 @@ def read_area(href: str) -> BaseGeometry:
 
 
 def _split(sources: str) -> list[str]:
-    """The hrefs between commas; empty ones, which would name the working folder, are dropped."""
-    parts = [part.strip() for part in sources.split(",") if part.strip()]
+    """The hrefs between commas; empty ones, which would name the working folder, are dropped.
+
+    Numbers after the query of an address, as in ?bbox=1,2,3,4, belong to it.
+    """
+    parts: list[str] = []
+    for part in (part.strip() for part in sources.split(",") if part.strip()):
+        if parts and "?" in parts[-1] and re.match(r"-?\d+(\.\d*)?(&|$)", part):
+            parts[-1] += f",{part}"
+        else:
+            parts.append(hrefs.resolve(part))
     if not parts:
         raise InputError(f"no catalogue or image is named by {sources!r}")
     return parts
@@ -130,7 +146,7 @@ def _split(sources: str) -> list[str]:
 def _scenes_at(href: str, mosaics: Path | None) -> list[Scene]:
     if folders.is_folder(href):
         return _in_folder(href, mosaics)
-    if file_names.suffix(href) in (".json", ".geojson"):
+    if stac_reader.is_stac(href):
         return _in_stac(href)
     scenes = [_of_file(image, href) for image in folders.images_at(href, mosaics=mosaics)]
     if not scenes:
@@ -141,7 +157,12 @@ def _scenes_at(href: str, mosaics: Path | None) -> list[Scene]:
 def _in_folder(href: str, mosaics: Path | None) -> list[Scene]:
     """Scenes of a folder's catalogue, else of its GeoTIFFs and their label files, else of its collection."""
     if hrefs.is_remote(href) and not href.startswith("s3://"):
-        return _in_stac(hrefs.join(href, STAC_FILES[0]))  # over https, files can be read but not listed
+        try:
+            return _in_stac(hrefs.join(href, STAC_FILES[0]))  # over https, files can be read but not listed
+        except InputError:
+            if not stac_reader.is_json(href, unreadable=False):
+                raise
+            return _in_stac(href)  # the landing page of an API
     files = folders.list_files(href)
     catalog, collection = (hrefs.join(href, name) for name in STAC_FILES)
     if catalog in files:
@@ -163,22 +184,29 @@ def _of_file(image: ImageFile, source: str) -> Scene:
 
 def _in_stac(href: str) -> list[Scene]:
     """Scenes of a STAC catalogue, collection or item, each with its labels."""
-    items = stac_reader.read_items(href)
+    found = stac_reader.read_items(href)
+    items = found.items
+    unreadable = [
+        Scene(redact(link), "", "", catalog=href, unreadable=redact(reason))
+        for link, reason in found.unreadable.items()
+    ]
     files = {id(item): asset.get_absolute_href() for item in items if (asset := asset_roles.image_asset(item))}
+    if unreadable and not files:
+        return unreadable
     images = [item for item in items if id(item) in files]
-    by_name = stac_reader.index_by_name(images)
+    by_name = item_pairing.index_by_name(images)
     # A label item may hold its labels as a raster too, which looks like an image.
     images = [
         item
         for item in images
-        if not asset_roles.label_assets(item) or item in stac_reader.source_images(item, by_name)
+        if not asset_roles.label_assets(item) or item in item_pairing.source_images(item, by_name)
     ]
-    labels = _labels_of(images, items, href)
+    labels = item_pairing.labels_of(images, items, href)
     _check_images(items, files, href)
     return [
         Scene(
             item.id,
-            stac_reader.place_name(item),
+            item_pairing.place_name(item),
             str(files[id(item)]),
             tuple(labels[id(item)]),
             href,
@@ -186,7 +214,7 @@ def _in_stac(href: str) -> list[Scene]:
             item.datetime,
         )
         for item in images
-    ]
+    ] + unreadable
 
 
 def _check_images(items: list[pystac.Item], files: dict[int, str | None], href: str) -> None:
@@ -206,20 +234,6 @@ def _check_images(items: list[pystac.Item], files: dict[int, str | None], href: 
             href,
             asset_roles.describe_assets(item),
         )
-
-
-def _labels_of(images: list[pystac.Item], items: list[pystac.Item], href: str) -> dict[int, list[str]]:
-    """Hrefs of the labels of each image item, by the `id()` of the item: STAC ids may occur twice."""
-    by_name = stac_reader.index_by_name(images)
-    labels: dict[int, list[str]] = {id(item): [] for item in images}
-    for item in items:
-        drawn = [label_href for asset in asset_roles.label_assets(item) if (label_href := asset.get_absolute_href())]
-        sources = stac_reader.source_images(item, by_name) if drawn else []
-        for source in sources:
-            labels[id(source)] += drawn
-        if drawn and not sources:
-            log.warning("labels %s belong to no scene of %s", item.id, href)
-    return labels
 
 
 def _names(text: str | None) -> set[str]:

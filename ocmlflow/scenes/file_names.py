@@ -4,6 +4,7 @@ import posixpath
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from urllib.parse import unquote, urlparse
 
 from ocmlflow.scenes.asset_roles import IMAGE_FILES, LABEL_FILES
 
@@ -80,14 +81,16 @@ def folder_name(href: str) -> str:
 
 
 def place_name(href: str) -> str:
-    """The name of the nearest folder of an image that is no mere `images`."""
-    parents = posixpath.dirname(href.partition("?")[0]).split("/")[::-1]
+    """The name of the nearest folder of an image that is no mere `images`; empty at the top of a server."""
+    path = unquote(urlparse(href).path) if "://" in href else href
+    parents = posixpath.dirname(path).split("/")[::-1]
     return next((name for name in parents if name.lower() not in IMAGE_FOLDERS), "")
 
 
 def _base(href: str) -> str:
-    is_address = "://" in href
-    return posixpath.basename(href.partition("?")[0] if is_address else href)
+    if href.startswith(("http://", "https://")):
+        return posixpath.basename(unquote(urlparse(href).path))
+    return posixpath.basename(href)
 
 
 def _is_label_raster(name: str, stems: set[str]) -> bool:

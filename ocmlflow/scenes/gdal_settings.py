@@ -9,7 +9,7 @@ from urllib.parse import urlparse
 import rasterio
 from rasterio.session import AWSSession
 
-from ocmlflow.storage import hrefs, s3
+from ocmlflow.storage import hrefs, https, s3
 
 _DRIVERS = {".vrt": "VRT", ".jp2": "JP2OpenJPEG", ".j2k": "JP2OpenJPEG", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 """GDAL's drivers of formats other than GeoTIFF, by suffix. Drivers of more formats may read any file that the image
@@ -23,7 +23,7 @@ def environment(href: str, *, cache: int, sidecars: bool = False) -> Iterator[No
     A remote file is read with the files beside it, such as a mask, only with `sidecars`, since GDAL asks for a dozen of
     them. S3 is read with boto3's settings: credentials, endpoint and unsigned requests are those of `storage.s3`.
     """
-    options: dict[str, Any] = {"GDAL_HTTP_USERAGENT": hrefs.USER_AGENT, "GDAL_CACHEMAX": cache}
+    options: dict[str, Any] = {"GDAL_HTTP_USERAGENT": https.USER_AGENT, "GDAL_CACHEMAX": cache}
     # A VRT on this disk may name tiles on S3 or over https.
     content = hrefs.read(href) if href.lower().endswith(".vrt") and not hrefs.is_remote(href) else b""
     if hrefs.is_remote(href) or b">/vsi" in content:

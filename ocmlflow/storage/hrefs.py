@@ -1,33 +1,31 @@
 """Reads, lists, moves and deletes files by href: a local path, an https or an s3 address."""
 
-import functools
 import hashlib
 import os
 import posixpath
+import re
 import secrets
 import shutil
 import tempfile
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlparse
+from urllib.parse import unquote, urljoin, urlparse
 
 import requests
-from requests.adapters import HTTPAdapter
-from urllib3.util import Retry
 
-from ocmlflow.storage import s3
-from ocmlflow.storage.s3 import ObjectNotFoundError, ServerUnavailableError
-
-USER_AGENT = "ocmlflow"  # data.source.coop, a home of the challenge's data, answers 403 to Python's own
-TIMEOUT_S = 60
-RETRIES = 4
-"""Of requests over https."""
+from ocmlflow.storage import https, s3
+from ocmlflow.storage.s3 import ObjectNotFoundError
 
 
 def is_remote(href: str) -> bool:
     """Whether `href` is an http, https or s3 address; anything else is a local path."""
     return urlparse(href).scheme in ("http", "https", "s3")
+
+
+def is_https(href: str) -> bool:
+    """Whether `href` is an http or https address."""
+    return urlparse(href).scheme in ("http", "https")
 
 
 def local_path(href: str) -> Path:
@@ -48,14 +46,61 @@ def join(base: str, *names: str) -> str:
     return posixpath.join(base, *names) if is_remote(base) else str(local_path(base).joinpath(*names))
 
 
+def resolve(href: str, base: str = "") -> str:
+    """Absolute href of what a file at `base` names, encoded as its storage needs it.
+
+    In http(s) addresses, spaces and letters beyond ASCII are percent-encoded. In paths and s3 addresses, `%20` is taken
+    for a space where only a file of that name exists, and accented letters may be composed or not.
+    """
+    if is_https(href) or (is_https(base) and not urlparse(href).scheme):
+        encoded = re.sub("%(?![0-9A-Fa-f]{2})", "%25", href)  # a percent sign that encodes nothing
+        return requests.utils.requote_uri(urljoin(base, encoded) if base else encoded)
+    if href.startswith("file://"):
+        return str(local_path(href))
+    if urlparse(href).scheme and not _is_drive(href) and not href.startswith("s3://"):
+        return href  # of a scheme that nothing here reads, as the error will say
+    if not base or href.startswith("s3://"):
+        place = href
+    elif base.startswith("s3://"):
+        bucket, _, key = base.removeprefix("s3://").partition("/")
+        place = f"s3://{bucket}/{posixpath.normpath(posixpath.join(posixpath.dirname(key), href))}"
+    else:
+        place = os.path.normpath(local_path(base).parent / href)
+    spellings = [place, unquote(place)]
+    if not is_remote(place):
+        spellings += [unicodedata.normalize(form, unquote(place)) for form in ("NFC", "NFD")]
+    different = list(dict.fromkeys(spellings))
+    return next(filter(_exists, different), place) if len(different) > 1 else place
+
+
+def _is_drive(href: str) -> bool:
+    return len(urlparse(href).scheme) == 1  # of a path on Windows
+
+
+def _exists(href: str) -> bool:
+    try:
+        size(href)
+    except OSError:
+        return False
+    return True
+
+
 def read(href: str, *, limit: int | None = None) -> bytes:
     """The content of the file at `href`.
 
     Raises an OSError that names it where it cannot be read, is a device or a pipe, or has more than `limit` bytes.
     """
     if limit is None:
-        return _https("GET", href).content if _is_https(href) else _read_start(href, None)
-    content = read_start(href, limit + 1)
+        return https.request("GET", href).content if is_https(href) else _read_start(href, None)
+    return _check_limit(read_start(href, limit + 1), href, limit)
+
+
+def request(method: str, href: str, *, limit: int, body: object = None, headers: dict[str, str] | None = None) -> bytes:
+    """What an http(s) server answers to a request with a JSON body; errors as of `read`."""
+    return _check_limit(https.read_start(method, href, limit + 1, body, headers), href, limit)
+
+
+def _check_limit(content: bytes, href: str, limit: int) -> bytes:
     if len(content) > limit:
         raise OSError(f"{href} is larger than {limit / (1 << 20):.0f} MB, the limit for such files")
     return content
@@ -63,7 +108,7 @@ def read(href: str, *, limit: int | None = None) -> bytes:
 
 def read_start(href: str, count: int) -> bytes:
     """The first `count` bytes of the file at `href`, or fewer where it is smaller; otherwise as `read`."""
-    return _https_start("GET", href, count) if _is_https(href) else _read_start(href, count)
+    return https.read_start("GET", href, count) if is_https(href) else _read_start(href, count)
 
 
 def _read_start(href: str, count: int | None) -> bytes:
@@ -78,9 +123,9 @@ def _read_start(href: str, count: int | None) -> bytes:
 
 def sends_ranges(href: str) -> bool:
     """Whether the server of the file at `href` sends parts of it (byte ranges), as S3 does; True for a local file."""
-    if not _is_https(href):
+    if not is_https(href):
         return True
-    with _https("GET", href, headers={"Range": "bytes=0-0"}, stream=True) as response:
+    with https.request("GET", href, headers={"Range": "bytes=0-0"}, stream=True) as response:
         return response.status_code == 206
 
 
@@ -210,51 +255,11 @@ def _download(href: str, target: Path) -> None:
         shutil.copyfile(href, target)
 
 
-def _is_https(href: str) -> bool:
-    return is_remote(href) and not href.startswith("s3://")
-
-
-def _https_start(method: str, href: str, count: int, body: object = None) -> bytes:
-    """The first bytes of an answer; more of it is not waited for."""
-    with _https(method, href, stream=True, json=body) as response:
-        content = bytearray()
-        try:
-            for part in response.iter_content(1 << 16):
-                content += part
-                if len(content) >= count:
-                    break
-        except requests.RequestException as error:
-            raise FileNotFoundError(f"{href}: the answer breaks off") from error
-    return bytes(content[:count])
-
-
 def _headers(href: str) -> Mapping[str, str]:
     """What a server says of a file; Content-Length is the file's. Addresses signed for GET refuse HEAD."""
     try:
-        return _https("HEAD", href).headers
+        return https.request("HEAD", href).headers
     except FileNotFoundError:
-        with _https("GET", href, headers={"Range": "bytes=0-0"}, stream=True) as response:
+        with https.request("GET", href, headers={"Range": "bytes=0-0"}, stream=True) as response:
             length = response.headers.get("Content-Range", "").rpartition("/")[2]
             return {**response.headers, "Content-Length": length or response.headers.get("Content-Length", "0")}
-
-
-def _https(method: str, href: str, **options: Any) -> requests.Response:
-    try:
-        response = _session(os.getpid()).request(method, href, timeout=TIMEOUT_S, allow_redirects=True, **options)
-    except (requests.ConnectionError, requests.Timeout) as error:
-        raise ServerUnavailableError(f"no answer from {href}") from error
-    if not response.ok:
-        failed = ServerUnavailableError if response.status_code in s3.TRANSIENT_STATUSES else FileNotFoundError
-        raise failed(f"{href} answers {response.status_code} {response.reason}")
-    return response
-
-
-@functools.lru_cache(maxsize=1)
-def _session(process: int) -> requests.Session:
-    """A session of this process, which retries transient HTTP statuses with growing pauses."""
-    session = requests.Session()
-    session.headers["User-Agent"] = USER_AGENT
-    retry = Retry(RETRIES, backoff_factor=0.3, status_forcelist=s3.TRANSIENT_STATUSES, raise_on_status=False)
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, HTTPAdapter(max_retries=retry))
-    return session

@@ -145,12 +145,15 @@ def test_the_place_is_the_nearest_collection_however_far_above(folder):
 def test_an_item_without_an_id_is_refused_by_its_address(folder, given):
     for name in ("a1", "a1-labels"):
         change(folder / f"acc/{name}/{name}.json", id=given)
-        with pytest.raises(InputError, match=r"acc/a1\S*/a1\S*\.json of .*catalog\.json is not a STAC item with an id"):
+        with pytest.raises(
+            InputError,
+            match=r"acc/a1\S*/a1\S*\.json of .*catalog\.json cannot be read: it is not a STAC item with an id",
+        ):
             catalog.read_scenes(str(folder / "catalog.json"))
 
 
 @pytest.mark.parametrize(
-    ("rel", "told"), [("child", "is linked from a catalogue below it"), ("item", "is not a STAC item")]
+    ("rel", "told"), [("child", "is linked from a catalogue below it, as its own child"), ("item", "as its own item")]
 )
 def test_a_catalogue_that_links_to_itself_is_refused_by_its_address(folder, rel, told):
     change(folder / "acc/collection.json", links=[{"rel": rel, "href": "../catalog.json"}])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ocmlflow.storage import hrefs
+from ocmlflow.storage import hrefs, https
 from ocmlflow.storage import s3 as s3_store
 
 
@@ -174,10 +174,10 @@ def test_other_statuses_are_errors_with_the_status(web, status, asked, monkeypat
     folder, address, answers = web
     (folder / "a.json").write_text("{}")
     answers["/a.json"] = [status] * 9
-    hrefs._session.cache_clear()
+    https._session.cache_clear()
     with pytest.raises(FileNotFoundError, match=rf"a\.json answers {status}"):
         hrefs.read(f"{address}/a.json")
-    hrefs._session.cache_clear()
+    https._session.cache_clear()
     assert 9 - len(answers["/a.json"]) == asked
 
 
