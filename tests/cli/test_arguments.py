@@ -63,7 +63,7 @@ def test_words_become_a_record():
 
 @pytest.mark.parametrize("record", RECORDS)
 def test_words_of_a_record_give_the_record(record):
-    needed = {"name": "blocks", "action": "up", "step": "train", "backend": "kubernetes"}
+    needed = {"name": "blocks", "action": "up", "step": "train", "backend": "kubernetes", "models": "x,y"}
     fields = options.option_fields(record)
     made = options.make(record, **{field.name: needed.get(field.name, "x") for field in fields if field.required})
     assert arguments.parse(record, options.words(made), prog="x") == made
