@@ -56,8 +56,8 @@ def labelled_scenes(options: PrepareOptions) -> list[Scene]:
         unused = label_pairing.unused_files(everything)
     unused_names = label_pairing.some_names(unused)
     suffixes = ", ".join(f"NAME{suffix}" for suffix in asset_roles.LABEL_FILES)
-    unlabelled = [scene.id for scene in scenes if not scene.labels]
-    if len(unlabelled) == len(scenes):
+    unlabelled = [scene.id for scene in scenes if not (scene.labels or scene.unreadable)]
+    if not any(scene.labels for scene in scenes):
         raise InputError(
             f"none of the {len(scenes)} scenes of {options.catalog} has labels: an asset is labels by a key or role "
             f"such as `labels`; a label item is found by its `source` link, by the id SCENE{asset_roles.LABEL_SUFFIX} "
@@ -145,7 +145,7 @@ def _survey(
     for scene in scenes:
         if scene.unreadable:
             leave_out(table[scene.id], InputError(scene.unreadable))
-    labelled = [scene for scene in scenes if scene.labels]
+    labelled = [scene for scene in scenes if scene.labels and not scene.unreadable]
     aoi = catalog.read_area(options.aoi) if options.aoi else None
     with _label_tables(labelled, options) as tables:
         futures = [

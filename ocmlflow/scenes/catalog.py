@@ -187,7 +187,7 @@ def _in_stac(href: str) -> list[Scene]:
     found = stac_reader.read_items(href)
     items = found.items
     unreadable = [
-        Scene(redact(link), "", "", catalog=href, unreadable=redact(reason))
+        Scene(redact(link), "", "", catalog=href, item=link, unreadable=redact(reason))
         for link, reason in found.unreadable.items()
     ]
     files = {id(item): asset.get_absolute_href() for item in items if (asset := asset_roles.image_asset(item))}
