@@ -1,5 +1,6 @@
 """Checks a scene before it is predicted: resolution, georeference, area of interest."""
 
+import logging
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -8,9 +9,12 @@ from rasterio.windows import Window
 from ocmlflow.errors import InputError
 from ocmlflow.prediction import scene_tiles
 from ocmlflow.prediction.scene_tiles import CACHE, MapSettings
+from ocmlflow.redaction import redact
 from ocmlflow.scenes import geobox, georeference, raster
 from ocmlflow.scenes.catalog import Scene
 from ocmlflow.scenes.geobox import GeoBox
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ def check(scene: Scene, *, settings: MapSettings) -> SceneCheck:
     """What is known of a scene before it is predicted.
 
     Raises InputError if the scene cannot be opened, is too coarse or fine for the model, or has no georeference where
-    the settings need one.
+    the settings need one. Warns of a datum that is not known.
     """
     with raster.open_scene(
         scene.image, gsd=settings.chip_gsd, band_names=scene.bands, stretch=settings.stretch, cache=CACHE
@@ -42,6 +46,9 @@ def check(scene: Scene, *, settings: MapSettings) -> SceneCheck:
         georeference.check_resolution(own_grid, scene.image, gsd=settings.gsd, seen_by="the model")
         if not is_georeferenced:
             _check_without_georeference(scene, own_grid, settings)
+        middle = own_grid.transform @ (own_grid.width / 2, own_grid.height / 2)
+        if doubt := geobox.place_doubt(own_grid.crs, "EPSG:4326", *middle):
+            log.warning("image %s: %s", redact(scene.image), doubt)
         return SceneCheck(
             is_georeferenced=is_georeferenced,
             height=own_grid.height,

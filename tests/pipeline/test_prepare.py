@@ -8,12 +8,14 @@ import shutil
 from pathlib import Path
 
 import distributed
+import geopandas as gpd
 import mlflow
 import numpy as np
 import pystac
 import pytest
+import shapely
 from affine import Affine
-from conftest import GSD, TRANSFORM, building, noise, parsed, town, write_catalog, write_image, write_labels
+from conftest import CRS, GSD, TRANSFORM, building, noise, parsed, town, write_catalog, write_image, write_labels
 from mlflow import MlflowClient
 
 from ocmlflow.chips import chip_set, splits
@@ -432,3 +434,34 @@ def test_black_of_a_scene_is_believed_only_if_asked(tmp_path, run):
     assert len(believed.index) == 2 * 48  # and a corner of 6 %
     assert len(doubted.index) == 2 * (7 * 2 - 1)
     assert doubted.index.red.min() > 20
+
+
+def test_labels_are_chosen_by_file_property_and_ground(run, tmp_path, caplog):
+    """One file for all scenes, with what is no building in it, of ground that was labelled in part."""
+    roofs = {}
+    for number, name in enumerate(("a", "b")):
+        at = TRANSFORM @ Affine.translation(10_000 * number, 0)
+        roofs[name] = town(tmp_path, name, transform=at, height=200, width=300, seed=number)
+        shutil.copytree(tmp_path / name, tmp_path / "scenes", dirs_exist_ok=True)
+    shapes = [*roofs["a"], *roofs["b"]]
+    kinds = ["no", *["yes"] * (len(shapes) - 1)]
+    frame = gpd.GeoDataFrame({"building": kinds}, geometry=shapes, crs=CRS)
+    frame.to_parquet(tmp_path / "city.parquet")
+    ground = [shapely.box(500_000, 619_900, 500_020, 620_000), shapely.box(501_000, 619_900, 501_100, 620_000)]
+    gpd.GeoSeries(ground, crs=CRS).to_crs(4326).to_file(tmp_path / "ground.geojson")
+    given = {"catalog": tmp_path / "scenes", "labels": tmp_path / "city.parquet", "validation": "b", "min_valid": 0.001}
+    _, whole = run(**given)
+    assert "1 of building=no seem to be no buildings" in caplog.text
+    made, chosen = run(**given, where="building!='no'", aoi=tmp_path / "ground.geojson")
+    table = {row["scene"]: row for row in json.loads((chosen.folder / "scenes.json").read_text())}
+    for row in table.values():
+        states = ("used", "repaired", "empty", "outside", "refused", "left_out")
+        assert sum(row[state] for state in states) == row["footprints"]
+    assert table["a"]["footprints"] == len(roofs["a"]) - 1  # of a shared file, what is left out is counted once in all
+    assert table["b"]["footprints"] == len(roofs["b"])
+    valid_m2 = {
+        name: (chips.index.valid_share * 64**2 * GSD**2)[chips.index.scene == "a"].sum()
+        for name, chips in (("whole", whole), ("chosen", chosen))
+    }
+    assert valid_m2 == pytest.approx({"whole": 600 - 4, "chosen": 400 - 4}, abs=1)
+    assert made.data.params["where"] == "building!='no'"

@@ -273,6 +273,17 @@ def test_a_scene_was_taken_when_its_catalogue_says_or_else_its_file(tmp_path):
         assert preflight.check(Scene("one", "", href, acquired=said), settings=SETTINGS).acquired == expected
 
 
+def test_a_datum_that_nobody_knows_is_warned_of_before(tmp_path, caplog):
+    for name, ellipsoid in (("a", "WGS84"), ("b", "bessel")):
+        crs = f"+proj=utm +zone=30 +ellps={ellipsoid} +units=m"
+        preflight.check(
+            Scene(name, "", write_image(tmp_path / f"{name}.tif", noise(30, 20), crs=crs)), settings=SETTINGS
+        )
+    (message,) = caplog.messages
+    assert "b.tif: the datum of the CRS" in message
+    assert "100 m" in message
+
+
 def test_what_cannot_be_predicted_is_refused_before(tmp_path):
     scene = Scene("one", "", write_image(tmp_path / "a.tif", noise(30, 20)))
     assert preflight.check(scene, settings=SETTINGS) == SceneCheck(
