@@ -157,7 +157,7 @@ def _key(scenes: list[Scene], models: list[Model], settings: MapSettings, option
     """Digest of inputs, models, options and code: equal keys make equal files in one place."""
     area = str(shapely.to_wkb(settings.aoi, hex=True))  # its repr is rounded and cut
     versions = [f"{model} {model.facts.run} {model.temperature}" for model in models]
-    images = [f"{scene.id} {file} {_fingerprint(file)}" for scene in scenes for file in scene.files]
+    images = [f"{scene.id} {scene.bands} {file} {_fingerprint(file)}" for scene in scenes for file in scene.files]
     others = [options.tta, options.engine, hrefs.absolute(options.output)]
     return hrefs.digest(provenance.code_digest(), repr(replace(settings, aoi=None)), area, *others, *versions, *images)
 

@@ -4,7 +4,7 @@ import functools
 import logging
 import shutil
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,11 @@ def _cut_key(options: PrepareOptions, scenes: list[Scene]) -> str:
     """Digest of what the chips hold, however they are split."""
     fingerprint = functools.cache(_fingerprint)  # many scenes may share a label file
     inputs = [
-        [scene.id, scene.place, scene.catalog, *map(fingerprint, (*scene.files, *_label_parts(scene)))]
+        [
+            *(scene.id, scene.place, scene.catalog, scene.bands),
+            *(_fingerprint(file, sidecars.fingerprint) for file in scene.files),
+            *map(fingerprint, _label_parts(scene)),
+        ]
         for scene in scenes
     ]
     names = ("bbox", "gsd", "size", "stride", "min_valid", "empty_share", "label", "buffer_m", "collar_m2", "stretch")
@@ -107,9 +111,9 @@ def _label_parts(scene: Scene) -> list[str]:
     return [part for href in scene.labels for part in label_files.file_parts(href)]
 
 
-def _fingerprint(href: str) -> str:
+def _fingerprint(href: str, fingerprint: Callable[[str], str] = hrefs.fingerprint) -> str:
     try:
-        return f"{href} {sidecars.fingerprint(href)}"
+        return f"{href} {fingerprint(href)}"
     except OSError:  # the survey says so, with the scene's name
         return f"{href} missing"
 
@@ -164,6 +168,8 @@ def _cut(plan: ChipPlan, folder: Path, options: PrepareOptions, executor: Execut
             continue
         plan.table[scene.id]["status"] = "cut"
         log.info("scene %s (%s): %d chips", scene.id, scene.place, len(result))
+        if not len(result):
+            log.warning("scene %s: no chip of it shows at least %.0f%% of imagery", scene.id, 100 * options.min_valid)
         indexes.append(result)
     if not sum(map(len, indexes)):
         raise chip_plan.no_imagery(options)

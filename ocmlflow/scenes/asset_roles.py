@@ -51,6 +51,22 @@ def image_asset(item: pystac.Item) -> pystac.Asset | None:
     return max(likely, key=_rgb_pixels) if len(likely) > 1 else next(iter(likely), None)
 
 
+def band_names(item: pystac.Item, asset: pystac.Asset) -> tuple[str, ...]:
+    """Common names of an asset's bands in their order, empty for a band without one; none where the item names none.
+
+    Bands are listed in `bands` (STAC 1.1) or `eo:bands` of the asset. Before STAC 0.9, `eo:bands` of an asset are the
+    numbers of those of the item.
+    """
+    of_item = item.properties.get("eo:bands")
+    listed = asset.extra_fields.get("bands") or asset.extra_fields.get("eo:bands")
+    if not isinstance(listed, list):
+        return ()
+    if isinstance(of_item, list):
+        listed = [of_item[band] if isinstance(band, int) and band < len(of_item) else band for band in listed]
+    names = tuple(_band_name(band) for band in listed)
+    return names if any(names) else ()
+
+
 def label_assets(item: pystac.Item) -> list[pystac.Asset]:
     """The vector files of labels, or the label rasters where there are no vector files.
 
@@ -110,6 +126,13 @@ def _is_label(item: pystac.Item, key: str, asset: pystac.Asset) -> bool:
     if _is_tiff(asset):
         return item.properties.get("label:type") == "raster"
     return not _media_type(asset).startswith(_OTHER_THAN_VECTOR)
+
+
+def _band_name(band: object) -> str:
+    if not isinstance(band, dict):
+        return ""
+    names = (band.get("eo:common_name"), band.get("common_name"), band.get("name"))
+    return next((str(name) for name in names if name), "")
 
 
 def _has_label_extension(item: pystac.Item) -> bool:

@@ -190,7 +190,8 @@ def _in_stac(href: str) -> list[Scene]:
         Scene(redact(link), "", "", catalog=href, item=link, unreadable=redact(reason))
         for link, reason in found.unreadable.items()
     ]
-    files = {id(item): asset.get_absolute_href() for item in items if (asset := asset_roles.image_asset(item))}
+    assets = {id(item): asset for item in items if (asset := asset_roles.image_asset(item))}
+    files = {key: asset.get_absolute_href() for key, asset in assets.items()}
     if unreadable and not files:
         return unreadable
     images = [item for item in items if id(item) in files]
@@ -212,6 +213,7 @@ def _in_stac(href: str) -> list[Scene]:
             href,
             item.get_self_href() or "",
             item.datetime,
+            bands=asset_roles.band_names(item, assets[id(item)]),
         )
         for item in images
     ] + unreadable

@@ -10,7 +10,8 @@ from rasterio.windows import Window
 from scipy import ndimage
 
 from ocmlflow.errors import InputError
-from ocmlflow.scenes import collars, gdal_messages, geobox, overview_check, partial_read, resample, stretching
+from ocmlflow.scenes import collars, gdal_messages, geobox, overview_check, partial_read, raster, resample, stretching
+from ocmlflow.scenes.collars import Collar
 from ocmlflow.scenes.gdal_messages import METADATA_ERRORS
 from ocmlflow.scenes.geobox import GeoBox
 from ocmlflow.scenes.no_imagery import BlankArea
@@ -22,6 +23,8 @@ DOUBTFUL_SHARE = 0.2
 """An alpha band is doubted where a larger share of it is neither transparent nor opaque."""
 COLLAR_PX = 1024
 """Largest side of the view of a scene in which collars are looked for."""
+FLAT_WINDOWS, FLAT_PX, FLAT_SHARE = 5, 64, 0.9
+"""Windows of the full resolution in which a collar is looked at, their side, and the share that has its colour."""
 
 
 def inspect(image: SceneImage, own: GeoBox, targets: Sequence[GeoBox], *, collar_m2: float) -> SceneImage:
@@ -144,6 +147,8 @@ def _without_collars(image: SceneImage, own: GeoBox, pixels: GeoBox, coarse: Geo
         view, _ = partial_read.read_pixels(read, Window(0, 0, coarse.width, coarse.height))
     pixel_m2 = (geobox.gsd(own) * factor) ** 2
     for collar in collars.find(view.image, view.valid, pixel_m2=pixel_m2, collar_m2=collar_m2):
+        if collar.name not in ("black", "white") and not _is_flat(image, collar, factor):
+            continue  # coarse pixels of a lawn are alike too
         # Its edge runs through pixels of the coarse view that show both.
         cells = ndimage.binary_dilation(collar.pixels, np.ones((3, 3)))
         area = BlankArea((factor, factor), cells, collar.low, collar.high)
@@ -152,3 +157,22 @@ def _without_collars(image: SceneImage, own: GeoBox, pixels: GeoBox, coarse: Geo
         note += f"{collar_m2:g}; 0 keeps them)"
         image = _noted(image, note, blank=(*image.rules.blank, area))
     return image
+
+
+def _is_flat(image: SceneImage, collar: Collar, factor: int) -> bool:
+    """Whether the pixels of a collar have its colour in full resolution too, by windows spread over it."""
+    inside = np.argwhere(np.asarray(ndimage.binary_erosion(collar.pixels, np.ones((3, 3)))))
+    inside = inside if len(inside) else np.argwhere(collar.pixels)
+    places = inside[np.linspace(0, len(inside) - 1, FLAT_WINDOWS).astype(int)]
+    low, high = np.array(collar.low), np.array(collar.high)
+    side = min(FLAT_PX, factor)
+    shares = []
+    for row, col in (places * factor).tolist():
+        window = Window(col, row, side, side).intersection(Window(0, 0, image.width, image.height))
+        try:
+            pixels = raster.read(image, window)
+        except InputError:
+            continue
+        has_colour = np.asarray(((pixels.image >= low) & (pixels.image <= high)).all(axis=-1))
+        shares.append(has_colour[pixels.valid].mean() if pixels.valid.any() else 1.0)
+    return bool(np.mean(shares) >= FLAT_SHARE) if shares else False

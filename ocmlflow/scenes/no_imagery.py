@@ -29,22 +29,26 @@ def cells_of(area: BlankArea, window: Window, scale: tuple[float, float]) -> np.
 
     `scale` has the rows and columns of the image's own pixels in a pixel of the window.
     """
+    if not _cells_met(area, window, scale).any():
+        return None
     rows = _cell_numbers(window.row_off, window.height, scale[0], area.cell[0], area.cells.shape[0])
     cols = _cell_numbers(window.col_off, window.width, scale[1], area.cell[1], area.cells.shape[1])
-    if not area.cells[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1].any():
-        return None
     return area.cells[np.ix_(rows, cols)]
 
 
 def is_blank(areas: tuple[BlankArea, ...], window: Window, scale: tuple[float, float]) -> bool:
     """Whether a window lies in cells of any colour as a whole, so that it need not be read."""
-    for area in areas:
-        if area.is_of_any_colour:
-            rows = _cell_numbers(window.row_off, window.height, scale[0], area.cell[0], area.cells.shape[0])
-            cols = _cell_numbers(window.col_off, window.width, scale[1], area.cell[1], area.cells.shape[1])
-            if area.cells[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1].all():
-                return True
-    return False
+    return any(area.is_of_any_colour and _cells_met(area, window, scale).all() for area in areas)
+
+
+def _cells_met(area: BlankArea, window: Window, scale: tuple[float, float]) -> np.ndarray:
+    """The cells of an area, (rows, cols) bool, that a window meets."""
+    spans = []
+    for axis, (first, count) in enumerate(((window.row_off, window.height), (window.col_off, window.width))):
+        last = area.cells.shape[axis] - 1
+        start, stop = ((first + at) * scale[axis] // area.cell[axis] for at in (0.5, count - 0.5))
+        spans.append(slice(min(int(start), last), min(int(stop), last) + 1))
+    return area.cells[tuple(spans)]
 
 
 def pixels_of(

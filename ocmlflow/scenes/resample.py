@@ -15,7 +15,7 @@ from rasterio.enums import ColorInterp
 from rasterio.io import MemoryFile
 from rasterio.windows import Window
 
-from ocmlflow.scenes import gdal_messages, geobox, raster
+from ocmlflow.scenes import gdal_messages, geobox, no_imagery, raster
 from ocmlflow.scenes.bands import Bands
 from ocmlflow.scenes.gdal_messages import METADATA_ERRORS
 from ocmlflow.scenes.geobox import GeoBox
@@ -26,6 +26,8 @@ ReadWindow = Callable[[Window], Pixels]
 
 STRIP_PIXELS = 1 << 24
 """Largest number of source pixels that are read at a time."""
+BLANK_SIDE = 4096
+"""Largest width of such a part, in source pixels, of a scene with areas that are known to be blank."""
 TOLERANCE = 0.01
 """Shifts by less than this share of a pixel count as none."""
 
@@ -118,19 +120,20 @@ def _read(scene: SceneImage, to_source: Affine, window: Window) -> Pixels:
     height, width = int(window.height), int(window.width)
     rows = _inside(to_source.f + window.row_off * to_source.e, to_source.e, height, scene.height)
     cols = _inside(to_source.c + window.col_off * to_source.a, to_source.a, width, scene.width)
-    strip_rows = max(1, int(STRIP_PIXELS / (max(1, len(cols)) * to_source.a * to_source.e)))
-    if len(rows) == height <= strip_rows and len(cols) == width:
+    # Where parts are known to be blank, narrower strips are blank as a whole, and not read.
+    strip_cols = max(1, int(BLANK_SIDE / to_source.a)) if scene.rules.blank else max(1, len(cols))
+    strip_rows = max(1, int(STRIP_PIXELS / (min(strip_cols, max(1, len(cols))) * to_source.a * to_source.e)))
+    if len(rows) == height <= strip_rows and len(cols) == width <= strip_cols:
         return _resized(scene, to_source, window)
-    image, valid = np.zeros((height, width, 3), np.uint8), np.zeros((height, width), bool)
-    if not cols:
-        return Pixels(image, valid)
-    for first in range(rows.start, rows.stop, strip_rows):
-        last = min(first + strip_rows, rows.stop)
-        strip = Window(window.col_off + cols.start, window.row_off + first, len(cols), last - first)
-        pixels = _resized(scene, to_source, strip)
-        image[first:last, cols.start : cols.stop] = pixels.image
-        valid[first:last, cols.start : cols.stop] = pixels.valid
-    return Pixels(image, valid)
+    blank = _blank(window)
+    for top in range(rows.start, rows.stop, strip_rows):
+        for left in range(cols.start, cols.stop, strip_cols):
+            bottom, right = min(top + strip_rows, rows.stop), min(left + strip_cols, cols.stop)
+            strip = Window(window.col_off + left, window.row_off + top, right - left, bottom - top)
+            pixels = _resized(scene, to_source, strip)
+            blank.image[top:bottom, left:right] = pixels.image
+            blank.valid[top:bottom, left:right] = pixels.valid
+    return blank
 
 
 def _inside(first: float, scale: float, count: int, length: int) -> range:
@@ -181,7 +184,10 @@ def _resized(scene: SceneImage, to_source: Affine, window: Window) -> Pixels:
     reach = math.ceil(max(to_source.a, to_source.e, 1))
     x = _interval(left, right, reach=reach, length=scene.width)
     y = _interval(top, bottom, reach=reach, length=scene.height)
-    colours, alpha = raster.read_bands(scene, Window(x.first, y.first, x.end - x.first, y.end - y.first))
+    source = Window(x.first, y.first, x.end - x.first, y.end - y.first)
+    if no_imagery.is_blank(scene.rules.blank, source, scene.scale):
+        return _blank(window)
+    colours, alpha = raster.read_bands(scene, source)
     if not alpha.any():
         return _blank(window)
     # A pixel whose centre is inside may reach over the edge by half of itself: there the edge is repeated.

@@ -3,12 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from conftest import CRS, GSD, TRANSFORM, noise
+from conftest import CRS, GSD, TRANSFORM, noise, write_json
 from rasterio.enums import ColorInterp
 from rasterio.windows import Window
 
 from ocmlflow.errors import InputError
-from ocmlflow.scenes import geobox, raster, resample
+from ocmlflow.scenes import catalog, geobox, raster, resample
 
 NAMES = ("blue", "green", "red", "nir")
 
@@ -90,3 +90,23 @@ def test_names_without_a_colour_or_of_more_bands_are_refused(tmp_path):
     href, _ = write(tmp_path / "b.tif", ("red", "green", "blue"))
     with pytest.raises(InputError, match=r"b\.tif has 3 bands, its STAC item names blue, green, red, nir"):
         seen(href, NAMES)
+
+
+@pytest.mark.parametrize("field", ["eo:bands", "bands", "numbers"])
+def test_the_names_of_a_stac_item_reach_the_scene(tmp_path, field):
+    write(tmp_path / "v.tif", NAMES, descriptions=False)
+    named = [{"name": f"B{number}", "common_name": name} for number, name in enumerate(NAMES)]
+    fields = {"eo:bands": [0, 1, 2, 3]} if field == "numbers" else {field: named}
+    if field == "bands":  # of STAC 1.1
+        fields = {"bands": [{"name": band["name"], "eo:common_name": band["common_name"]} for band in named]}
+    item = {
+        "type": "Feature",
+        "stac_version": "1.0.0",
+        "id": "s1",
+        "properties": {"datetime": "2024-01-01T00:00:00Z"} | ({"eo:bands": named} if field == "numbers" else {}),
+        "geometry": None,
+        "links": [],
+        "assets": {"image": {"href": "./v.tif", "type": "image/tiff; application=geotiff", **fields}},
+    }
+    (scene,) = catalog.find_images(write_json(tmp_path / "s1.json", item))
+    assert scene.bands == NAMES

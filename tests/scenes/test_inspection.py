@@ -210,6 +210,14 @@ def test_wedges_and_thin_frames_are_collars_and_roofs_at_the_edge_are_not(tmp_pa
     assert not rules.notes
 
 
+def test_ground_that_is_flat_in_a_coarse_view_is_no_collar(tmp_path):
+    """Coarse pixels of 4 by 4 lose the texture of a lawn."""
+    image = np.random.default_rng(0).integers(20, 90, (4000, 4000, 1), np.uint8).repeat(3, -1)
+    pixels, rules, _ = seen(write(tmp_path / "a.tif", image), gsd=0.8, collar_m2=100)
+    assert pixels.valid.all()
+    assert not rules.notes
+
+
 def test_large_black_areas_inside_are_no_imagery_and_black_roofs_are(tmp_path):
     image = noise(700, 700)
     image[100:460, 100:460] = 0  # 1,296 m2
