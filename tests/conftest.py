@@ -66,6 +66,44 @@ settings.load_profile("tests")
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="the real scenes are not on this machine")
 
 
+SLOW = (
+    "pipeline/test_api",
+    "pipeline/test_compare",
+    "pipeline/test_main",
+    "pipeline/test_moved_models",
+    "pipeline/test_predict",
+    "pipeline/test_prepare",
+    "pipeline/test_protocol",
+    "pipeline/test_train",
+    "prediction/test_engine",
+    "prediction/test_scene_map",
+    "storage/test_range_cache",
+    "test_executors",
+    "test_layout",
+    "test_project",
+    "test_wheel",
+    "tracking/test_database_wait",
+    "training/test_fit",
+    "training/test_keras_backends",
+    "training/test_networks",
+)
+"""Files of tests that train, run whole steps, or start many processes."""
+
+
+def pytest_collection_modifyitems(items):
+    """Put each test in one lane: docker, servers, slow or fast."""
+    for item in items:
+        fixtures = set(item.fixturenames)
+        if "docker_engine" in fixtures:
+            item.add_marker(pytest.mark.docker)
+        elif {"_s3_server", "team_servers"} & fixtures:
+            item.add_marker(pytest.mark.servers)
+        elif item.nodeid.removeprefix("tests/").partition(".py")[0] in SLOW:
+            item.add_marker(pytest.mark.slow)
+        else:
+            item.add_marker(pytest.mark.fast)
+
+
 @pytest.fixture(scope="module")
 def _garbage():
     """What libraries leave unclosed in a module that puts up with their warnings is collected, and told, there."""
