@@ -17,11 +17,11 @@ from ocmlflow.scenes.geobox import GeoBox
 from ocmlflow.scenes.no_imagery import BlankArea
 from ocmlflow.scenes.raster import SceneImage
 
-ALPHA_WINDOWS, ALPHA_PX = 4, 128
+ALPHA_WINDOWS, ALPHA_PX = 3, 128
 """Windows along each side of the image in which its alpha is looked at, and their side in pixels."""
 DOUBTFUL_SHARE = 0.2
 """An alpha band is doubted where a larger share of it is neither transparent nor opaque."""
-COLLAR_PX = 1024
+COLLAR_PX = 512
 """Largest side of the view of a scene in which collars are looked for."""
 FLAT_WINDOWS, FLAT_PX, FLAT_SHARE = 5, 64, 0.9
 """Windows of the full resolution in which a collar is looked at, their side, and the share that has its colour."""
