@@ -53,6 +53,9 @@ def to_degrees(outlines: np.ndarray, crs: str) -> np.ndarray:
     west, _, east, _ = shapely.bounds(degrees).T
     for number in np.flatnonzero(east - west > 180):
         degrees[number] = _cut_at_180(degrees[number])
+    # Simplifying in another CRS may leave a ring that crosses itself in degrees; rounding raises on such a one.
+    crossed = ~shapely.is_valid(degrees)
+    degrees[crossed] = shapely.make_valid(degrees[crossed], method="structure", keep_collapsed=False)
     return np.asarray(shapely.set_precision(degrees, GRID_DEG))
 
 

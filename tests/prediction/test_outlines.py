@@ -137,3 +137,14 @@ def test_a_hair_between_neighbours_is_no_overlap_after_rounding():
     cut = outlines.cut_overlaps(given, WrittenOutlines(), CRS)
     assert overlap_m2(cut) == overlap_m2(outlines.to_degrees(cut, CRS)) == 0
     assert shapely.area(cut) == pytest.approx(shapely.area(given), rel=0.02)
+
+
+def test_an_outline_that_crosses_itself_is_made_valid():
+    """Two triangles that meet in a point, and a hole that leaves its outline."""
+    crossed = shapely.Polygon([(0, 0), (10, 10), (10, 0), (0, 10)])
+    open_hole = shapely.Polygon([(0, 0), (9, 0), (9, 9), (0, 9)], [[(4, 4), (14, 4), (14, 5), (4, 5)]])
+    moved = shapely.transform(np.array([crossed, open_hole]), lambda points: np.add(points, (500_000, 620_000)))
+    degrees = outlines.to_degrees(moved, CRS)
+    assert shapely.is_valid(degrees).all()
+    areas = shapely.area(outlines.from_degrees(degrees, CRS))
+    np.testing.assert_allclose(areas, [50, 76], rtol=0.01)
