@@ -50,7 +50,9 @@ def store(tmp_path_factory):
     for name in ("sample", "real", "empty", "finer", "killed"):
         mlflow.create_experiment(name, artifact_location=(folder / "artifacts").as_uri())
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return Namespace(folder=folder, environment={**os.environ, "MLFLOW_TRACKING_URI": uri, "PATH": path})
+    # MLflow keeps the experiment of other tests in a variable.
+    inherited = {name: value for name, value in os.environ.items() if name != "MLFLOW_EXPERIMENT_ID"}
+    return Namespace(folder=folder, environment={**inherited, "MLFLOW_TRACKING_URI": uri, "PATH": path})
 
 
 def run(store, verb, experiment, **parameters):

@@ -277,7 +277,7 @@ def lose_image(folder: Path) -> None:
     ("spoil", "message"),
     [
         (spoil_image, r"cannot read image .*a2\.tif"),
-        (spoil_labels, r"cannot read labels .*a2\.geojson of scene a2"),
+        (spoil_labels, r"labels .*a2\.geojson of scene a2: it cannot be read"),
         (lose_image, r"cannot open image .*a2\.tif"),
     ],
 )
@@ -291,7 +291,7 @@ def test_a_scene_that_cannot_be_read_fails_the_run_or_is_counted(tmp_path, run, 
     assert made.data.metrics["unreadable_scenes"] == 1
     status = {row["scene"]: row["status"] for row in json.loads((found.folder / "scenes.json").read_text())}
     assert status["a1"] == status["k1"] == "cut"
-    assert status["a2"].startswith("unreadable: cannot ")
+    assert status["a2"].startswith("unreadable: ")
     assert sorted(path.name for path in found.folder.glob("*.zarr*")) == ["a1.zarr", "k1.zarr"]
     again, _ = run(catalog=catalog, validation="kam", skip_unreadable="true")
     assert again.info.run_id != made.info.run_id  # it is tried anew: the fault may have passed
@@ -342,8 +342,8 @@ def test_one_small_scene_is_split_by_default(tmp_path, run):
 
 def test_a_folder_without_labels_is_told_how_they_are_named(tmp_path, run):
     write_image(tmp_path / "town" / "s.tif", noise(64, 64))
-    (tmp_path / "town" / "s.shp").touch()
-    with pytest.raises(InputError, match=r"by its image's name \(NAME\.geojson or NAME\.gpkg\)"):
+    (tmp_path / "town" / "s.txt").touch()
+    with pytest.raises(InputError, match=r"by its image's name \(NAME\.geojson, "):
         run(catalog=tmp_path / "town")
 
 
