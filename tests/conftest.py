@@ -67,6 +67,10 @@ needs_data = pytest.mark.skipif(not DATA.exists(), reason="the real scenes are n
 
 
 SLOW = (
+    "chips/test_cutting",
+    "launch/test_databricks_job",
+    "launch/test_kubernetes_job",
+    "launch/test_launcher",
     "pipeline/test_api",
     "pipeline/test_compare",
     "pipeline/test_main",
@@ -77,12 +81,17 @@ SLOW = (
     "pipeline/test_train",
     "prediction/test_engine",
     "prediction/test_scene_map",
+    "prediction/test_vector_files",
+    "sample/test_sample",
     "storage/test_range_cache",
     "test_executors",
     "test_layout",
     "test_project",
     "test_wheel",
     "tracking/test_database_wait",
+    "tracking/test_limits",
+    "tracking/test_outbox_sender",
+    "tracking/test_registry",
     "training/test_fit",
     "training/test_keras_backends",
     "training/test_networks",
