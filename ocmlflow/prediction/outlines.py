@@ -49,7 +49,7 @@ def to_degrees(outlines: np.ndarray, crs: str) -> np.ndarray:
 
     Outlines that rounding leaves nothing of are empty.
     """
-    degrees = _project(outlines, crs, "EPSG:4326")
+    degrees = project(outlines, crs, "EPSG:4326")
     west, _, east, _ = shapely.bounds(degrees).T
     for number in np.flatnonzero(east - west > 180):
         degrees[number] = _cut_at_180(degrees[number])
@@ -61,7 +61,7 @@ def to_degrees(outlines: np.ndarray, crs: str) -> np.ndarray:
 
 def from_degrees(outlines: np.ndarray, crs: str) -> np.ndarray:
     """Outlines in degrees (lon, lat), in a CRS."""
-    return _project(outlines, "EPSG:4326", crs)
+    return project(outlines, "EPSG:4326", crs)
 
 
 def rounding_safe(outlines: np.ndarray, crs: str) -> np.ndarray:
@@ -84,7 +84,7 @@ def fill_holes(outlines: np.ndarray, crs: str, *, equal_area: str, min_hole_m2: 
     filled = outlines.copy()
     for number in np.flatnonzero(shapely.get_num_interior_rings(outlines)):
         exterior, *holes = shapely.get_rings(outlines[number])
-        areas = shapely.area(_project(shapely.polygons(holes), crs, equal_area))
+        areas = shapely.area(project(shapely.polygons(holes), crs, equal_area))
         filled[number] = shapely.Polygon(exterior, [h for h, m2 in zip(holes, areas, strict=True) if m2 >= min_hole_m2])
     return filled
 
@@ -134,7 +134,8 @@ def polygons(outline: BaseGeometry) -> list[BaseGeometry]:
     return sorted(parts, key=lambda part: -part.area)
 
 
-def _project(outlines: np.ndarray, crs: str, target: str) -> np.ndarray:
+def project(outlines: np.ndarray, crs: str, target: str) -> np.ndarray:
+    """Outlines brought from one CRS to another, corner by corner."""
     transformer = _transformer(crs, target)
     return np.asarray(shapely.transform(outlines, lambda points: np.column_stack(transformer.transform(*points.T))))
 

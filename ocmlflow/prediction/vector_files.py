@@ -200,8 +200,12 @@ def _in_degrees(batch: pa.RecordBatch, schema: pa.Schema, crs: str) -> pa.Record
     """A batch of a GeoParquet file with its polygons in degrees."""
     column = schema.get_field_index("geometry")
     polygons = shapely.from_wkb(batch.column(column).to_numpy(zero_copy_only=False))
-    degrees = pa.array(shapely.to_wkb(outlines.to_degrees(polygons, crs)), schema.field(column).type)
-    columns = [*batch.columns[:column], degrees, *batch.columns[column + 1 :]]
+    # Rounding may still cut a sliver off, or leave nothing: files of one row a footprint take its largest polygon.
+    unrounded = outlines.project(polygons, crs, "EPSG:4326")
+    rounded = [outlines.polygons(outline) for outline in outlines.to_degrees(polygons, crs)]
+    degrees = [parts[0] if parts else plain for parts, plain in zip(rounded, unrounded, strict=True)]
+    wkb = pa.array(shapely.to_wkb(np.array(degrees, object)), schema.field(column).type)
+    columns = [*batch.columns[:column], wkb, *batch.columns[column + 1 :]]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 

@@ -155,3 +155,17 @@ def test_an_outline_with_too_many_corners_is_split_and_said(tmp_path, caplog):
     assert frame.area.sum() == pytest.approx(comb.sum() * 0.01, rel=1e-3)
     assert overlap_m2(frame) == 0
     assert "scene one: 1 outlines" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", [".fgb", ".geojson"])
+def test_an_outline_that_rounding_splits_is_one_polygon_in_every_file(tmp_path, suffix):
+    """Two squares joined by a neck of a millimetre."""
+    squares = [shapely.box(500_000, 620_000, 500_010, 620_010), shapely.box(500_011, 620_000, 500_019, 620_010)]
+    neck = shapely.box(500_009, 620_005, 500_012, 620_005.001)
+    frame = gpd.GeoDataFrame({"area_m2": [180.0]}, geometry=[shapely.union_all([*squares, neck])], crs="EPSG:32630")
+    vector_files.write([frame], tmp_path / "one.parquet")
+    vector_files.convert(tmp_path / "one.parquet", tmp_path / f"one{suffix}")
+    (found,) = gpd.read_file(tmp_path / f"one{suffix}").to_crs("EPSG:32630").geometry
+    assert found.geom_type == "Polygon"
+    assert found.is_valid
+    assert found.area == pytest.approx(100, rel=0.01)
