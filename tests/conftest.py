@@ -100,7 +100,7 @@ SLOW = (
 
 
 def pytest_collection_modifyitems(items):
-    """Put each test in one lane: docker, servers, slow or fast."""
+    """Put each test in one lane: docker, servers, slow or fast. Files of lanes that take long come first."""
     for item in items:
         fixtures = set(item.fixturenames)
         if "docker_engine" in fixtures:
@@ -111,6 +111,9 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.slow)
         else:
             item.add_marker(pytest.mark.fast)
+    # Two processes share the files: a long file that came last would keep one of them waiting.
+    long_files = {item.path for item in items if item.get_closest_marker("docker") or item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long_files)
 
 
 @pytest.fixture(scope="module")

@@ -491,13 +491,14 @@ def test_predict_with_openvino_never_loads_keras(sample_line, hil, store, tmp_pa
 @pytest.mark.usefixtures("empty")
 def test_calibration_changes_probabilities(sample_line, hil, tmp_path):
     client = MlflowClient()
-    client.set_model_version_tag(NAME, "1", model_evaluation.TEMPERATURE, "2")
+    own = client.get_model_version(NAME, "1").tags[model_evaluation.TEMPERATURE]
     try:
-        words = ["--images", str(hil[0]), "--output", str(tmp_path / "out"), "--work", str(sample_line.work)]
-        predict.run(parsed("predict", [*words, "--grid", "model"]))
+        for folder, temperature in (("out", "2"), ("plain", "1")):
+            client.set_model_version_tag(NAME, "1", model_evaluation.TEMPERATURE, temperature)
+            words = ["--images", str(hil[0]), "--output", str(tmp_path / folder), "--work", str(sample_line.work)]
+            predict.run(parsed("predict", [*words, "--grid", "model"]))
     finally:
-        client.delete_model_version_tag(NAME, "1", model_evaluation.TEMPERATURE)
-    predict.run(parsed("predict", [*words, "--output", str(tmp_path / "plain"), "--grid", "model"]))
+        client.set_model_version_tag(NAME, "1", model_evaluation.TEMPERATURE, own)
     hot, plain = (
         rasterio.open(tmp_path / name / "probabilities" / f"{hil[0].stem}.tif").read(1) for name in ("out", "plain")
     )

@@ -64,7 +64,7 @@ def test_blocks_scores_test_ground_and_goes_on_where_it_was(store, scenes):
     found, steps, table = run(store, scenes, name="blocks")
     assert set(steps) == {"prepare blocks", "train blocks", "evaluate blocks, validation", "evaluate blocks, test"}
     index = chip_set.load(chip_artifacts.open_folder(steps["prepare blocks"].info.run_id)).index
-    assert Counter(index.split) == {"train": 7, "validation": 1, "test": 2}
+    assert Counter(index.split) == {"train": 6, "validation": 2, "test": 2}  # each place gives some
     row, tested = table.loc["blocks"], steps["evaluate blocks, test"].data.metrics
     for name in ("iou", "iou_at_half", "precision", "recall", "object/f1"):
         assert row[name.replace("/", "_")] == pytest.approx(tested[name], nan_ok=True)
