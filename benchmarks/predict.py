@@ -28,7 +28,7 @@ from rasterio.windows import Window
 from ocmlflow.pipeline.options import PredictOptions
 from ocmlflow.prediction import engine, inference, map_writer, polygonize, scene_map, vector_files
 from ocmlflow.prediction.engine import Ensemble
-from ocmlflow.prediction.polygonize import MaskBlock
+from ocmlflow.prediction.polygonize import LabelBlock
 from ocmlflow.prediction.scene_tiles import MapSettings
 from ocmlflow.probability import Predict
 from ocmlflow.progress import silent
@@ -214,7 +214,7 @@ def traced(scratch: Path) -> None:
             print(f"| {side} | {file.metadata.num_rows} | {seconds:.0f} | {peak()} |", flush=True)
 
 
-def blocks(side: int, count: int, size: int) -> Iterator[MaskBlock]:
+def blocks(side: int, count: int, size: int) -> Iterator[LabelBlock]:
     """A mask of rectangles with ragged edges, block by block, so that it is never held."""
     rng = np.random.default_rng(0)
     corners = rng.integers(0, side - 100, (count, 2))
@@ -225,7 +225,7 @@ def blocks(side: int, count: int, size: int) -> Iterator[MaskBlock]:
         near = ((corners + sides > first) & (corners < first + building.shape)).all(axis=1)
         for (top, left), (height, width) in zip(corners[near] - first, sides[near], strict=True):
             building[max(top, 0) : top + height, max(left, 0) : left + width] = True
-        yield MaskBlock(window, np.where(building, np.uint8(80), np.uint8(5)), building)
+        yield polygonize.mask_block(window, np.where(building, np.uint8(80), np.uint8(5)), building)
 
 
 def drawn(image: str, network: Ensemble, gsd: float, multiple: int, scratch: Path) -> None:

@@ -95,6 +95,8 @@ ORDER = {
         "preflight",
         "block_join",
         "polygonize",
+        "separation",
+        "instances",
         "outlines",
         "vector_files",
         "map_writer",

@@ -1,6 +1,7 @@
-"""Joins connected components across the edges of blocks, for masks that are too large to label in one piece.
+"""Joins objects across the edges of blocks, for rasters that are too large to label in one piece.
 
-An object is a connected component: pixels that share an edge belong to one, pixels that share only a corner do not.
+In a mask, an object is a connected component: pixels that share an edge belong to one, pixels that share only a corner
+do not. Where objects were told apart otherwise, whoever adds a block says at which of its edge pixels they go on.
 """
 
 from collections.abc import Iterable
@@ -54,18 +55,28 @@ class BlockJoiner:
         # Each number of an object of several blocks, to the list of all its numbers, which they share.
         self._joined: dict[int, list[int]] = {}
 
-    def add(self, row: int, col: int, labels: np.ndarray) -> int:
+    def add(
+        self,
+        row: int,
+        col: int,
+        labels: np.ndarray,
+        *,
+        joins_below: np.ndarray | np.bool_ = np.True_,
+        joins_right: np.ndarray | np.bool_ = np.True_,
+    ) -> int:
         """Add the block that starts at a pixel of the raster; returns its offset: label `i` gets number offset + `i`.
 
-        `labels` is what `label_objects` gives of the block.
+        `labels` (height, width) int numbers the objects of the block from 1, 0 is background. An object goes on in the
+        neighbour at the pixels where both have one, but over the lower edge only where `joins_below`, (width,) bool,
+        and over the right edge only where `joins_right`, (height,) bool.
         """
         offset = self.count
         self.count += int(labels.max(initial=0))
         height, width = labels.shape
         self._add_edge(("row", row), col, labels[0], offset)
-        self._add_edge(("row", row + height), col, labels[-1], offset)
+        self._add_edge(("row", row + height), col, np.where(joins_below, labels[-1], 0), offset)
         self._add_edge(("col", col), row, labels[:, 0], offset)
-        self._add_edge(("col", col + width), row, labels[:, -1], offset)
+        self._add_edge(("col", col + width), row, np.where(joins_right, labels[:, -1], 0), offset)
         return offset
 
     def objects(self, numbers: Iterable[int]) -> list[list[int]]:

@@ -19,8 +19,8 @@ from rasterio.windows import Window
 from shapely.geometry.base import BaseGeometry
 
 from ocmlflow.chips import labels
-from ocmlflow.prediction import scene_tiles, tile_store
-from ocmlflow.prediction.polygonize import MaskBlock
+from ocmlflow.prediction import polygonize, scene_tiles, tile_store
+from ocmlflow.prediction.polygonize import LabelBlock
 from ocmlflow.prediction.scene_tiles import CACHE, TilePlan
 from ocmlflow.scenes import geobox, geotiff, partial_read, raster, windows
 from ocmlflow.scenes.geobox import GeoBox
@@ -110,15 +110,15 @@ class MapRasters:
         self._threshold = threshold
         self._mask_nodata = np.uint8(mask_nodata)
 
-    def write(self, block: MapBlock) -> MaskBlock:
-        """Write a block to both rasters; returns its mask."""
+    def write(self, block: MapBlock) -> LabelBlock:
+        """Write a block to both rasters; returns the connected components of its mask."""
         valid = block.valid
         building = (block.percents >= self._threshold) & valid
         self._probability.write(np.where(valid, block.percents, np.uint8(NODATA)), 1, window=block.window)
         self._mask.write(np.where(valid, building.view(np.uint8), self._mask_nodata), 1, window=block.window)
         self.pixels += int(np.count_nonzero(valid))
         self.building_pixels += int(np.count_nonzero(building))
-        return MaskBlock(block.window, block.percents, building)
+        return polygonize.mask_block(block.window, block.percents, building)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Polygonizes a predicted mask block by block into footprints that are whole across block edges."""
+"""Polygonizes the buildings of a scene block by block into footprints that are whole across block edges."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,15 +18,19 @@ MAX_HOLES = 2000
 
 
 @dataclass(frozen=True)
-class MaskBlock:
-    """One block of a scene's predicted mask."""
+class LabelBlock:
+    """The buildings in one block of a scene."""
 
     window: Window
     """Where the block lies in the scene."""
     percents: np.ndarray
     """(height, width) uint8: probability of building in percent."""
-    building: np.ndarray
-    """(height, width) bool: the mask."""
+    labels: np.ndarray
+    """(height, width) int32: the building of each pixel, from 1; 0 for none. Its pixels are connected by edges."""
+    joins_below: np.ndarray | np.bool_ = np.True_
+    """(width,) bool: where a building of the last row and the one below are the same; by default wherever they meet."""
+    joins_right: np.ndarray | np.bool_ = np.True_
+    """(height,) bool: the same for the last column and the one to the right of it."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +60,19 @@ class _Part:
     """Sum of the probability in percent over the pixels."""
 
 
-def trace(blocks: Iterable[MaskBlock]) -> Iterator[PredictedFootprint]:
-    """Footprints of a mask, in (col, row) of its scene: the same as if it were traced in one piece.
+def mask_block(window: Window, percents: np.ndarray, building: np.ndarray) -> LabelBlock:
+    """The block of a mask, `building` (height, width) bool, in which each connected component is a building.
 
-    Pixels that share an edge belong to one building, pixels that share only a corner do not. The blocks cover each
-    pixel once and come row by row, as `windows.blocks` gives them. A footprint is given as soon as no block to come can
-    add to it, so that memory holds only buildings that reach the last row of blocks.
+    Pixels that share an edge belong to one building, pixels that share only a corner do not.
+    """
+    return LabelBlock(window, percents, block_join.label_objects(building))
+
+
+def trace(blocks: Iterable[LabelBlock]) -> Iterator[PredictedFootprint]:
+    """Footprints of buildings, in (col, row) of their scene, whole across the edges of blocks.
+
+    The blocks cover each pixel once and come row by row, as `windows.blocks` gives them. A footprint is given as soon
+    as no block to come can add to it, so that memory holds only buildings that reach the last row of blocks.
     """
     joiner = BlockJoiner()
     open_parts: dict[int, _Part] = {}
@@ -73,12 +84,17 @@ def trace(blocks: Iterable[MaskBlock]) -> Iterator[PredictedFootprint]:
                 yield _footprint(_take(open_parts, numbers))
             for numbers in joiner.objects(open_parts):
                 open_parts[numbers[0]] = _take(open_parts, numbers)
-        if not block.building.any():
+        if not block.labels.any():
             continue
-        labels = block_join.label_objects(block.building)
-        offset = joiner.add(block.window.row_off, block.window.col_off, labels)
-        edge_labels = block_join.edge_labels(labels)
-        for label, part in _parts(labels, block):
+        offset = joiner.add(
+            block.window.row_off,
+            block.window.col_off,
+            block.labels,
+            joins_below=block.joins_below,
+            joins_right=block.joins_right,
+        )
+        edge_labels = block_join.edge_labels(block.labels)
+        for label, part in _parts(block):
             if label in edge_labels:
                 open_parts[offset + label] = part
             else:
@@ -97,13 +113,14 @@ def to_ground(footprints: list[PredictedFootprint], transform: Affine, *, tolera
     return outlines
 
 
-def _parts(labels: np.ndarray, block: MaskBlock) -> Iterator[tuple[int, _Part]]:
-    """The label of each object of a block, with its outline and sums."""
-    building_labels = labels[block.building]
+def _parts(block: LabelBlock) -> Iterator[tuple[int, _Part]]:
+    """The label of each building of a block, with its outline and sums."""
+    building = block.labels > 0
+    building_labels = block.labels[building]
     pixels = np.bincount(building_labels)
-    percent_sums = np.bincount(building_labels, weights=block.percents[block.building])
+    percent_sums = np.bincount(building_labels, weights=block.percents[building])
     to_scene = Affine.translation(block.window.col_off, block.window.row_off)
-    for geometry, value in shapes(labels, mask=block.building, connectivity=4, transform=to_scene):
+    for geometry, value in shapes(block.labels, mask=building, connectivity=4, transform=to_scene):
         label = int(value)
         yield label, _Part(_polygon(geometry["coordinates"]), int(pixels[label]), int(percent_sums[label]))
 

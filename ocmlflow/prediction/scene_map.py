@@ -15,7 +15,7 @@ from ocmlflow import pictures
 from ocmlflow.errors import InputError
 from ocmlflow.prediction import map_writer, polygonize, preflight, scene_tiles, tile_store, vector_files
 from ocmlflow.prediction.map_writer import MapJob, MapRasters, Watermark
-from ocmlflow.prediction.polygonize import MaskBlock
+from ocmlflow.prediction.polygonize import LabelBlock
 from ocmlflow.prediction.scene_tiles import CACHE, MapSettings, PredictFactory, TilePlan
 from ocmlflow.prediction.vector_files import FootprintTotals
 from ocmlflow.progress import Progress
@@ -157,7 +157,7 @@ def _write_georeferenced(
     return rasters, totals
 
 
-def _write_footprints(job: MapJob, masks: Iterator[MaskBlock], path: Path) -> FootprintTotals:
+def _write_footprints(job: MapJob, masks: Iterator[LabelBlock], path: Path) -> FootprintTotals:
     """Trace the masks of all blocks, and write the footprints as GeoParquet."""
     settings = job.plan.settings
     frames = vector_files.frames(

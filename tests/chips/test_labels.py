@@ -9,7 +9,6 @@ from rasterio.windows import Window
 
 from ocmlflow.chips import labels
 from ocmlflow.prediction import polygonize
-from ocmlflow.prediction.polygonize import MaskBlock
 
 masks = arrays(bool, st.tuples(st.integers(1, 16), st.integers(1, 16)))
 
@@ -112,7 +111,7 @@ def test_a_coded_label_is_decoded(label, data):
 @given(masks)
 def test_burning_what_was_outlined_gives_the_label_back(building):
     height, width = building.shape
-    block = MaskBlock(Window(0, 0, width, height), np.zeros((height, width), np.uint8), building)
+    block = polygonize.mask_block(Window(0, 0, width, height), np.zeros((height, width), np.uint8), building)
     outlines = [footprint.outline for footprint in polygonize.trace([block])]
     label = labels.rasterize(outlines, Affine.identity(), height=height, width=width)
     np.testing.assert_array_equal(label, building)

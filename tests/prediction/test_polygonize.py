@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
 from ocmlflow.prediction import polygonize
-from ocmlflow.prediction.polygonize import MaskBlock, PredictedFootprint
+from ocmlflow.prediction.polygonize import LabelBlock, PredictedFootprint
 from ocmlflow.scenes import windows
 
 masks = arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12)))
@@ -21,9 +21,9 @@ def trace(building: np.ndarray, percents: np.ndarray, *, size: int) -> list[Pred
     return list(polygonize.trace(blocks(building, percents, size)))
 
 
-def blocks(building: np.ndarray, percents: np.ndarray, size: int) -> Iterator[MaskBlock]:
+def blocks(building: np.ndarray, percents: np.ndarray, size: int) -> Iterator[LabelBlock]:
     for window in windows.blocks(*building.shape, size=size):
-        yield MaskBlock(window, percents[window.toslices()], building[window.toslices()])
+        yield polygonize.mask_block(window, percents[window.toslices()], building[window.toslices()])
 
 
 def key(footprint: PredictedFootprint) -> tuple:

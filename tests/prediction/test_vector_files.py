@@ -10,7 +10,6 @@ from pyogrio.errors import DataSourceError
 from scipy import ndimage
 
 from ocmlflow.prediction import polygonize, vector_files
-from ocmlflow.prediction.polygonize import MaskBlock
 from ocmlflow.scenes import windows
 from ocmlflow.scenes.geobox import GeoBox
 
@@ -70,7 +69,7 @@ def ragged_mask(side: int, *, spots: float = 0.03) -> np.ndarray:
 def written(building: np.ndarray, path, *, size: int = 128, crs: str = CRS, **options) -> gpd.GeoDataFrame:
     """Footprints of a mask, traced in blocks of a size, written in all formats and read from GeoParquet."""
     blocks = (
-        MaskBlock(window, np.full((window.height, window.width), 80, np.uint8), building[window.toslices()])
+        polygonize.mask_block(window, np.full((window.height, window.width), 80, np.uint8), building[window.toslices()])
         for window in windows.blocks(*building.shape, size=size)
     )
     transform = TRANSFORM if crs == CRS else Affine(1e-6, 0, 3.0, 0, -1e-6, 0.5)

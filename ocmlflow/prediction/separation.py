@@ -1,0 +1,124 @@
+"""Separates touching buildings: cuts the mask of a window into one object for each building.
+
+Where the network has learned the distance to each building's own edge, that distance falls to 0 at walls that touch.
+Without it, the distance to the edge of the mask stands in, which is lowest where two buildings meet in a neck. Either
+way each hill of the distance is a building (a watershed), and hills whose pass is hardly lower than their tops are one.
+"""
+
+import numpy as np
+from scipy import ndimage
+from skimage import measure, segmentation
+
+CLIP_M = 2.0
+"""Largest learned distance, in metres."""
+DISTANCE_STEPS = 250
+"""Value of the largest learned distance."""
+SMOOTHING_M = 0.3
+"""Standard deviation of the Gaussian that smooths the distance, in metres."""
+LEARNED_DROP_M = 0.6
+"""Hills of the learned distance are two buildings if each rises so much above the pass between them, in metres."""
+GEOMETRIC_DROP_M = 1.0
+"""The same for the distance to the edge of the mask."""
+LEAST_TOP_M = 0.1
+"""A hill has at least this height, in metres: lower ones are noise between buildings."""
+ROUNDING_M = 0.5
+"""Outlines are smoothed by about this radius, in metres."""
+
+
+def separate(building: np.ndarray, distance: np.ndarray | None, *, gsd: float) -> np.ndarray:
+    """The building of each pixel of a mask: (height, width) int32 from 1, 0 where there is none.
+
+    `building` is the mask, (height, width) bool, and `gsd` its metres per pixel. `distance`, (height, width) uint8,
+    is the learned distance to the building's own edge, 0 to DISTANCE_STEPS for 0 to CLIP_M; None if none is known.
+    Pixels of a building may lie in several pieces.
+    """
+    labels = ndimage.label(building)[0]
+    if not labels.any():
+        return np.asarray(labels)
+    if distance is None:
+        metres, drop_m = ndimage.distance_transform_edt(building) * gsd, GEOMETRIC_DROP_M
+    else:
+        metres, drop_m = distance * (CLIP_M / DISTANCE_STEPS), LEARNED_DROP_M
+    height = ndimage.gaussian_filter(metres.astype(np.float32), SMOOTHING_M / gsd)
+    basins = _basins(height, building, labels)
+    return _merged(basins, height, drop_m)
+
+
+def smooth(labels: np.ndarray, *, gsd: float) -> np.ndarray:
+    """The labels of separated buildings with rounded staircases: (height, width) int32.
+
+    Each building is blurred by itself; a pixel goes to the building of the largest value there, if it is at least a
+    half. What is too thin to reach that stays as it is.
+    """
+    side = 2 * max(1, round(ROUNDING_M / gsd)) + 1
+    smoothed = np.zeros_like(labels)
+    best = np.zeros(labels.shape, np.float32)
+    for number, part in enumerate(ndimage.find_objects(labels), 1):
+        if part is None:
+            continue
+        box = tuple(slice(max(0, axis.start - side), axis.stop + side) for axis in part)
+        blurred = (labels[box] == number).astype(np.float32)
+        for _ in range(2):
+            blurred = ndimage.uniform_filter(blurred, side)
+        inside = (blurred >= 0.5) & (blurred > best[box])
+        if not inside.any():
+            inside = (labels[box] == number) & (best[box] == 0)
+        smoothed[box][inside] = number
+        best[box][inside] = np.maximum(blurred[inside], 0.5)
+    return smoothed
+
+
+def connected(labels: np.ndarray) -> np.ndarray:
+    """The labels numbered anew, int32 from 1, so that each is one piece of pixels that share edges."""
+    return np.asarray(measure.label(labels, background=0, connectivity=1)).astype(np.int32)
+
+
+def _basins(height: np.ndarray, building: np.ndarray, components: np.ndarray) -> np.ndarray:
+    """The basin of each pixel: the hill that it belongs to, (height, width) int32 from 1.
+
+    A connected component of the mask without a top is one basin.
+    """
+    is_top = (ndimage.maximum_filter(height, 5) == height) & building & (height > LEAST_TOP_M)
+    tops = ndimage.label(is_top, np.ones((3, 3)))[0]
+    without_top = np.setdiff1d(np.unique(components[building]), np.unique(components[is_top]))
+    rest = np.isin(components, without_top)
+    tops[rest] = components[rest] + tops.max()
+    return np.asarray(segmentation.watershed(-height, tops, mask=building), np.int32)
+
+
+def _merged(basins: np.ndarray, height: np.ndarray, drop_m: float) -> np.ndarray:
+    """Basins merged until the lower of two neighbouring tops rises by `drop_m` above the pass between them.
+
+    From the highest pass down, so that the order of the labels does not matter.
+    """
+    first, second, passes = _passes(basins, height)
+    top = ndimage.maximum(height, basins, np.arange(basins.max() + 1))
+    parent = np.arange(basins.max() + 1)
+
+    def root(number: int) -> int:
+        while parent[number] != number:
+            parent[number] = parent[parent[number]]
+            number = parent[number]
+        return number
+
+    for pair in np.lexsort((second, first, -passes)):
+        low, high = sorted((root(first[pair]), root(second[pair])), key=lambda number: (top[number], number))
+        if low != high and top[low] - passes[pair] < drop_m:
+            parent[low] = high
+    roots = np.array([root(number) for number in range(len(parent))], np.int32)
+    return roots[basins]
+
+
+def _passes(basins: np.ndarray, height: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of neighbouring basins, the first of the smaller number, and the height of the pass between them."""
+    sides = []
+    for one, other in ((np.s_[:, 1:], np.s_[:, :-1]), (np.s_[1:], np.s_[:-1])):
+        is_border = (basins[one] != basins[other]) & (basins[one] > 0) & (basins[other] > 0)
+        numbers = np.sort([basins[one][is_border], basins[other][is_border]], axis=0)
+        sides.append((*numbers, np.minimum(height[one], height[other])[is_border]))
+    first, second, at_border = (np.concatenate(values) for values in zip(*sides, strict=True))
+    order = np.lexsort((-at_border, second, first))
+    first, second, at_border = first[order], second[order], at_border[order]
+    is_highest = np.ones(len(order), bool)
+    is_highest[1:] = (first[1:] != first[:-1]) | (second[1:] != second[:-1])
+    return first[is_highest], second[is_highest], at_border[is_highest]
