@@ -83,6 +83,7 @@ SLOW = (
     "prediction/test_scene_map",
     "prediction/test_vector_files",
     "sample/test_sample",
+    "server/test_rights",
     "storage/test_range_cache",
     "test_executors",
     "test_layout",

@@ -124,6 +124,7 @@ ORDER = {
         "outbox_sender",
         "database_wait",
         "runs",
+        "run_pages",
         "child_runs",
         "run_artifacts",
         "run_search",

@@ -14,4 +14,4 @@ def run(options: SendOptions) -> None:
     """Send what all runs left, or the one named."""
     from ocmlflow.tracking import outbox_sender  # heavy: --help does not wait for it
 
-    outbox_sender.send_unsent(options.run)
+    outbox_sender.send_unsent(options.run, name=options.name)

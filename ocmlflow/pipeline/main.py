@@ -9,7 +9,7 @@ from ocmlflow.pipeline.options import MainOptions, parameters
 from ocmlflow.prediction import output
 from ocmlflow.sample import catalog as sample
 from ocmlflow.scenes import catalog
-from ocmlflow.tracking import runs
+from ocmlflow.tracking import registry, runs
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ def run(options: MainOptions) -> None:
         work_folder.check_writable(options.output)  # what fails, fails now, not after the training
         output.check_output(options.output)
         catalog.find_images(images or "")
+        registry.register(options.name)
         cutting = {"catalog": source, "validation": validation, "seed": options.seed, "work": options.work}
         learning = {"seed": options.seed, "name": options.name, "epochs": options.epochs}
         learned = steps.learn(cutting, {name: value for name, value in learning.items() if value is not None})

@@ -33,6 +33,24 @@ def names(text: str | None) -> list[str]:
     return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
+def model_name(value: object) -> str:
+    """Name of a registered model that every server takes, and that addresses and lists of models can hold."""
+    if not isinstance(value, str):
+        raise ValueError(f"must be text, got {value!r}")
+    if wrong := sorted({sign for sign in value if sign in _NOT_IN_MODEL_NAMES or not sign.isprintable()}):
+        raise ValueError(f"must be a name without {' '.join(map(repr, wrong))}, got {value}")
+    if not 0 < len(value.strip(" .")) <= len(value) <= MODEL_NAME_LENGTH or value != value.strip():
+        raise ValueError(f"must be a name of 1 to {MODEL_NAME_LENGTH} characters, got {value!r}")
+    return value
+
+
+MODEL_NAME_LENGTH = 250
+"""Longest name of a registered model: SQLite takes more, PostgreSQL and MySQL do not."""
+_NOT_IN_MODEL_NAMES = "/:@,'\"`?#%\\"
+"""MLflow refuses / and : itself. @ is for aliases, a comma parts names, quotes end MLflow's queries; the rest are signs
+of addresses."""
+
+
 def absolute_href(value: object) -> str:
     """One path or address that means the same in every working folder: MLflow runs steps in the folder of the code."""
     from ocmlflow.storage import hrefs  # the import takes longer than --help may

@@ -24,7 +24,7 @@ from ocmlflow.redaction import redact
 from ocmlflow.scenes import sidecars
 from ocmlflow.scenes.catalog import Scene
 from ocmlflow.storage import hrefs
-from ocmlflow.tracking import chip_artifacts, provenance, run_artifacts, run_search, runs
+from ocmlflow.tracking import chip_artifacts, provenance, run_artifacts, run_pages, run_search, runs
 from ocmlflow.tracking.runs import Run
 
 log = logging.getLogger(__name__)
@@ -235,8 +235,8 @@ def _log(chips: ChipSet, folder: Path, table: pd.DataFrame, dropped: int) -> Non
     runs.identify({chip_artifacts.DIGEST: chip_set.digest(chips.index)})
     runs.describe(
         f"{len(chips.index)} chips of {chips.index.scene.nunique()} scenes of `{chips.rules['catalog']}`"
-        f"\n\n{runs.picture_markdown('split.png')}"
+        f"\n\n{run_pages.picture_markdown('split.png')}"
     )
-    runs.name_run("prepare", " ".join(sorted(set(chips.index.place))))
+    run_pages.name_run("prepare", " ".join(sorted(set(chips.index.place))))
     count, size = chip_artifacts.upload(folder, runs.active().info.run_id)
     log.info("%d files of chips sent, %.1f MB", count, size / 1e6)

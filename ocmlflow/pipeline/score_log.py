@@ -9,7 +9,7 @@ from ocmlflow.chips.chip_set import ChipSet
 from ocmlflow.evaluation import examples, report, scorecard, scores
 from ocmlflow.evaluation.scorecard import Scorecard
 from ocmlflow.pipeline.scoring import ScoreRules
-from ocmlflow.tracking import chip_artifacts, run_artifacts, runs
+from ocmlflow.tracking import chip_artifacts, run_artifacts, run_pages, runs
 from ocmlflow.tracking.registry import Model
 from ocmlflow.tracking.run_artifacts import Dataset
 
@@ -68,10 +68,10 @@ def log_card(
         shown=shown,
     )
     run_artifacts.log_page(page, "report.html")
-    example = [runs.picture_markdown(f"pictures/median-{chip['id']}.jpg") for chip in shown["Median chips"][:1]]
+    example = [run_pages.picture_markdown(f"pictures/median-{chip['id']}.jpg") for chip in shown["Median chips"][:1]]
     runs.describe("\n\n".join([f"**{card.name}**. {headline(card)} {verdict}", *example]))
     places = " ".join(sorted(set(card.pixels.rows.place)))
-    runs.name_run("evaluate", f"{places} IoU {card.counts.iou:.3f}")
+    run_pages.name_run("evaluate", f"{places} IoU {card.counts.iou:.3f}")
 
 
 def _log_examples(card: Scorecard) -> dict[str, list[dict[str, Any]]]:

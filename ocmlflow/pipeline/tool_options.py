@@ -5,7 +5,7 @@ from typing import Literal
 
 from ocmlflow.pipeline.model_options import CompareOptions, EvaluateOptions, PredictOptions
 from ocmlflow.pipeline.option_fields import WORK, OptionError, Options, about, from_text, option
-from ocmlflow.pipeline.option_values import href, pairs, several
+from ocmlflow.pipeline.option_values import href, model_name, pairs, several
 from ocmlflow.pipeline.prepare_options import PrepareOptions
 from ocmlflow.pipeline.train_options import TrainOptions
 from ocmlflow.pipeline.workflow_options import MainOptions, ProtocolOptions
@@ -127,3 +127,16 @@ class SendOptions(Options):
     run: str | None = option(
         None, "Run id, to send only what that run left. Without it, everything left.", group="input", metavar="RUN"
     )
+    name: str | None = option(
+        None,
+        "Registered model that the model of that run becomes a version of, where its own is refused. Without it, the "
+        "name that the training was given.",
+        group="output",
+        metavar="NAME",
+        read=model_name,
+    )
+
+    def check(self) -> None:
+        """Only one model can be meant by a name."""
+        if self.name and not self.run:
+            raise OptionError("name", "names the model of one run, give run too")

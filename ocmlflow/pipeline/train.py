@@ -18,7 +18,7 @@ from ocmlflow.errors import InputError
 from ocmlflow.pipeline import scoring
 from ocmlflow.pipeline.options import NETWORK, TrainOptions, from_text, option_fields, parameters
 from ocmlflow.storage import hrefs
-from ocmlflow.tracking import chip_artifacts, provenance, registry, run_search, runs
+from ocmlflow.tracking import chip_artifacts, provenance, registry, run_pages, run_search, runs
 from ocmlflow.tracking.model_facts import ChipSplit, ModelFacts
 from ocmlflow.tracking.registry import Model
 from ocmlflow.tracking.runs import Run
@@ -104,7 +104,7 @@ def _train(options: TrainOptions, active: Run, resumed: Run | None, scratch: Pat
     _check(chips, options, weights)
     if start_from:
         scoring.check_fair(start_from, chips, "validation")
-    registry.register(options.name)  # a name that MLflow refuses fails now, not after the training
+    registry.register(options.name)
     digest = chip_set.digest(chips.index)
     init = {INIT: options.init} if options.init else {}
     runs.identify({runs.KEY: key(options, digest), CHIPS_RUN: chips_run, **init})
@@ -176,9 +176,9 @@ def _log_result(trained: _Trained, facts: ModelFacts, options: TrainOptions) -> 
     runs.log_metrics(_scores(trained))
     runs.describe(
         f"Registered as **{options.name}**: {_description(trained, facts, options)}"
-        f"\n\n{runs.picture_markdown('validation.jpg')}"
+        f"\n\n{run_pages.picture_markdown('validation.jpg')}"
     )
-    runs.name_run("train", f"{facts.validation} {facts.encoder} IoU {trained.best_iou:.3f}")
+    run_pages.name_run("train", f"{facts.validation} {facts.encoder} IoU {trained.best_iou:.3f}")
     names = ("validation", "architecture", "encoder")
     runs.set_tags({f"ocmlflow.{name}": getattr(facts, name) for name in names})
     log.info("%s: validation IoU %.3f (epoch %d)", options.name, trained.best_iou, trained.best_epoch)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ocmlflow.pipeline.option_fields import MODEL_NAME, SEED_MAX, OptionError, Options, changed, option
-from ocmlflow.pipeline.option_values import assignments, href
+from ocmlflow.pipeline.option_values import assignments, href, model_name
 
 NETWORK = ("architecture", "encoder", "weights")
 """Options that choose the network a training starts with, where no registered version does."""
@@ -136,7 +136,13 @@ class TrainOptions(Options):
         5, "Log a picture of predictions every so many epochs.", group="output", low=1, metavar="N"
     )
     workers: int = option(2, "Threads that read chips.", group="machine", low=1, metavar="N")
-    name: str = option(MODEL_NAME, "Registered model that gets a new version.", group="output", metavar="NAME")
+    name: str = option(
+        MODEL_NAME,
+        "Registered model that gets a new version.",
+        group="output",
+        metavar="NAME",
+        read=model_name,
+    )
     resume: str | None = option(
         None,
         "Run id of an interrupted training to continue with its own options; give nothing else. Without it, a new "

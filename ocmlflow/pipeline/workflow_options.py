@@ -14,7 +14,14 @@ from ocmlflow.pipeline.option_fields import (
     option,
     option_fields,
 )
-from ocmlflow.pipeline.option_values import absolute_href, absolute_hrefs, assignments, several, share_or_names
+from ocmlflow.pipeline.option_values import (
+    absolute_href,
+    absolute_hrefs,
+    assignments,
+    model_name,
+    several,
+    share_or_names,
+)
 from ocmlflow.pipeline.train_options import TrainOptions
 
 _EPOCHS = "Number of epochs of training. Without it, the default of train."
@@ -56,7 +63,13 @@ class MainOptions(Options):
         metavar="FOLDER",
         read=absolute_href,
     )
-    name: str = option(MODEL_NAME, "Registered model that gets a new version.", group="output", metavar="NAME")
+    name: str = option(
+        MODEL_NAME,
+        "Registered model that gets a new version.",
+        group="output",
+        metavar="NAME",
+        read=model_name,
+    )
     work: str = option(
         WORK,
         "Folder for the sample and for unfinished work.",

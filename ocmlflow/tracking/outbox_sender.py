@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,15 @@ from mlflow.types import Schema, TensorSpec
 from PIL import Image
 
 from ocmlflow.errors import InputError
+from ocmlflow.redaction import redact
 from ocmlflow.storage import s3
 from ocmlflow.tracking import limits, outbox
 from ocmlflow.tracking.outbox import RefusedError, UndeliveredError
 
 log = logging.getLogger(__name__)
 
+SERVER_FILE = "server.txt"
+"""File in the folder of a run with the address of the server that its entries are for."""
 CANDIDATE = "candidate"
 """Alias of the newest version of a registered model."""
 SERVER_ERRORS = (MlflowException, OSError, sqlalchemy.exc.SQLAlchemyError, *s3.ERRORS)
@@ -40,29 +44,63 @@ def unsent_folder() -> Path:
     return Path(os.environ.get("XDG_STATE_HOME", "~/.local/state")).expanduser() / "ocmlflow" / "unsent"
 
 
-def send_folder(folder: Path) -> None:
-    """Send the entries that a run left in its folder in `unsent_folder`; UndeliveredError where one is left."""
-    outbox.deliver_unsent(folder, partial(send_entry, folder.name))
+def server_address() -> str:
+    """Address of the current tracking server, without secrets; the same from every working folder."""
+    scheme, separator, path = mlflow.get_tracking_uri().partition(":///")
+    if separator and scheme.startswith("sqlite"):
+        return f"{scheme}:///{Path(path).absolute()}"
+    return redact(mlflow.get_tracking_uri()).rstrip("/")
 
 
-def send_unsent(run_id: str | None) -> None:
-    """Send what runs of this user left in `unsent_folder`: all of them, or the run named.
+def note_server(folder: Path) -> None:
+    """Note in the folder of a run which server its entries are for."""
+    with suppress(OSError):  # on a full disk
+        (folder / SERVER_FILE).write_text(server_address())
 
-    InputError where the named run left nothing, and where some entries are refused or the server is away.
+
+def other_server(folder: Path) -> str:
+    """Address of the server that the entries in a folder are for, if it is not the current one; else empty."""
+    file = folder / SERVER_FILE
+    noted = file.read_text() if file.exists() else ""
+    return noted if noted != server_address() else ""
+
+
+def send_folder(folder: Path, *, name: str | None = None) -> None:
+    """Send the entries that a run left in its folder in `unsent_folder`; UndeliveredError where one is left.
+
+    With `name`, models are registered under that name. Entries for another server are left.
+    """
+    if other := other_server(folder):
+        raise UndeliveredError(
+            f"the entries in {folder} are for {other}, not for {server_address()}: set MLFLOW_TRACKING_URI={other}"
+        )
+    outbox.deliver_unsent(folder, partial(send_entry, folder.name, name=name))
+
+
+def send_unsent(run_id: str | None, *, name: str | None = None) -> None:
+    """Send what runs of this user left in `unsent_folder` for the current server: all of them, or the run named.
+
+    With `name`, models are registered under that name. InputError where the named run left nothing, and where some
+    entries are refused or the server is away. What is for other servers is listed and left.
     """
     folders = [folder for folder in outbox.unsent(unsent_folder()) if run_id in (None, folder.name)]
     if run_id and not folders:
         raise InputError(f"run {run_id} left nothing in {unsent_folder()}: all its entries are sent")
     failures = []
+    sent = 0
     for folder in folders:
+        if not run_id and (other := other_server(folder)):
+            log.warning("run %s left something for %s: MLFLOW_TRACKING_URI=%s sends it", folder.name, other, other)
+            continue
         try:
-            send_folder(folder)
+            send_folder(folder, name=name)
+            sent += 1
             log.info("run %s: all is sent", folder.name)
         except UndeliveredError as error:
             failures.append(f"run {folder.name}: {error}")
     if failures:
         raise InputError("; ".join(failures))
-    log.info("%d runs had something left to send, in %s", len(folders), unsent_folder())
+    log.info("%d runs had something left to send to %s, in %s", sent, server_address(), unsent_folder())
 
 
 def configure_client() -> None:
@@ -79,8 +117,13 @@ def configure_client() -> None:
 _FINAL_ERRORS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS")
 
 
-def send_entry(run_id: str, content: Mapping[str, Any], folder: Path) -> None:
-    """Send one entry of a run; its files are in the folder. RefusedError where the server will never accept it."""
+def send_entry(run_id: str, content: Mapping[str, Any], folder: Path, *, name: str | None = None) -> None:
+    """Send one entry of a run; its files are in the folder. RefusedError where the server will never accept it.
+
+    With `name`, a model is registered under that name.
+    """
+    if name and content["do"] == "model":
+        content = {**content, "name": name}
     try:
         _SENDERS[content["do"]](run_id, content, folder)
     except MlflowException as error:
@@ -128,9 +171,9 @@ def _send_model(run_id: str, content: Mapping[str, Any], folder: Path) -> None:
     logged, registered = folder / "logged.txt", folder / "registered.txt"
     if not logged.exists():
         logged.write_text(_log_keras(run_id, folder / "model.keras", facts, content.get("title", "model")))
-    if not registered.exists():
-        registered.write_text(str(mlflow.register_model(logged.read_text(), name).version))
-    version = registered.read_text()
+    if not registered.exists() or not registered.read_text().startswith(f"{name}/"):
+        registered.write_text(f"{name}/{mlflow.register_model(logged.read_text(), name).version}")
+    version = registered.read_text().rpartition("/")[2]
     _log_scores(run_id, logged.read_text().removeprefix("models:/"), content)
     description = limits.clip(content.get("description", ""), limits.VERSION_DESCRIPTION, "the version's description")
     client.update_model_version(name, version, description)

@@ -23,6 +23,8 @@ from ocmlflow.training import keras_file
 log = logging.getLogger(__name__)
 
 CHAMPION = "champion"
+TASK = "segmentation of buildings"
+"""Tag `task` of a registered model."""
 
 
 @dataclass(frozen=True)
@@ -158,12 +160,26 @@ def _describe_version(model: Model, tags: Mapping[str, Any], description: str) -
 
 
 def register(name: str) -> None:
-    """Create the registered model `name` unless it exists; InputError where that fails."""
+    """Create the registered model `name` unless it exists, and check that this user may add versions to it.
+
+    Called before a training, as a refusal after it would come too late. InputError where the server refuses the name or
+    the user.
+    """
+    client = mlflow.MlflowClient()
     try:
-        mlflow.MlflowClient().create_registered_model(name)
+        client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise InputError(f"cannot register a model as {name}: {error}") from error
+    try:
+        client.set_registered_model_tag(name, "task", TASK)  # needs the same right as a new version
+    except MlflowException as error:
+        if error.error_code == "PERMISSION_DENIED":
+            raise InputError(
+                f"cannot register a version of {name}: {mlflow.get_tracking_uri()} does not let this user change that "
+                f"model ({error}). Ask its owner for the right to edit it, or give another name with name="
+            ) from error
+        log.warning("the tag of %s was not set: %s", name, error)
 
 
 def find_version(run_id: str, name: str) -> str:

@@ -34,7 +34,7 @@ PLACE = "ocmlflow.place"
 """Tag of a run: host and folder that it works in."""
 STATE = "state"
 """Artifact folder of the state of a training."""
-_GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
+GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
 """Names that MLflow makes up."""
 
 
@@ -50,7 +50,9 @@ def run(verb: str, parameters: Mapping[str, Any], *, resume: Run | None = None) 
     with _started(verb, parameters, resume) as active:
         run_id = active.info.run_id
         status = "FAILED"
-        _outboxes[run_id] = Outbox(outbox_sender.unsent_folder() / run_id, partial(outbox_sender.send_entry, run_id))
+        unsent = outbox_sender.unsent_folder() / run_id
+        _outboxes[run_id] = Outbox(unsent, partial(outbox_sender.send_entry, run_id))
+        outbox_sender.note_server(unsent)
         try:
             yield active
             status = "FINISHED"
@@ -104,7 +106,7 @@ def _start(resume: Run | None) -> Run:
 
 def _log_start(active: Run, verb: str, parameters: Mapping[str, Any]) -> None:
     """Log what is known of a run at its start; once more changes nothing."""
-    if _GENERATED_NAME.fullmatch(active.info.run_name or ""):
+    if GENERATED_NAME.fullmatch(active.info.run_name or ""):
         mlflow.set_tag("mlflow.runName", verb)
     logged = active.data.params
     mlflow.log_params(
@@ -135,7 +137,7 @@ def _end(run_id: str, status: str) -> None:
         outbox.close()
     except UndeliveredError as error:
         _end_quietly(status)
-        message = f"{error}. `ocmlflow send` sends them"
+        message = f"{error}. `ocmlflow send` sends them, `ocmlflow send --run {run_id} --name NAME` under another name"
         if status == "FINISHED":
             raise UndeliveredError(message) from error
         log.error(message)
@@ -241,18 +243,6 @@ def log_params(values: Mapping[str, Any]) -> None:
 def describe(text: str) -> None:
     """Set the description of the active run (Markdown), at the top of its page in MLflow."""
     set_tags({"mlflow.note.content": text})
-
-
-def name_run(verb: str, detail: str) -> None:
-    """Name the active run after its verb and a detail, unless the user gave it a name."""
-    name = active().info.run_name or ""
-    if name == verb or _GENERATED_NAME.fullmatch(name):
-        set_tags({"mlflow.runName": f"{verb} {detail}"})
-
-
-def picture_markdown(file: str) -> str:
-    """Markdown that shows a picture among the artifacts of the active run, for its description."""
-    return f"![{file}](get-artifact?path={file}&run_uuid={active().info.run_id})"
 
 
 def set_tags(values: Mapping[str, str]) -> None:

@@ -206,3 +206,17 @@ def test_words_hold_what_differs_from_the_defaults():
 @pytest.mark.parametrize("value", ["0/4", "(0, 4)", (0, 4), [0, 4]])
 def test_a_share_of_the_work_is_read(value):
     assert option_values.work_share(value) == (0, 4)
+
+
+@pytest.mark.parametrize(
+    "name", ["a/b", "a:b", "a@b", "it's", "a,b", "a#b", "a?b", "50%", "a\nb", " a", "", "..", "a" * 251]
+)
+@pytest.mark.parametrize("record", [TrainOptions, MainOptions, SendOptions])
+def test_a_model_name_that_some_server_or_address_refuses_is_refused_here(record, name):
+    assert refusal(record, name=name, **({"run": "r"} if record is SendOptions else {})).startswith(
+        "name: must be a name"
+    )
+
+
+def test_a_name_to_send_under_needs_its_run():
+    assert refusal(SendOptions, name="other") == "name: names the model of one run, give run too"

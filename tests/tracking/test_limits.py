@@ -3,7 +3,7 @@ import pytest
 from conftest import own_store
 from mlflow import MlflowClient
 
-from ocmlflow.tracking import child_runs, limits, run_artifacts, runs
+from ocmlflow.tracking import child_runs, limits, run_artifacts, run_pages, runs
 
 pytestmark = pytest.mark.filterwarnings("default")  # MLflow's libraries warn of one another
 
@@ -18,7 +18,7 @@ def test_mlflow_takes_every_metric_name(tmp_path, name):
 def test_texts_that_are_too_long_are_cut_and_that_is_logged(tmp_path, caplog):
     with own_store(tmp_path, "long"):
         with runs.run("train", {"note": "p" * 9000}) as active:
-            runs.name_run("train", "n" * 279)
+            run_pages.name_run("train", "n" * 279)
             runs.describe("d" * 9000)
             runs.identify({"ocmlflow.model": "m" * 9000})
             child = child_runs.create_child("c" * 279)

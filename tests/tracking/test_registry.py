@@ -8,6 +8,7 @@ import pytest
 from conftest import one_layer, own_store
 
 from ocmlflow.errors import InputError
+from ocmlflow.pipeline import option_values
 from ocmlflow.storage import hrefs
 from ocmlflow.tracking import registry, runs
 from ocmlflow.tracking.model_facts import ChipSplit, ModelFacts
@@ -90,3 +91,14 @@ def test_a_damaged_evaluation_is_named(store):
     ):
         registry.load_model(URI)
     path.unlink()
+
+
+@pytest.mark.parametrize("name", ["Gebäude & Dächer (2)", "a.b-c_d", "two words", "x" * 250, "[a]*;=!<>|~$"])
+def test_names_that_options_take_are_found_again(store, name):
+    assert option_values.model_name(name) == name
+    registry.register(name)
+    run_id = mlflow.MlflowClient().get_model_version("towns", "1").run_id
+    version = mlflow.MlflowClient().create_model_version(name, store.folder.as_uri(), run_id)
+    assert registry.find_version(run_id, name) == str(version.version)
+    mlflow.MlflowClient().set_registered_model_alias(name, "candidate", version.version)
+    assert registry.load_model(f"models:/{name}@candidate").name == name
