@@ -36,6 +36,7 @@ def run(command: Callable[[], object]) -> None:
     # A scheduler that takes its machine back sends SIGTERM first: the run is ended, and what it logged is sent.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # greetings and hints; errors reach Python
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # ours leads to the view that shows it
     if not sys.stderr.isatty():
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:

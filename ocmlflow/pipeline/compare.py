@@ -16,7 +16,7 @@ from ocmlflow.pipeline import score_log, scoring
 from ocmlflow.pipeline.option_values import names
 from ocmlflow.pipeline.options import CompareOptions, parameters
 from ocmlflow.pipeline.scoring import ScoreRules
-from ocmlflow.tracking import child_runs, chip_artifacts, registry, run_artifacts, runs
+from ocmlflow.tracking import child_runs, chip_artifacts, registry, run_artifacts, run_pages, runs
 from ocmlflow.tracking.registry import Model
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def _score_model(model: Model, chips: ChipSet, rules: ScoreRules, work: Path) ->
 
 def _log_contestant(card: Scorecard, chips_run: str, chips: ChipSet, split: str, model: Model | None) -> None:
     """Log a scorecard as a child run with the metrics of `evaluate`."""
-    with child_runs.child("compared", card.name, {"model": card.name}):
+    with child_runs.child("compared", f"{run_pages.score(card.counts.iou)} {card.name}", {"model": card.name}):
         dataset = score_log.log_chips(chips_run, chips, split, model)
         model_id = model.key if model else None
         run_artifacts.log_scores(scorecard.metric_values(card), model_id=model_id, dataset=dataset)
@@ -87,6 +87,8 @@ def _log_differences(cards: list[Scorecard], rules: ScoreRules) -> pd.DataFrame:
     )
     run_artifacts.log_page(page, "compare.html")
     lines = [f"- **{card.name}**: {score_log.headline(card)}" for card in cards]
+    best = max(cards, key=lambda card: card.counts.iou)
+    run_pages.name_run("compare", f"{len(cards)}, best {best.name}", score=run_pages.score(best.counts.iou))
     runs.describe("On the same chips:\n\n" + "\n".join(lines))
     return table
 

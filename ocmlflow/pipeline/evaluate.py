@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ocmlflow.chips.chip_set import ChipSet
 from ocmlflow.evaluation.scorecard import Scorecard
-from ocmlflow.pipeline import promotion, score_log, scoring
+from ocmlflow.pipeline import model_card, promotion, score_log, scoring
 from ocmlflow.pipeline.options import EvaluateOptions, parameters
 from ocmlflow.pipeline.scoring import ScoreRules
 from ocmlflow.storage import hrefs
@@ -67,15 +67,27 @@ def _decide(
 ) -> None:
     """Log the card with the decision, and give the model its threshold, temperature, score and alias."""
     rules = score_rules(options)
-    decision = promotion.decide(model, card, chips, rules, promote=options.promote, margin=options.margin)
+    decision = promotion.decide(
+        model,
+        card,
+        chips,
+        chips_run,
+        rules,
+        promote=options.promote,
+        margin=options.margin,
+        max_loss=options.max_loss,
+    )
     origin = score_log.origin(model)
     score_log.log_card(card, rules, verdict=decision.verdict, origin=origin, dataset=dataset, model=model)
     tags = {"iou": f"{card.counts.iou:.4f}", "report": f"runs:/{runs.active().info.run_id}/report.html"}
     evaluation = Evaluation(card.threshold, card.pixels.temperature, chips_run)
-    registry.record_evaluation(model, evaluation, tags, f"{score_log.headline(card)} {decision.verdict}")
+    description = model_card.card(
+        model.facts, chip_artifacts.training_rows(model), model.pinned, model_card.scores(card, decision.verdict)
+    )
+    registry.record_evaluation(model, evaluation, tags, description)
     if decision.promoted:
         runs.set_tags({"ocmlflow.promoted": "true"})
-        registry.promote(model)
+        registry.promote(model, description)
 
 
 def score_rules(options: EvaluateOptions) -> ScoreRules:

@@ -62,6 +62,15 @@ class EvaluateOptions(Options):
         high=1,
         metavar="IOU",
     )
+    max_loss: float = option(
+        0.02,
+        "IoU that a place of the champion's own validation ground may lose at most; a model that loses more does not "
+        "replace it.",
+        group="model",
+        low=0,
+        high=1,
+        metavar="IOU",
+    )
     bootstrap_block_m: float = option(BLOCK_M, _BLOCK, group="quality", low=1, metavar="METRES")
     min_area_m2: float = option(MIN_AREA_M2, _AREA, group="quality", low=0, metavar="M2")
 

@@ -15,16 +15,15 @@ from typing import Any
 import pandas as pd
 
 from ocmlflow import executors
-from ocmlflow.pipeline import prediction_setup, work_folder
+from ocmlflow.pipeline import prediction_setup, scene_log, work_folder
 from ocmlflow.pipeline.options import PredictOptions, parameters
 from ocmlflow.pipeline.prediction_setup import PredictionSetup
 from ocmlflow.prediction import output, scene_map, scene_tiles, submission
 from ocmlflow.prediction.scene_map import MapFiles
 from ocmlflow.progress import progress_bar, silent
-from ocmlflow.redaction import redact
 from ocmlflow.scenes.catalog import Scene
 from ocmlflow.storage import hrefs
-from ocmlflow.tracking import run_artifacts, runs
+from ocmlflow.tracking import run_artifacts, run_pages, runs
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +75,7 @@ def run(options: PredictOptions) -> list[SceneMap]:
         setup = prediction_setup.set_up(options)
         runs.set_tags({"ocmlflow.model": setup.model_names, "ocmlflow.model.run": setup.models[0].facts.run})
         runs.log_metrics({"threshold_used": setup.settings.threshold / 100})
-        _log_input(setup, options)
+        scene_log.log_scenes(setup.scenes, options.images, context="inference", models=setup.models)
         with work_folder.hold(setup.folder) as folder:
             _map_all(setup, folder, options)
             marks = {name: _read_mark(folder, name) for name in setup.checks}
@@ -89,20 +88,6 @@ def run(options: PredictOptions) -> list[SceneMap]:
         found = [maps[scene.id] for scene in setup.scenes]
         _log(found, f"{len(found)} scenes of `{options.images}` by **{setup.model_names}**, in `{options.output}`")
         return found
-
-
-def _log_input(setup: PredictionSetup, options: PredictOptions) -> None:
-    """Log the scenes as input data of the active run, named after their places, and the models."""
-    table = pd.DataFrame([{"scene": scene.id, "image": redact(scene.image)} for scene in setup.scenes])
-    places = " ".join(sorted({scene.place for scene in setup.scenes} - {""}))
-    run_artifacts.log_input(
-        table,
-        f"scenes {places}".strip(),
-        source=redact(hrefs.absolute(options.images)),
-        digest=hrefs.digest(table.to_csv(index=False)),
-        context="inference",
-        models=[model.key for model in setup.models],
-    )
 
 
 def _predict_share(options: PredictOptions, number: int, of: int) -> None:
@@ -255,3 +240,5 @@ def _log(maps: list[SceneMap], description: str) -> None:
         }
     )
     runs.describe(description)
+    places = " ".join(sorted(table.scene))
+    run_pages.name_run("predict", places, score=f"{int(table.buildings.sum())} buildings")

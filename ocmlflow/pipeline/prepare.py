@@ -16,7 +16,7 @@ from ocmlflow import executors
 from ocmlflow.chips import chip_set, cutting, figures, label_files, splits, summary
 from ocmlflow.chips.chip_set import ChipSet
 from ocmlflow.errors import InputError
-from ocmlflow.pipeline import chip_plan, work_folder
+from ocmlflow.pipeline import chip_plan, scene_log, work_folder
 from ocmlflow.pipeline.chip_plan import ChipPlan
 from ocmlflow.pipeline.options import PrepareOptions, parameters
 from ocmlflow.progress import progress_bar
@@ -65,6 +65,8 @@ def run(options: PrepareOptions) -> ChipSet | None:
             executors.executor(options.workers, options.scheduler) as executor,
         ):
             runs.identify(tags)
+            scene_log.log_scenes(scenes, options.catalog, context="preparation")
+            runs.set_tags({chip_artifacts.LICENCES: ", ".join(sorted({scene.licence for scene in scenes} - {""}))})
             work_folder.check_visible(folder, options.scheduler, executor)
             plan = chip_plan.make(scenes, options, executor)
             index = _cut(plan, folder, options, executor)

@@ -10,11 +10,11 @@ from ocmlflow.errors import InputError
 from ocmlflow.evaluation.metrics import Counts
 from ocmlflow.evaluation.object_matching import ObjectCounts
 from ocmlflow.evaluation.scores import pooled_scores
-from ocmlflow.pipeline import evaluate, steps
+from ocmlflow.pipeline import evaluate, scene_log, steps
 from ocmlflow.pipeline.options import EvaluateOptions, ProtocolOptions, from_text, parameters
 from ocmlflow.scenes import catalog
 from ocmlflow.scenes.catalog import Scene
-from ocmlflow.tracking import run_artifacts, run_search, runs
+from ocmlflow.tracking import run_artifacts, run_pages, run_search, runs
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +48,9 @@ class Part:
 
 def run(options: ProtocolOptions) -> pd.DataFrame:
     """A row per part of the protocol, their mean, and all pooled; logged to a run, with a child run for each step."""
-    with runs.run("protocol", parameters(options)):
+    with runs.run("protocol", parameters(options), system_metrics=False):
         scenes = [scene for scene in catalog.read_scenes(options.catalog) if scene.labels]
+        scene_log.log_scenes(scenes, options.catalog, context="preparation")
         parts = PROTOCOLS[options.name](scenes, options)
         reports: list[dict[str, Any]] = []
         minutes: list[float] = []
@@ -65,6 +66,8 @@ def run(options: ProtocolOptions) -> pd.DataFrame:
         for row in table.to_dict("records"):
             run_artifacts.log_scores({f"{row['part']}/{name}": row[name] for name in COLUMNS})
         run_artifacts.log_table(table, "protocol.json")
+        pooled = table[table.part == "pooled"].iloc[0]
+        run_pages.name_run("protocol", options.name, score=run_pages.score(pooled.iou))
         return table
 
 

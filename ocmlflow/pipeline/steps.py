@@ -47,7 +47,7 @@ def step(verb: str, given: Mapping[str, object], *, key: str | None = None, titl
     if finished:
         log.info("%s: run %s did the same already", verb, finished.info.run_id)
         return str(finished.info.run_id)
-    run_id = child_runs.create_child(f"{verb} {title}".strip())
+    run_id = child_runs.create_child(verb, title)
     status = subprocess.run(
         [sys.executable, "-m", "ocmlflow", verb, *words(given)], env=_environment(run_id)
     ).returncode

@@ -12,10 +12,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+from geopandas import GeoDataFrame
+
 from ocmlflow.chips import chip_set, splits
 from ocmlflow.chips.chip_set import ChipSet
 from ocmlflow.errors import InputError
-from ocmlflow.pipeline import scoring
+from ocmlflow.pipeline import model_card, scoring
 from ocmlflow.pipeline.options import NETWORK, TrainOptions, from_text, option_fields, parameters
 from ocmlflow.storage import hrefs
 from ocmlflow.tracking import chip_artifacts, provenance, registry, run_pages, run_search, runs
@@ -105,6 +108,8 @@ def _train(options: TrainOptions, active: Run, resumed: Run | None, scratch: Pat
     if start_from:
         scoring.check_fair(start_from, chips, "validation")
     registry.register(options.name)
+    champion = registry.find_champion(options.name)
+    comparison = run_pages.comparison(champion.facts.run) if champion else ""  # now, as the server may go away
     digest = chip_set.digest(chips.index)
     init = {INIT: options.init} if options.init else {}
     runs.identify({runs.KEY: key(options, digest), CHIPS_RUN: chips_run, **init})
@@ -122,10 +127,23 @@ def _train(options: TrainOptions, active: Run, resumed: Run | None, scratch: Pat
         name=options.name,
         scores=_scores(trained),
         dataset=(seen.name, seen.digest),
-        description=_description(trained, facts, options),
+        description=model_card.card(
+            facts,
+            _training_rows(chips, start_from),
+            f"models:/{options.name}@candidate",
+            [f"{_description(trained, facts, options)}. Not evaluated yet: `ocmlflow evaluate` chooses its threshold."],
+        ),
     )
     runs.delete_state()
     _log_result(trained, facts, options)
+    if comparison:
+        log.info("compared with %s, the champion: %s", champion, comparison)
+
+
+def _training_rows(chips: ChipSet, start_from: Model | None) -> GeoDataFrame:
+    """Index rows of all chips that the model was trained on, in earlier trainings too."""
+    rows = chips.select("train")
+    return pd.concat([rows, chip_artifacts.training_rows(start_from)], ignore_index=True) if start_from else rows
 
 
 def _facts(
@@ -178,7 +196,7 @@ def _log_result(trained: _Trained, facts: ModelFacts, options: TrainOptions) -> 
         f"Registered as **{options.name}**: {_description(trained, facts, options)}"
         f"\n\n{run_pages.picture_markdown('validation.jpg')}"
     )
-    run_pages.name_run("train", f"{facts.validation} {facts.encoder} IoU {trained.best_iou:.3f}")
+    run_pages.name_run("train", f"{facts.validation} {facts.encoder}", score=run_pages.score(trained.best_iou))
     names = ("validation", "architecture", "encoder")
     runs.set_tags({f"ocmlflow.{name}": getattr(facts, name) for name in names})
     log.info("%s: validation IoU %.3f (epoch %d)", options.name, trained.best_iou, trained.best_epoch)

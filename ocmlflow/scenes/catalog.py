@@ -43,6 +43,8 @@ class Scene:
     """Hrefs of the GeoTIFFs that the image is made of, where it is a VRT."""
     bands: tuple[str, ...] = ()
     """Common names of the image's bands in their order, by its STAC item; empty where it names none."""
+    licence: str = ""
+    """Licence of the imagery, by its STAC item; empty where it states none."""
     unreadable: str = ""
     """Why its STAC item cannot be read, whose href is its id; empty where it can."""
 
@@ -214,6 +216,7 @@ def _in_stac(href: str) -> list[Scene]:
             item.get_self_href() or "",
             item.datetime,
             bands=asset_roles.band_names(item, assets[id(item)]),
+            licence=str(item.properties.get("license") or ""),
         )
         for item in images
     ] + unreadable

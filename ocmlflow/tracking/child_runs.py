@@ -7,7 +7,7 @@ from typing import Any
 import mlflow
 from mlflow.entities import Run
 
-from ocmlflow.tracking import limits, runs
+from ocmlflow.tracking import limits, run_pages, runs
 
 
 @contextmanager
@@ -21,11 +21,11 @@ def child(verb: str, name: str, parameters: Mapping[str, Any]) -> Iterator[Run]:
         yield active_child
 
 
-def create_child(name: str) -> str:
-    """Run id of a new child run of the active run, for another process to fill."""
+def create_child(verb: str, title: str) -> str:
+    """Run id of a new child run of the active run, for another process to fill; it is named after verb and title."""
     parent = runs.active().info
-    tags = {"mlflow.parentRunId": parent.run_id}
-    short = limits.clip(name, limits.RUN_NAME, "the name of a run")
+    tags = {"mlflow.parentRunId": parent.run_id} | ({run_pages.TITLE: title} if title else {})
+    short = limits.clip(f"{verb} {title}".strip(), limits.RUN_NAME, "the name of a run")
     return str(mlflow.MlflowClient().create_run(parent.experiment_id, tags=tags, run_name=short).info.run_id)
 
 

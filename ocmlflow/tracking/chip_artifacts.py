@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,8 @@ from ocmlflow.tracking.run_artifacts import Dataset
 
 DIGEST = "ocmlflow.chips.digest"
 """Tag of a run: digest of the chips that it made or used."""
+LICENCES = "ocmlflow.licences"
+"""Tag of a `prepare` run: licences of the imagery, separated by commas; empty where none is stated."""
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "ocmlflow"
 LAST_FILE = "chips.json"
 """File that is uploaded last."""
@@ -65,6 +67,15 @@ def resolve_run(chips: str | None) -> str:
             f"chips={chips}: a finished `prepare` run is needed, that one is a {run.info.status} `{verb}` run"
         )
     return run_id
+
+
+def licences(run_ids: Iterable[str]) -> list[str]:
+    """Licences of the imagery that the chips of these `prepare` runs show, as far as they are known here."""
+    known: set[str] = set()
+    for run_id in run_ids:
+        with suppress(*SERVER_ERRORS):  # of a model from another server
+            known |= set(mlflow.get_run(run_id).data.tags.get(LICENCES, "").split(", "))
+    return sorted(known - {""})
 
 
 def digest(run_id: str) -> str:

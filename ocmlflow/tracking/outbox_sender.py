@@ -25,6 +25,8 @@ from ocmlflow.tracking.outbox import RefusedError, UndeliveredError
 
 log = logging.getLogger(__name__)
 
+VERSION_TAGS = {"architecture", "encoder", "fold", "gsd", "init", "validation"}
+"""Facts that a version has as tags too, for people and searches; all are in the metadata of the model."""
 SERVER_FILE = "server.txt"
 """File in the folder of a run with the address of the server that its entries are for."""
 CANDIDATE = "candidate"
@@ -175,13 +177,25 @@ def _send_model(run_id: str, content: Mapping[str, Any], folder: Path) -> None:
         registered.write_text(f"{name}/{mlflow.register_model(logged.read_text(), name).version}")
     version = registered.read_text().rpartition("/")[2]
     _log_scores(run_id, logged.read_text().removeprefix("models:/"), content)
-    description = limits.clip(content.get("description", ""), limits.VERSION_DESCRIPTION, "the version's description")
-    client.update_model_version(name, version, description)
-    for fact, value in facts.items():
-        client.set_model_version_tag(name, version, fact, str(value))
+    _describe_version(name, version, logged.read_text().removeprefix("models:/"), content)
     _make_candidate(name, version)
     client.set_tag(run_id, "ocmlflow.version_made", f"{name}/{version}")
     log.info("registered %s version %s", name, version)
+
+
+def _describe_version(name: str, version: str, model_id: str, content: Mapping[str, Any]) -> None:
+    """Set description and tags of a new version, and the description of its logged model; a refusal is logged."""
+    client = mlflow.MlflowClient()
+    description = limits.clip(content.get("description", ""), limits.VERSION_DESCRIPTION, "the version's description")
+    try:
+        client.update_model_version(name, version, description)
+        client.set_logged_model_tags(model_id, {"mlflow.note.content": description})
+        for fact in VERSION_TAGS & content["facts"].keys():
+            client.set_model_version_tag(name, version, fact, str(content["facts"][fact]))
+    except MlflowException as error:
+        if error.error_code not in _FINAL_ERRORS:
+            raise
+        log.warning("%s version %s lacks a description or tags: %s", name, version, error)
 
 
 def _log_scores(run_id: str, model_id: str, content: Mapping[str, Any]) -> None:

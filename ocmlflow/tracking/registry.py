@@ -2,7 +2,8 @@
 
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,11 @@ log = logging.getLogger(__name__)
 CHAMPION = "champion"
 TASK = "segmentation of buildings"
 """Tag `task` of a registered model."""
+DESCRIPTION = (
+    "Maps buildings in RGB images from drones or aircraft. The alias `champion` is the best version, `candidate` the "
+    "newest one; each version has a card."
+)
+"""Of a registered model, until it has a champion."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +130,31 @@ def load_champion(name: str) -> Model | None:
     return load_model(f"models:/{name}@{CHAMPION}")
 
 
-def promote(model: Model) -> None:
-    """Give a registered version the alias champion."""
-    mlflow.MlflowClient().set_registered_model_alias(model.name, CHAMPION, model.version)
+def find_champion(name: str) -> Model | None:
+    """The champion of a registered model; None where there is none, or the server does not say."""
+    try:
+        return load_champion(name)
+    except (InputError, MlflowException, OSError) as error:
+        log.warning("the champion of %s cannot be read: %s", name, error)
+        return None
+
+
+def promote(model: Model, description: str) -> None:
+    """Give a registered version the alias champion, and the registered model that description."""
+    client = mlflow.MlflowClient()
+    client.set_registered_model_alias(model.name, CHAMPION, model.version)
+    short = limits.clip(f"Champion: version {model.version}. {description}", limits.VERSION_DESCRIPTION, "the card")
+    with _errors_as_warnings(f"the description of {model.name}"):
+        client.update_registered_model(model.name, short)
+
+
+@contextmanager
+def _errors_as_warnings(what: str) -> Iterator[None]:
+    """Go on without a text for people that the server does not take."""
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        log.warning("%s was not set: %s", what, error)
 
 
 def record_evaluation(model: Model, evaluation: Evaluation, tags: Mapping[str, Any], description: str) -> None:
@@ -144,6 +172,8 @@ def record_evaluation(model: Model, evaluation: Evaluation, tags: Mapping[str, A
             model,
             error,
         )
+    with suppress(MlflowException):  # this server has no logged model of that id
+        mlflow.MlflowClient().set_logged_model_tags(model.key, {"mlflow.note.content": description})
     if model.name:
         try:
             _describe_version(model, {**model_evaluation.to_tags(evaluation), **tags}, description)
@@ -156,7 +186,8 @@ def _describe_version(model: Model, tags: Mapping[str, Any], description: str) -
     for tag, value in tags.items():
         client.set_model_version_tag(model.name, model.version, tag, str(value))
     short = limits.clip(description, limits.VERSION_DESCRIPTION, "the version's description")
-    client.update_model_version(model.name, model.version, short)
+    with _errors_as_warnings(f"the description of {model}"):
+        client.update_model_version(model.name, model.version, short)
 
 
 def register(name: str) -> None:
@@ -167,7 +198,7 @@ def register(name: str) -> None:
     """
     client = mlflow.MlflowClient()
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=DESCRIPTION)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise InputError(f"cannot register a model as {name}: {error}") from error

@@ -19,7 +19,7 @@ from PIL import Image
 import ocmlflow
 from ocmlflow import redaction
 from ocmlflow.errors import InputError
-from ocmlflow.tracking import database_wait, limits, model_facts, outbox_sender, provenance
+from ocmlflow.tracking import database_wait, limits, model_facts, outbox_sender, page_addresses, provenance
 from ocmlflow.tracking.model_facts import ModelFacts
 from ocmlflow.tracking.outbox import Outbox, UndeliveredError
 from ocmlflow.tracking.outbox_sender import SERVER_ERRORS
@@ -39,15 +39,18 @@ GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
 
 
 @contextmanager
-def run(verb: str, parameters: Mapping[str, Any], *, resume: Run | None = None) -> Iterator[Run]:
+def run(
+    verb: str, parameters: Mapping[str, Any], *, resume: Run | None = None, system_metrics: bool = True
+) -> Iterator[Run]:
     """Open a run for the block: `resume`, the one that `mlflow run` made for this process, or else a new one.
 
     A new run is in the current experiment; within another run it is a nested one, in the experiment of that one. The
-    parameters are logged, but for those that MLflow has logged itself. An error ends the run as FAILED, with its
-    message on the run's page, and an interruption as KILLED. InputError where the server does not answer at the start;
-    UndeliveredError where the block succeeds and not all could be sent.
+    parameters are logged, but for those that MLflow has logged itself, and with `system_metrics` the load of this
+    machine. An error ends the run as FAILED, with its message on the run's page, and an interruption as KILLED.
+    InputError where the server does not answer at the start; UndeliveredError where the block succeeds and not all
+    could be sent.
     """
-    with _started(verb, parameters, resume) as active:
+    with _started(verb, parameters, resume, system_metrics) as active:
         run_id = active.info.run_id
         status = "FAILED"
         unsent = outbox_sender.unsent_folder() / run_id
@@ -65,10 +68,12 @@ def run(verb: str, parameters: Mapping[str, Any], *, resume: Run | None = None) 
             raise
         finally:
             _end(run_id, status)
+            if page := page_addresses.run_page(active):
+                log.info("this run: %s", page)
 
 
 @contextmanager
-def _started(verb: str, parameters: Mapping[str, Any], resume: Run | None) -> Iterator[Run]:
+def _started(verb: str, parameters: Mapping[str, Any], resume: Run | None, system_metrics: bool) -> Iterator[Run]:
     """The run, once server and artifact store have accepted a first entry, so that their faults show early."""
     outbox_sender.configure_client()
     try:
@@ -76,7 +81,7 @@ def _started(verb: str, parameters: Mapping[str, Any], resume: Run | None) -> It
         if resume:
             mlflow.set_experiment(experiment_id=resume.info.experiment_id)
             refer_to(resume)
-        active = database_wait.when_free(lambda: _start(resume))
+        active = database_wait.when_free(lambda: _start(resume, system_metrics))
         try:
             database_wait.when_free(lambda: _log_start(active, verb, parameters))
         except BaseException:
@@ -87,7 +92,7 @@ def _started(verb: str, parameters: Mapping[str, Any], resume: Run | None) -> It
     yield active
 
 
-def _start(resume: Run | None) -> Run:
+def _start(resume: Run | None, system_metrics: bool) -> Run:
     """Start or go on with a run in MLflow's client."""
     outer = mlflow.active_run()  # the caller may have a run of its own
     made_for_us = os.environ.get("MLFLOW_RUN_ID")
@@ -96,7 +101,7 @@ def _start(resume: Run | None) -> Run:
             run_id=resume.info.run_id if resume else None,
             experiment_id=outer.info.experiment_id if outer else None,
             nested=outer is not None,
-            log_system_metrics=True,
+            log_system_metrics=system_metrics,
         )
     except SERVER_ERRORS:
         if made_for_us:  # MLflow forgets it; another attempt is for the same run

@@ -14,7 +14,7 @@ import pytest
 import rasterio
 import shapely
 from affine import Affine
-from conftest import CRS, one_layer, own_store, parsed
+from conftest import CRS, cut, one_layer, own_store, parsed, rules_with, town, write_catalog, write_image
 from mlflow import MlflowClient
 
 from ocmlflow.chips import chip_set
@@ -22,11 +22,13 @@ from ocmlflow.errors import InputError
 from ocmlflow.evaluation import external_masks, predictions
 from ocmlflow.pipeline import compare, evaluate, scoring
 from ocmlflow.pipeline.options import CompareOptions, make
+from ocmlflow.scenes import catalog
 from ocmlflow.tracking import chip_artifacts, model_evaluation, registry, runs
 from ocmlflow.tracking.model_facts import ChipSplit, ModelFacts
 
 pytestmark = pytest.mark.filterwarnings("default")  # MLflow's libraries warn of one another
 NAME = "towns"
+FAR_AWAY = Affine(0.1, 0, 505_000, 0, -0.1, 620_000)
 BLANK = {"driver": "GTiff", "count": 1, "dtype": "uint8", "width": 32, "height": 32}
 
 
@@ -94,6 +96,81 @@ def test_promotion_follows_its_rule(line, caplog):
     assert figures["champion/difference"] == pytest.approx(figures["iou"] - figures["champion/iou"], abs=1e-9)
     assert figures["champion/difference_low"] <= figures["champion/difference"] <= figures["champion/difference_high"]
     assert "margin 0.1" in better.data.tags["mlflow.note.content"]
+    assert better.info.run_name == "1.000 evaluate towns version 2 validation kam"
+    card = client.get_model_version(NAME, "2").description
+    assert card.startswith("IoU 1.000. towns version 2 is better on these chips")
+    assert "It becomes champion; no place of the champion's own validation ground loses." in card
+    assert "| kam | 1.000 | " in card
+    assert "models:/towns/2" in card
+    assert client.get_registered_model(NAME).description == f"Champion: version 2. {card}"
+    logged = mlflow.get_logged_model(registry.load_model(f"models:/{NAME}/2").key)
+    assert logged.tags["mlflow.note.content"] == card
+
+
+@pytest.fixture
+def dark_roofs(tmp_path):
+    """Run id of validation chips of another place, whose roofs are dark on bright ground."""
+    footprints = town(tmp_path, "dar/ddd", transform=FAR_AWAY)
+    file = tmp_path / "dar" / "ddd" / "ddd.tif"
+    with rasterio.open(file) as image:
+        pixels = image.read([1, 2, 3])
+    write_image(file, 255 - pixels.transpose(1, 2, 0), np.ones(pixels.shape[1:], bool), transform=FAR_AWAY)
+    (scene,) = catalog.read_scenes(write_catalog(tmp_path, {"dar/ddd": footprints}))
+    rules = rules_with()
+    index = cut(scene, tmp_path / "chips", rules=rules).assign(split="validation", fold=-1)
+    kept = chip_set.rules_record(rules, catalog="dark", validation="dar", seed=0, empty_share=1.0)
+    chip_set.save(tmp_path / "chips", index, kept, [], {})
+    with runs.run("prepare", {}) as prepared:
+        mlflow.log_artifacts(str(tmp_path / "chips"), "chips")
+    return prepared.info.run_id
+
+
+def test_a_model_that_forgot_the_champions_ground_does_not_replace_it(line, dark_roofs, caplog):
+    registry.register("cities")
+    for weight, bias in ((40, -20), (-40, 20)):
+        with runs.run("train", {}) as trained:
+            facts = replace(
+                facts_of(trained, line.chips), trained_on=(ChipSplit(dark_roofs, None),)
+            )  # no training chips
+            runs.log_model(one_layer(weight, bias), facts, name="cities")
+    client = MlflowClient()
+
+    def champion():
+        return str(client.get_model_version_by_alias("cities", "champion").version)
+
+    run("evaluate", evaluate, model="models:/cities/1")
+    forgot = run("evaluate", evaluate, model="models:/cities/2", chips=dark_roofs)
+    assert champion() == "1"
+    note = forgot.data.tags["mlflow.note.content"]
+    assert re.search(
+        r"Not promoted, as on the champion's own validation ground IoU is lost: kam 0\.\d{4}, more than max_loss=0\.02"
+        r"\. cities version 2 is better on these chips: IoU 1\.0000 against 0\.\d{4} of cities version 1",
+        note,
+    )
+    assert forgot.data.metrics["champion/loss/kam"] > 0.5
+    table = mlflow.artifacts.load_dict(f"{forgot.info.artifact_uri}/on_champions_ground.json")
+    assert "place" in table["columns"]
+
+    allowed = run("evaluate", evaluate, model="models:/cities/2", chips=dark_roofs, max_loss=1)
+    assert champion() == "2"
+    assert "IoU is lost: kam" in allowed.data.tags["mlflow.note.content"]
+
+
+def test_a_model_that_was_trained_on_the_champions_ground_is_not_flattered_there(line, made, dark_roofs, tmp_path):
+    shutil.copytree(made.folder, tmp_path / "swapped")
+    swap = {"train": "validation", "validation": "train"}
+    chip_set.save(tmp_path / "swapped", made.index.assign(split=made.index.split.replace(swap)), made.rules, [], {})
+    with runs.run("prepare", {}) as swapped:
+        mlflow.log_artifacts(str(tmp_path / "swapped"), "chips")
+    registry.register("suburbs")
+    for weight, bias, chips in ((40, -20, line.chips), (-40, 20, swapped.info.run_id)):
+        with runs.run("train", {}) as trained:
+            runs.log_model(one_layer(weight, bias), facts_of(trained, chips), name="suburbs")
+    run("evaluate", evaluate, model="models:/suburbs/1")
+    promoted = run("evaluate", evaluate, model="models:/suburbs/2", chips=dark_roofs)
+    note = promoted.data.tags["mlflow.note.content"]
+    assert "becomes champion" in note
+    assert "on the champion's own validation ground is not known: suburbs version 2 was trained on all of it" in note
 
 
 def test_the_report_is_one_page_and_the_same_as_json(line):

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from argparse import Namespace
 from collections import Counter
 from pathlib import Path
@@ -57,7 +58,8 @@ def run(store, scenes, **parameters):
     )
     steps = MlflowClient().search_runs([store.experiment], f"tags.mlflow.parentRunId = '{found.info.run_id}'")
     table = mlflow.load_table("protocol.json", run_ids=[found.info.run_id]).set_index("part")
-    return found, {step.info.run_name: step for step in steps}, table
+    # Names begin with the score, where there is one.
+    return found, {re.sub(r"^(0\.\d+|no score) ", "", step.info.run_name): step for step in steps}, table
 
 
 def test_blocks_scores_test_ground_and_goes_on_where_it_was(store, scenes):

@@ -1,5 +1,6 @@
 """What `train` is told and finds, on small chips, with networks of one layer that need no training."""
 
+import re
 import shutil
 from argparse import Namespace
 from dataclasses import replace
@@ -126,6 +127,11 @@ def test_the_model_of_a_training_shows_its_scores_and_not_those_of_the_machine(b
     assert inputs == {("chips acc train", "training"), ("chips kam validation", "validation")}
     version = MlflowClient().get_model_version_by_alias("trained", "candidate")
     assert "pooled validation IoU" in version.description
+    assert version.tags.keys() == {"architecture", "encoder", "gsd", "init", "validation"}
+    assert logged.tags["mlflow.note.content"] == version.description
+    for text in ("Chips of acc (", "licences: not stated", "models:/trained@candidate", "going on from"):
+        assert text in version.description
+    assert re.fullmatch(r"\d\.\d{3} train kam encoder1", run.info.run_name)
 
 
 def test_a_training_that_ended_before_it_had_chips_is_begun_anew(line):

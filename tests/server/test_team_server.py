@@ -470,7 +470,7 @@ def test_two_trainings_register_at_once(team, database):
     versions = client.search_model_versions(f"name = '{name}'")
     assert sorted(int(version.version) for version in versions) == [1, 2, 3, 4]
     assert {version.run_id for version in versions} == set(runs)
-    assert all(version.tags["run"] == version.run_id for version in versions)
+    assert all(version.tags["gsd"] == "0.1" for version in versions)
     assert client.get_model_version_by_alias(name, "candidate").run_id in runs
 
 

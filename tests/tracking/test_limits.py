@@ -21,7 +21,7 @@ def test_texts_that_are_too_long_are_cut_and_that_is_logged(tmp_path, caplog):
             run_pages.name_run("train", "n" * 279)
             runs.describe("d" * 9000)
             runs.identify({"ocmlflow.model": "m" * 9000})
-            child = child_runs.create_child("c" * 279)
+            child = child_runs.create_child("train", "c" * 279)
             with child_runs.child("compared", "c" * 279, {}) as second:
                 pass
         run = mlflow.get_run(active.info.run_id)
