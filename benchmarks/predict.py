@@ -159,8 +159,8 @@ def seams(image: str, uri: str) -> None:
     ):
         tiles = windows.tiles(height, width, size=size, margin=margin, multiple=multiple)
         found = np.zeros_like(expected)
-        for tile, probability, _ in inference.predict_tiles(predict, read_again, tiles, batch_size=1):
-            found[tile.core.toslices()] = probability
+        for core in inference.predict_tiles(predict, read_again, tiles, batch_size=1):
+            found[core.tile.core.toslices()] = core.probability
         off = (np.abs(found - expected) >= 0.02).mean()
         print(f"| {size} | {margin} | {multiple} | {off:.4%} |", flush=True)
 

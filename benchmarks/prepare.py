@@ -135,7 +135,7 @@ def look(scenes: list[Scene]) -> list[SceneSurvey]:
 
 
 def rules(stride: int) -> Rules:
-    return Rules(gsd=0.1, size=SIZE, stride=stride, min_valid=0.1, buffer_m=0, parts=False)
+    return Rules(gsd=0.1, size=SIZE, stride=stride, min_valid=0.1, buffer_m=0)
 
 
 def cut(scenes: list[Scene], stride: int, folder: Path, executor: Executor) -> int:

@@ -68,7 +68,7 @@ def make(folder: Path, megabytes: int) -> Path:
         labels[number] = zarr_store.encode(label)
     blocks = max(1, round(megabytes * 1e6 / sum(map(len, [*images.values(), *labels.values()]))))
     folder.mkdir()
-    zarr_store.create(folder / "a.zarr", blocks=blocks, size=SIZE, with_parts=False)
+    zarr_store.create(folder / "a.zarr", blocks=blocks, size=SIZE)
     for block in range(blocks):
         turned = {n: images[(n + block) % zarr_store.CHIPS_PER_SHARD] for n in images}  # no two files alike
         zarr_store.write(folder / "a.zarr", "image", block, turned)

@@ -10,7 +10,11 @@ import numpy as np
 from scipy.special import expit, logit
 
 Predict = Callable[[np.ndarray], np.ndarray]
-"""Takes (batch, height, width, 3) uint8 RGB, returns (batch, height, width, 1) float probability, 0..1."""
+"""Takes (batch, height, width, 3) uint8 RGB, returns (batch, height, width, channels) float, 0..1.
+
+The first channel is the probability of building. The second, if the model has learned it, is the distance to the edge
+of the pixel's own building: 1 is `targets.CLIP_M` metres and more.
+"""
 
 LEVELS = 2**16
 """Number of values of a probability stored as uint16: fine enough to fit a temperature, half the size of float32."""

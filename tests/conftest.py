@@ -371,7 +371,7 @@ def two_towns(folder: Path, rules: Rules) -> ChipSet:
 
 def rules_with(**changes) -> Rules:
     """Rules for chips of 32 pixels."""
-    plain = Rules(gsd=GSD, size=32, stride=32, min_valid=0.1, buffer_m=0.0, parts=False)
+    plain = Rules(gsd=GSD, size=32, stride=32, min_valid=0.1, buffer_m=0.0)
     return replace(plain, **changes)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from affine import Affine
 from rasterio.windows import Window, union
 
-from ocmlflow.chips import chip_set, labels, zarr_store
+from ocmlflow.chips import chip_set, labels, targets, zarr_store
 from ocmlflow.chips.chip_set import Rules
 from ocmlflow.errors import InputError
 from ocmlflow.scenes import raster, resample
@@ -109,7 +109,7 @@ def _cut_block(read_window: ReadWindow, block: ShardBlock, job: BlockJob) -> lis
 
 
 def _block_arrays(read_window: ReadWindow, area: Window, block: ShardBlock, job: BlockJob) -> dict[str, np.ndarray]:
-    """The arrays `image`, `label` (coded) and, if the rules ask for them, `parts` of the area of a block."""
+    """The arrays `image`, `label` (coded) and `targets` of the area of a block."""
     pixels = read_window(area)
     image, valid = pixels.image, pixels.valid
     raster_grid: dict[str, Any] = {
@@ -122,10 +122,11 @@ def _block_arrays(read_window: ReadWindow, area: Window, block: ShardBlock, job:
         image[~valid] = 0
     footprints = block.footprints
     near = labels.near_outline(footprints, buffer_m=job.rules.buffer_m, **raster_grid) if job.rules.buffer_m else None
-    arrays = {"image": image, "label": labels.encode(labels.rasterize(footprints, **raster_grid), valid, near)}
-    if job.rules.parts:
-        arrays["parts"] = labels.boundary_classes(footprints, **raster_grid)
-    return arrays
+    return {
+        "image": image,
+        "label": labels.encode(labels.rasterize(footprints, **raster_grid), valid, near),
+        "targets": targets.draw(footprints, gsd=job.rules.gsd, **raster_grid),
+    }
 
 
 def _record(

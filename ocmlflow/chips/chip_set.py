@@ -51,8 +51,6 @@ class Rules:
     """Least share of a chip, 0 to 1, that must show imagery."""
     buffer_m: float
     """Training ignores pixels that are nearer to an outline, in metres; 0 ignores none."""
-    parts: bool
-    """Whether to store the classes interior, boundary and touching as the array `parts`."""
 
 
 @dataclass(frozen=True)
@@ -156,8 +154,7 @@ def read(folder: Folder, row: Any) -> Chip:
     """The chip of a row of the index; InputError where it is not the chip that was written."""
     store = f"{row.scene}.zarr"
     chip = zarr_store.read(folder, store, row.position)
-    parts = zarr_store.read_parts(folder, store, row.position)
-    if content_hash(*chip if parts is None else (*chip, parts)) != row.hash:
+    if content_hash(*(array for array in chip if array is not None)) != row.hash:
         image, label = (zarr_store.shard_path(store, array, row.position) for array in ("image", "label"))
         reason = f"by its hash in index.parquet, chip {row.id} is not the one that was written"
         raise zarr_store.damaged(folder, image, f"{reason} (or {label} is damaged)")
@@ -165,7 +162,7 @@ def read(folder: Folder, row: Any) -> Chip:
 
 
 def content_hash(*arrays: np.ndarray) -> str:
-    """Hash, 16 hex digits, of the pixels of a chip's arrays: image, label and, if it has them, parts."""
+    """Hash, 16 hex digits, of the pixels of a chip's arrays: image, label and, if it has them, targets."""
     content = hashlib.sha256()
     for values in arrays:
         content.update(values.data)

@@ -20,7 +20,7 @@ import shapely
 from rasterio.windows import Window
 
 from ocmlflow import executors
-from ocmlflow.chips import block_cutting, labels, zarr_store
+from ocmlflow.chips import block_cutting, labels, targets, zarr_store
 from ocmlflow.chips.block_cutting import DONE_FOLDER, BlockJob, ChipWindow, ShardBlock
 from ocmlflow.chips.chip_set import Rules
 from ocmlflow.chips.scene_survey import SceneSurvey
@@ -119,7 +119,7 @@ def _unfinished_store(survey: SceneSurvey, folder: Path, rules: Rules) -> Path:
     if not store.exists():
         new = folder / f"{survey.scene.id}.{uuid.uuid4().hex}.new"
         down, across = _block_grid(survey, rules)
-        zarr_store.create(new, blocks=down * across, size=rules.size, with_parts=rules.parts)
+        zarr_store.create(new, blocks=down * across, size=rules.size)
         (new / DONE_FOLDER).mkdir()
         try:
             new.rename(store)
@@ -170,7 +170,7 @@ def _jobs(
     _, across = _block_grid(survey, rules)
     tree = shapely.STRtree(survey.footprints.polygons)
     # What is drawn around a footprint reaches into neighbouring blocks; one pixel more allows for rounding.
-    reach = max(rules.buffer_m, labels.TOUCHING_M if rules.parts else 0) + rules.gsd
+    reach = max(rules.buffer_m, targets.CLIP_M) + rules.gsd
     block_rows: dict[int, list[ShardBlock]] = {}
     for (row, col), rows in candidates.groupby([candidates.row // side, candidates.col // side]):
         number = int(row * across + col)

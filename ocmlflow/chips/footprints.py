@@ -18,6 +18,9 @@ from ocmlflow.scenes.catalog import Scene
 NEAR_M = 20.0
 """Footprints so near a scene are read too: what is drawn around them may reach into it (`buffer_m` is at most 10)."""
 
+SAME_IOU = 0.9
+"""Two footprints of a larger IoU are one building, drawn twice."""
+
 
 @dataclass(frozen=True)
 class LabelFootprints:
@@ -30,7 +33,7 @@ class LabelFootprints:
     states: np.ndarray
     """(features,) of `label_files.State`: what became of each feature that was read."""
     duplicates: int
-    """Polygons left out because an equal one came before."""
+    """Polygons left out because one came before that is equal, or has an IoU above SAME_IOU."""
     remarks: tuple[str, ...]
     """What was odd about the files, for a log."""
 
@@ -102,13 +105,30 @@ def _joined(files: list[LabelFootprints]) -> LabelFootprints:
     owners = [file.features + start for file, start in zip(files, starts[:-1], strict=True)]
     _, first = np.unique(shapely.to_wkb(shapely.normalize(polygons)), return_index=True)
     kept = np.sort(first)
+    kept = kept[_drawn_once(polygons[kept])]
     return LabelFootprints(
         polygons[kept],
         np.concatenate([np.empty(0, int), *owners])[kept],
         np.concatenate([np.empty(0, np.uint8), *(file.states for file in files)]),
-        duplicates=len(polygons) - len(first),
+        duplicates=len(polygons) - len(kept),
         remarks=tuple(remark for file in files for remark in file.remarks),
     )
+
+
+def _drawn_once(footprints: np.ndarray) -> np.ndarray:
+    """(count,) bool: which footprints stay if each building that was drawn twice is counted once, as the first."""
+    one, other = shapely.STRtree(footprints).query(footprints, predicate="intersects")
+    later = one < other
+    one, other = one[later], other[later]
+    areas = shapely.area(footprints)
+    alike = np.minimum(areas[one], areas[other]) > SAME_IOU * np.maximum(areas[one], areas[other])
+    one, other = one[alike], other[alike]
+    common = shapely.area(shapely.intersection(footprints[one], footprints[other]))
+    is_double = common > SAME_IOU * (areas[one] + areas[other] - common)
+    stays = np.ones(len(footprints), bool)
+    for first, second in sorted(zip(one[is_double].tolist(), other[is_double].tolist(), strict=True)):
+        stays[second] &= not stays[first]
+    return stays
 
 
 def _near(table: LabelTable, crs: str, extent: shapely.Polygon) -> LabelFootprints:

@@ -1,4 +1,4 @@
-"""Burns footprints into label rasters of building and boundary classes, and codes labels as they are stored."""
+"""Burns footprints into label rasters, and codes labels as they are stored."""
 
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
@@ -15,12 +15,6 @@ INVALID = 255
 """Code in a label where the scene has no imagery."""
 NEAR_OUTLINE = 2
 """Added to a label's code near the outline of a footprint: 3 building, 2 not. Training ignores both."""
-BOUNDARY_M = 0.3
-"""Width of the boundary class inside a building, in metres."""
-TOUCHING_M = 0.6
-"""Two buildings touch if they are nearer than twice this, in metres."""
-INTERIOR, BOUNDARY, TOUCHING = 1, 2, 3
-"""Values of `boundary_classes`; 0 is background."""
 
 
 def polygons(geometries: Iterable[BaseGeometry | None]) -> np.ndarray:
@@ -78,26 +72,6 @@ def near_outline(footprints: Polygons, transform: Affine, *, height: int, width:
     """(height, width) bool: whether the middle of a pixel is within `buffer_m` metres of a footprint's outline."""
     around = shapely.buffer(shapely.boundary(np.asarray(footprints, dtype=object)), buffer_m)
     return rasterize(around, transform, height=height, width=width) > 0
-
-
-def boundary_classes(footprints: Polygons, transform: Affine, *, height: int, width: int) -> np.ndarray:
-    """(height, width) uint8: 0 background, 1 interior of a building, 2 its boundary, 3 where two buildings touch.
-
-    Interior is deeper than BOUNDARY_M inside any footprint. Touching is ground or boundary within TOUCHING_M of two
-    footprints. Two footprints whose interiors overlap count as one building, drawn twice or in pieces. Networks learn
-    such classes to separate close buildings, since the U-Net paper (arXiv:1505.04597).
-    """
-    drawn = np.asarray(footprints, dtype=object)
-    shape = {"height": height, "width": width}
-    interiors = shapely.buffer(drawn, -BOUNDARY_M)
-    surroundings = shapely.buffer(drawn, TOUCHING_M)
-    one, other = shapely.STRtree(surroundings).query(surroundings)
-    apart = (one < other) & ~shapely.intersects(interiors[one], interiors[other])
-    between = shapely.intersection(surroundings[one[apart]], surroundings[other[apart]])
-    classes = rasterize(drawn, transform, **shape) * BOUNDARY
-    classes[rasterize(polygons(between), transform, **shape) > 0] = TOUCHING
-    classes[rasterize(polygons(interiors), transform, **shape) > 0] = INTERIOR
-    return classes
 
 
 def encode(label: np.ndarray, valid: np.ndarray, near_outline: np.ndarray | None = None) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Writes and reads the chips of one scene as a Zarr v3 store of few files.
 
 The store is a group with the arrays `image` (chip, row, col, band) uint8, `label` (chip, row, col) uint8, coded as in
-`labels`, and, where chips have them, `parts` (chip, row, col) uint8. A chunk is one chip. A shard is a block of 8 x 8
-chips and one file.
+`labels`, and `targets` (chip, row, col) uint8, coded as in `targets`. A chunk is one chip. A shard is a block of 8 x 8
+chips and one file. Stores of earlier versions have no `targets`.
 
 zarr-python creates the arrays. Shards are encoded and decoded here, because zarr-python takes three times as long to
 write them and five times to read a chip. That relies on the layout which `_check_layout` compares with the declared
@@ -60,15 +60,16 @@ class Chip(NamedTuple):
     """(height, width, 3) uint8 RGB."""
     label: np.ndarray
     """(height, width) uint8, coded as in `labels`."""
+    targets: np.ndarray | None = None
+    """(height, width) uint8, coded as in `targets`; None in chips of an earlier version."""
 
 
-def create(store: Path, *, blocks: int, size: int, with_parts: bool) -> None:
+def create(store: Path, *, blocks: int, size: int) -> None:
     """Create an empty store for a number of blocks of chips of size x size pixels."""
     group = zarr.open_group(store, mode="w")
     _create_array(group, "image", blocks, (size, size, 3), fill_value=0)
     _create_array(group, "label", blocks, (size, size), fill_value=labels.INVALID)
-    if with_parts:
-        _create_array(group, "parts", blocks, (size, size), fill_value=0)
+    _create_array(group, "targets", blocks, (size, size), fill_value=0)
 
 
 def encode(chip: np.ndarray) -> bytes:
@@ -100,20 +101,16 @@ def write(store: Path, name: str, block: int, chips: dict[int, bytes]) -> None:
 def read(folder: Folder, name: str, position: int) -> Chip:
     """The chip at a position of the store `name`, as read-only arrays; InputError where the store is damaged."""
     image = _read_chunk(folder, f"{name}/image", position)
-    return Chip(image, _read_chunk(folder, f"{name}/label", position))
-
-
-def read_parts(folder: Folder, name: str, position: int) -> np.ndarray | None:
-    """The array `parts` of the chip, (size, size) uint8; None where the store has no such array."""
+    label = _read_chunk(folder, f"{name}/label", position)
     try:
-        read_bytes(folder, f"{name}/parts/zarr.json")
+        read_bytes(folder, f"{name}/targets/zarr.json")
     except FileNotFoundError:
-        return None
-    return _read_chunk(folder, f"{name}/parts", position)
+        return Chip(image, label)
+    return Chip(image, label, _read_chunk(folder, f"{name}/targets", position))
 
 
 def shard_path(name: str, array: str, position: int) -> str:
-    """Path of the file with a chip of the array `image`, `label` or `parts` of the store `name`."""
+    """Path of the file with a chip of the array `image`, `label` or `targets` of the store `name`."""
     dimensions = 3 if array == "image" else 2
     return f"{name}/{array}/{_shard_name(position // CHIPS_PER_SHARD, (1,) * dimensions)}"
 

@@ -109,7 +109,6 @@ def chip_rules(options: PrepareOptions) -> Rules:
         stride=options.effective_stride,
         min_valid=options.min_valid,
         buffer_m=options.buffer_m,
-        parts=options.label == "boundary",
     )
 
 

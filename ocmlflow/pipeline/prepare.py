@@ -95,7 +95,7 @@ def _cut_key(options: PrepareOptions, scenes: list[Scene]) -> str:
         ]
         for scene in scenes
     ]
-    names = ("bbox", "gsd", "size", "stride", "min_valid", "empty_share", "label", "buffer_m", "collar_m2", "stretch")
+    names = ("bbox", "gsd", "size", "stride", "min_valid", "empty_share", "buffer_m", "collar_m2", "stretch")
     given = parameters(options)
     rules = [given[name] for name in (*names, "layer", "where", "skip_unreadable")]
     rules.append(options.aoi and _fingerprint(options.aoi))

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass, field
-from typing import Literal
 
 from ocmlflow.pipeline.option_fields import (
     COLLAR_HELP,
@@ -122,11 +121,6 @@ class PrepareOptions(Options):
         low=0,
         high=1,
         metavar="SHARE",
-    )
-    label: Literal["building", "boundary"] = option(
-        "building",
-        "boundary also writes the classes interior, boundary and touching, in the array `parts`.",
-        group="output",
     )
     buffer_m: float = option(
         0.0,

@@ -28,8 +28,8 @@ def predict_image(predict: Predict, image: np.ndarray) -> tuple[np.ndarray, np.n
         return Pixels(pixels.image[rows, cols], pixels.valid[rows, cols])
 
     probability = np.zeros((height, width), np.float32)
-    for tile, core, valid in inference.predict_tiles(predict, read, tiles, batch_size=1):
-        probability[tile.core.toslices()] = np.where(valid, core, 0)
+    for core in inference.predict_tiles(predict, read, tiles, batch_size=1):
+        probability[core.tile.core.toslices()] = np.where(core.valid, core.probability, 0)
     return probability, pixels.valid
 
 

@@ -165,7 +165,8 @@ def _load(ensemble: Ensemble) -> Predict:
             predict_file = _openvino(member.file, executors.threads_per_task())
         else:
             predict_file = _load_keras(member.file).predict_on_batch
-        predicts.append(inference.calibrated(inference.padded(predict_file, member.multiple), member.temperature))
+        padded = inference.padded(inference.building_and_distance(predict_file), member.multiple)
+        predicts.append(inference.calibrated(padded, member.temperature))
     predict = inference.averaged(predicts, ensemble.tta)
     lock = Lock()
 

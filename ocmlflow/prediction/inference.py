@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import TypeVar
@@ -24,6 +25,19 @@ _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
 
+@dataclass(frozen=True)
+class TilePrediction:
+    """What a predict function says of the core of a tile."""
+
+    tile: Tile
+    probability: np.ndarray
+    """(height, width) float32: probability of building, 0..1; 0 in a window without imagery."""
+    distance: np.ndarray | None
+    """(height, width) float32: distance to the building's own edge, as `Predict` gives it; None if unknown."""
+    valid: np.ndarray
+    """(height, width) bool: where there is imagery."""
+
+
 def padded(predict: Predict, multiple: int) -> Predict:
     """A predict function for images of any size: padded with black to a multiple of `multiple`, and cropped again."""
 
@@ -42,23 +56,39 @@ def calibrated(predict: Predict, temperature: float) -> Predict:
     """A predict function whose probabilities are calibrated by a temperature."""
     if temperature == 1:
         return predict
-    return lambda images: calibrate(predict(images), temperature)
+
+    def predict_calibrated(images: np.ndarray) -> np.ndarray:
+        predicted = np.array(predict(images))
+        predicted[..., 0] = calibrate(predicted[..., 0], temperature)
+        return predicted
+
+    return predict_calibrated
+
+
+def building_and_distance(predict: Predict) -> Predict:
+    """A predict function of the first two channels of a network, or of its one."""
+    return lambda images: predict(images)[..., :2]
 
 
 def averaged(predicts: Sequence[Predict], tta: str) -> Predict:
-    """A predict function that gives the mean of others, each on all views of an image, of that name in SYMMETRIES."""
+    """A predict function that gives the mean of others, each on all views of an image, of that name in SYMMETRIES.
+
+    It gives the distance only if all of them do.
+    """
     views = SYMMETRIES[tta]
     if len(predicts) * len(views) == 1:
         return predicts[0]
 
     def predict_mean(images: np.ndarray) -> np.ndarray:
-        total = np.zeros((*images.shape[:3], 1), np.float32)
+        total = np.zeros((*images.shape[:3], 2), np.float32)
         for turns, mirrored in views:
             view = np.rot90(images, turns, axes=(1, 2))
             view = np.ascontiguousarray(view[:, :, ::-1] if mirrored else view)
             for predict in predicts:
-                probability = predict(view)
-                total += np.rot90(probability[:, :, ::-1] if mirrored else probability, -turns, axes=(1, 2))
+                predicted = predict(view)
+                total = total[..., : predicted.shape[-1]]
+                predicted = np.rot90(predicted[:, :, ::-1] if mirrored else predicted, -turns, axes=(1, 2))
+                total += predicted[..., : total.shape[-1]]
         return total / np.float32(len(predicts) * len(views))
 
     return predict_mean
@@ -66,17 +96,18 @@ def averaged(predicts: Sequence[Predict], tta: str) -> Predict:
 
 def predict_tiles(
     predict: Predict, read: Callable[[Window], Pixels], tiles: Iterable[Tile], *, batch_size: int
-) -> Generator[tuple[Tile, np.ndarray, np.ndarray], None, None]:
-    """Predict tiles in batches: each tile with probability (height, width) float32 and valid, bool alike, of its core.
+) -> Generator[TilePrediction, None, None]:
+    """Predict tiles in batches.
 
-    The network never sees a window without any imagery; the probability there is 0. A thread reads the next batch
-    while the network runs on the present one.
+    The network never sees a window without any imagery. A thread reads the next batch while the network runs on the
+    present one.
     """
     for batch, pixels in _prefetch(partial(_read_batch, read), _batches(tiles, batch_size)):
-        probabilities = _predict_batch(predict, pixels)
-        for tile, tile_pixels, probability in zip(batch, pixels, probabilities, strict=True):
+        for tile, tile_pixels, predicted in zip(batch, pixels, _predict_batch(predict, pixels), strict=True):
             core = _core_slices(tile)
-            yield tile, probability[core].astype(np.float32), tile_pixels.valid[core]
+            channels = predicted[core].astype(np.float32)
+            distance = channels[..., 1] if channels.shape[-1] > 1 else None
+            yield TilePrediction(tile, channels[..., 0], distance, tile_pixels.valid[core])
 
 
 def _read_batch(read: Callable[[Window], Pixels], batch: list[Tile]) -> tuple[list[Tile], list[Pixels]]:
@@ -84,15 +115,15 @@ def _read_batch(read: Callable[[Window], Pixels], batch: list[Tile]) -> tuple[li
 
 
 def _predict_batch(predict: Predict, pixels: list[Pixels]) -> list[np.ndarray]:
-    """Probability (height, width) of each window; 0 where a window has no imagery."""
-    probabilities: list[np.ndarray] = [np.zeros(window.valid.shape, np.float32) for window in pixels]
+    """What is predicted of each window, (height, width, channels); one channel of 0 where a window has no imagery."""
+    predictions: list[np.ndarray] = [np.zeros((*window.valid.shape, 1), np.float32) for window in pixels]
     with_imagery = [number for number, window in enumerate(pixels) if window.valid.any()]
     for shape in sorted({pixels[number].valid.shape for number in with_imagery}):  # smaller at the edge of a scene
         numbers = [number for number in with_imagery if pixels[number].valid.shape == shape]
         predicted = predict(np.stack([pixels[number].image for number in numbers]))
-        for number, probability in zip(numbers, predicted, strict=True):
-            probabilities[number] = probability[..., 0]
-    return probabilities
+        for number, window in zip(numbers, predicted, strict=True):
+            predictions[number] = window
+    return predictions
 
 
 def _core_slices(tile: Tile) -> tuple[slice, slice]:

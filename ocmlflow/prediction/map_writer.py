@@ -160,7 +160,7 @@ def blocks(job: MapJob, watermark: Watermark) -> Iterator[MapBlock]:
                 continue
             percents = tile_store.resampled_percents(read_tiles, plan.model_grid, job.map_grid, window)
             is_same_grid = plan.model_grid == job.map_grid
-            valid = read_tiles(window)[1] if is_same_grid else _imagery(plan, image, window)
+            valid = read_tiles(window).valid if is_same_grid else _imagery(plan, image, window)
             yield MapBlock(window, percents, valid & _inside_area(job, window, area) & _readable(job, window))
 
 

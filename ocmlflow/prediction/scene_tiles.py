@@ -142,12 +142,12 @@ def predict(
         with closing(
             inference.predict_tiles(network(), reader.read, missing, batch_size=settings.batch_size)
         ) as predictions:
-            for tile, probability, valid in progress(predictions, len(missing)):
-                unreadable = reader.unreadable_in(tile)
+            for prediction in progress(predictions, len(missing)):
+                unreadable = reader.unreadable_in(prediction.tile)
                 for window in unreadable:
                     _mark_unreadable(plan.tile_folder, window)
-                tile_store.write(plan.tile_folder, tile, probability, valid)
-                yield tile, unreadable
+                tile_store.write(plan.tile_folder, prediction)
+                yield prediction.tile, unreadable
 
 
 def predict_on_workers(

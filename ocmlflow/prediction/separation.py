@@ -9,8 +9,8 @@ import numpy as np
 from scipy import ndimage
 from skimage import measure, segmentation
 
-CLIP_M = 2.0
-"""Largest learned distance, in metres."""
+from ocmlflow.chips.targets import CLIP_M
+
 DISTANCE_STEPS = 250
 """Value of the largest learned distance."""
 SMOOTHING_M = 0.3

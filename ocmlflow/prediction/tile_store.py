@@ -1,4 +1,4 @@
-"""Keeps the probabilities of tiles in files, and reads any window of the scene across them.
+"""Keeps what was predicted of tiles in files, and reads any window of the scene across them.
 
 A file has its name only once it is complete, so a prediction that was interrupted goes on where it stopped.
 """
@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from affine import Affine
@@ -17,6 +18,8 @@ from rasterio.io import MemoryFile
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
+from ocmlflow.prediction.inference import TilePrediction
+from ocmlflow.prediction.separation import DISTANCE_STEPS
 from ocmlflow.probability import to_percent
 from ocmlflow.scenes import geobox, raster, resample
 from ocmlflow.scenes.geobox import GeoBox
@@ -26,26 +29,42 @@ STEPS_PER_PERCENT = 300
 """Steps in which probabilities are kept: whole percents are whole numbers of steps."""
 _NOT_VALID = np.uint16(1 << 15)
 """Bit that marks a pixel without imagery."""
+_WITH_DISTANCE = np.dtype([("coded", "<u2"), ("distance", "u1")])
+"""A pixel of a tile whose network has learned distances."""
 _MIN_WEIGHT = 1e-3
 """A resampled pixel with a smaller share of valid pixels gets probability 0."""
 
-ReadSteps = Callable[[Window], tuple[np.ndarray, np.ndarray]]
-"""Reads a window: probability (height, width) uint16 in steps, 0 to 100 * STEPS_PER_PERCENT, and valid, bool alike."""
+
+class StoredPixels(NamedTuple):
+    """A window of the scene."""
+
+    steps: np.ndarray
+    """(height, width) uint16: probability of building in steps, 0 to 100 * STEPS_PER_PERCENT."""
+    valid: np.ndarray
+    """(height, width) bool: where there is imagery."""
+    distance: np.ndarray | None
+    """(height, width) uint8: distance to the building's own edge, 0 to DISTANCE_STEPS; None where none is known."""
 
 
-def write(folder: Path, tile: Tile, probability: np.ndarray, valid: np.ndarray) -> None:
-    """Keep the core of a tile: probability (height, width) float, 0..1, and valid (height, width) bool.
+ReadPixels = Callable[[Window], StoredPixels]
+"""Reads a window of the scene."""
 
-    The file of a tile without any valid pixel is almost empty.
-    """
-    coded = np.empty(0, np.uint16)
-    if valid.any():
-        steps = np.rint(probability * np.float32(100 * STEPS_PER_PERCENT)).astype(np.uint16)
-        coded = steps | np.where(valid, np.uint16(0), _NOT_VALID)
-    path = _path(folder, tile)
+
+def write(folder: Path, prediction: TilePrediction) -> None:
+    """Keep what was predicted of a tile; the file of a tile without any valid pixel is almost empty."""
+    pixels: np.ndarray = np.empty(0, np.uint16)
+    if prediction.valid.any():
+        steps = np.rint(prediction.probability * np.float32(100 * STEPS_PER_PERCENT)).astype(np.uint16)
+        pixels = steps | np.where(prediction.valid, np.uint16(0), _NOT_VALID)
+        if prediction.distance is not None:
+            with_distance = np.empty(pixels.shape, _WITH_DISTANCE)
+            with_distance["coded"] = pixels
+            with_distance["distance"] = np.rint(prediction.distance * np.float32(DISTANCE_STEPS))
+            pixels = with_distance
+    path = _path(folder, prediction.tile)
     new = path.with_suffix(f".{uuid.uuid4().hex}.new")  # another process may be writing the same tile
     with new.open("wb") as file:
-        np.save(file, coded)
+        np.save(file, pixels)
     new.replace(path)
 
 
@@ -55,19 +74,24 @@ def missing(folder: Path, tiles: list[Tile]) -> list[Tile]:
     return [tile for tile in tiles if _path(folder, tile).name not in kept]
 
 
-def reader(folder: Path, tiles: list[Tile]) -> ReadSteps:
+def reader(folder: Path, tiles: list[Tile]) -> ReadPixels:
     """A function that reads windows across the cores of `windows.tiles`, all of which are kept."""
     by_corner = {(int(tile.core.row_off), int(tile.core.col_off)): tile for tile in tiles}
     rows = sorted({row for row, _ in by_corner})
     cols = sorted({col for _, col in by_corner})
 
-    def read(window: Window) -> tuple[np.ndarray, np.ndarray]:
+    def read(window: Window) -> StoredPixels:
         coded = np.full((int(window.height), int(window.width)), _NOT_VALID)
+        distance = None
         for row in _starts_in_reach(rows, window.row_off, window.height):
             for col in _starts_in_reach(cols, window.col_off, window.width):
                 core = np.load(_path(folder, by_corner[row, col]), mmap_mode="r")
+                if core.dtype == _WITH_DISTANCE:
+                    distance = np.zeros(coded.shape, np.uint8) if distance is None else distance
+                    _paste(distance, window, core["distance"], row, col)
+                    core = core["coded"]
                 _paste(coded, window, core, row, col)
-        return coded & ~_NOT_VALID, coded < _NOT_VALID
+        return StoredPixels(coded & ~_NOT_VALID, coded < _NOT_VALID, distance)
 
     return read
 
@@ -90,12 +114,12 @@ def source_window(model_grid: GeoBox, map_grid: GeoBox, window: Window) -> Windo
     return Window(col, row, max(width, 1), max(height, 1))
 
 
-def resampled_percents(read: ReadSteps, model_grid: GeoBox, map_grid: GeoBox, window: Window) -> np.ndarray:
+def resampled_percents(read: ReadPixels, model_grid: GeoBox, map_grid: GeoBox, window: Window) -> np.ndarray:
     """(height, width) uint8: probability in whole percent, rounded down, on a window of the map grid."""
     if model_grid == map_grid:
-        return (read(window)[0] // STEPS_PER_PERCENT).astype(np.uint8)
+        return (read(window).steps // STEPS_PER_PERCENT).astype(np.uint8)
     source = source_window(model_grid, map_grid, window)
-    steps, valid = read(source)
+    steps, valid, _ = read(source)
     probability = steps.astype(np.float32) / np.float32(100 * STEPS_PER_PERCENT)
     if resample.is_aligned(map_grid, model_grid):
         to_model = ~model_grid.transform @ map_grid.transform

@@ -36,9 +36,10 @@ def context_side(crop: int, *, strength: float, zoom: float) -> int:
 def augment(
     image: Tensor, label: Tensor, seed: keras.random.SeedGenerator, *, crop: int, strength: float, zoom: float
 ) -> tuple[Tensor, Tensor]:
-    """Augmented image (batch, crop, crop, 3), RGB 0..255, and coded label (batch, crop, crop, 1), both float32.
+    """Augmented image (batch, crop, crop, 3), RGB 0..255, and label (batch, crop, crop, channels), both float32.
 
-    The input is a batch of (batch, side, side, 3) and (batch, side, side, 1) uint8. `side` should be `context_side`;
+    The input is a batch of (batch, side, side, 3) and (batch, side, side, channels) uint8; the first channel of the
+    label is coded as in `chips.labels`. `side` should be `context_side`;
     with less, at least `crop`, pixels beyond the input come out as not valid. `zoom` is the largest factor, both in
     and out.
     """

@@ -17,7 +17,8 @@ from ocmlflow.chips.zarr_store import Chip, Folder
 from ocmlflow.errors import InputError
 
 Batch: TypeAlias = tuple[np.ndarray, np.ndarray]
-"""Images (batch, side, side, 3) uint8 RGB, and labels (batch, side, side, 1) uint8, coded as in `chips.labels`."""
+"""Images (batch, side, side, 3) uint8 RGB, and (batch, side, side, 2) uint8: labels and targets, coded as in
+`chips.labels` and `chips.targets`."""
 
 
 class Batches(keras.utils.PyDataset):
@@ -149,13 +150,14 @@ class WholeChips(Batches):
     def batch(self, number: int) -> Batch:
         rows = self.rows.iloc[number * self.batch_size : (number + 1) * self.batch_size]
         chips = list(chip_set.read_all(self.folder, rows.itertuples()))
-        padding = Chip(chips[0].image, np.full_like(chips[0].label, INVALID))
+        padding = Chip(chips[0].image, np.full_like(chips[0].label, INVALID), chips[0].targets)
         return stack([*chips, *[padding] * (-len(chips) % self.devices)])
 
 
 def stack(chips: Sequence[Chip]) -> Batch:
-    """A batch of chips or crops of equal size."""
-    return np.stack([chip.image for chip in chips]), np.stack([chip.label for chip in chips])[..., np.newaxis]
+    """A batch of chips or crops of equal size; InputError for chips without targets."""
+    coded = [np.stack([chip.label, _targets(chip)], axis=-1) for chip in chips]
+    return np.stack([chip.image for chip in chips]), np.stack(coded)
 
 
 def catalog_weights(catalogs: Iterable[str], text: str | None) -> dict[str, float]:
@@ -223,7 +225,19 @@ def crop(chip: Chip, *, side: int, inner: int, at_building: bool, draw: np.rando
     label = np.full((side, side), INVALID, np.uint8)
     image[crop_part] = chip.image[chip_part]
     label[crop_part] = chip.label[chip_part]
-    return Chip(image, label)
+    targets = np.zeros((side, side), np.uint8)
+    targets[crop_part] = _targets(chip)[chip_part]
+    return Chip(image, label, targets)
+
+
+def _targets(chip: Chip) -> np.ndarray:
+    """The targets of a chip; InputError for a chip of an earlier version, which has none."""
+    if chip.targets is None:
+        raise InputError(
+            "these chips were cut by an earlier version, which did not keep what tells touching buildings apart: run "
+            "`prepare` again, and train on its chips"
+        )
+    return chip.targets
 
 
 def _random_pixel(label: np.ndarray, *, at_building: bool, draw: np.random.Generator) -> tuple[int, int]:

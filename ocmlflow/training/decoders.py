@@ -1,6 +1,6 @@
-"""Decoders (U-Net, FPN): from an encoder's features to logits of the size of the image.
+"""Decoders (U-Net, FPN): from an encoder's features to logits of the size of the image, one for each of CHANNELS.
 
-Features come finest first, each half the size of the one before. Logits are (batch, height, width, 1) float32. Only
+Features come finest first, each half the size of the one before. Logits are (batch, height, width, 4) float32. Only
 plain Keras layers, so that a saved network loads without this package.
 """
 
@@ -9,6 +9,10 @@ from collections.abc import Callable
 from keras import layers
 
 from ocmlflow.training.encoders import Stages, Tensor
+
+CHANNELS = ("building", "distance", "core", "touch")
+"""What a network gives for each pixel: whether it is building, its distance to the edge of its own building (1 for
+`targets.CLIP_M` and more), whether it lies in the core of a building, and whether two buildings touch there."""
 
 
 def unet(stages: Stages) -> Tensor:
@@ -20,7 +24,7 @@ def unet(stages: Stages) -> Tensor:
             x = layers.Concatenate(name=f"decoder{number}_skip")([x, skips.pop()])
         for step in "ab":
             x = _conv_norm_relu(x, channels, f"decoder{number}{step}")
-    return layers.Conv2D(1, 3, padding="same", dtype="float32", name="logits")(x)
+    return layers.Conv2D(len(CHANNELS), 3, padding="same", dtype="float32", name="logits")(x)
 
 
 def fpn(stages: Stages) -> Tensor:
@@ -43,9 +47,9 @@ def fpn(stages: Stages) -> Tensor:
     x = layers.UpSampling2D(2, interpolation="nearest", name="decoder_half")(layers.Add(name="decoder_sum")(levels))
     if skips:
         x = layers.Concatenate(name="decoder_skip")([x, skips.pop()])
-    x = layers.Conv2D(4, 3, padding="same", name="decoder_last")(_conv_norm_relu(x, 32, "decoder"))
+    x = layers.Conv2D(16, 3, padding="same", name="decoder_last")(_conv_norm_relu(x, 32, "decoder"))
     x = layers.UpSampling2D(2, interpolation="nearest", name="decoder_whole")(x)
-    return layers.Conv2D(1, 3, padding="same", dtype="float32", name="logits")(x)
+    return layers.Conv2D(len(CHANNELS), 3, padding="same", dtype="float32", name="logits")(x)
 
 
 ARCHITECTURES: dict[str, Callable[[Stages], Tensor]] = {"unet": unet, "fpn": fpn}

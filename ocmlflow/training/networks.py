@@ -1,7 +1,8 @@
 """Builds segmentation networks by name, and the models made of them: with probabilities, for images of any size.
 
 A network takes uint8 RGB (batch, height, width, 3) with sides that are multiples of 32, and gives logits (batch,
-height, width, 1) float32. Only plain Keras layers, so that a saved network loads without this package.
+height, width, 4) float32, the channels `decoders.CHANNELS`. Only plain Keras layers, so that a saved network loads
+without this package.
 """
 
 from typing import NamedTuple
@@ -36,9 +37,13 @@ def check(*, architecture: str, encoder: str) -> None:
 
 
 def with_probability(network: keras.Model) -> keras.Model:
-    """A model of the network that gives probabilities (float32, 0..1) instead of logits."""
+    """A model of the network that gives probabilities (float32, 0..1) instead of logits.
+
+    The name of its output says what the channels are: networks of earlier versions have one, `probability`.
+    """
+    name = "-".join(decoders.CHANNELS) if network.output.shape[-1] > 1 else "probability"
     # Always float32: half precision would make the threshold coarse.
-    probability = layers.Activation("sigmoid", dtype="float32", name="probability")(network.output)
+    probability = layers.Activation("sigmoid", dtype="float32", name=name)(network.output)
     return keras.Model(network.inputs, probability, name=network.name)
 
 

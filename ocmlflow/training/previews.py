@@ -42,8 +42,8 @@ def augmentation_sheet(crops: Crops, recipe: Recipe) -> np.ndarray:
 def prediction_sheet(predict: Predict, folder: Folder, rows: gpd.GeoDataFrame, *, threshold: int) -> np.ndarray:
     """RGB picture with a row per chip: image with the label's outlines, probability, errors at `threshold` percent."""
     picture_rows = []
-    for image, coded in chip_set.read_all(folder, rows.itertuples()):
-        label, valid = labels.decode(coded)
+    for chip in chip_set.read_all(folder, rows.itertuples()):
+        image, (label, valid) = chip.image, labels.decode(chip.label)
         probability = predict(image[np.newaxis])[0, ..., 0]
         building = to_percent(probability) >= threshold
         errors = pictures.draw_errors(image, building, label, valid)

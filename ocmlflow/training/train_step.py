@@ -6,11 +6,15 @@ from typing import Any, TypeAlias
 import keras
 from keras import ops
 
+from ocmlflow.chips import targets
 from ocmlflow.chips.labels import INVALID, NEAR_OUTLINE
 from ocmlflow.training.augment import augment
-from ocmlflow.training.losses import Loss
+from ocmlflow.training.losses import Loss, bce
 
 Tensor: TypeAlias = Any  # of whichever backend
+
+SIDE_WEIGHT = 0.5
+"""Weight of the loss of core, and of touch, beside that of building and distance."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,9 @@ def replicas(recipe: Recipe) -> int:
 class TrainStep(keras.Model):
     """Trains a network on the batches of `dataset`.
 
-    Augmentation runs inside, on the device. The output has logits, label and valid as its three channels, because loss
-    and metrics need the label as it was moved with its image.
+    Augmentation runs inside, on the device. The output has the logits, what they should be (building, distance, core,
+    touch) and valid as its channels, because loss and metrics need the label as it was moved with its image. Distance,
+    core and touch cost nothing where the network, of an earlier version, gives one channel.
     """
 
     def __init__(self, network: keras.Model, loss: Loss, recipe: Recipe) -> None:
@@ -70,15 +75,17 @@ class TrainStep(keras.Model):
         self.built = True
 
     def call(self, batch: tuple[Tensor, Tensor], training: bool = False) -> Tensor:
-        image, label = self.augmented(*batch, training)
+        image, coded = self.augmented(*batch, training)
+        label, target = coded[..., :1], coded[..., 1:]
         logits = self.network(ops.cast(ops.round(image), "uint8"), training=training)
         # Labels are a little off near outlines: training ignores those pixels, scores count them.
         valid = ops.cast(label < (NEAR_OUTLINE if training else INVALID), "float32")
         building = ops.cast(ops.logical_or(label == 1.0, label == 1.0 + NEAR_OUTLINE), "float32")
-        return ops.concatenate([ops.cast(logits, "float32"), building * valid, valid], axis=-1)
+        wanted = ops.concatenate([building, _target_channels(target)], axis=-1) * valid
+        return ops.concatenate([ops.cast(logits, "float32"), wanted, valid], axis=-1)
 
     def augmented(self, image: Tensor, label: Tensor, training: bool) -> tuple[Tensor, Tensor]:
-        """Image (batch, height, width, 3) and coded label (batch, height, width, 1), float32, augmented in training."""
+        """Image (batch, height, width, 3) and coded label (batch, height, width, 2), float32, augmented in training."""
         if training:
             recipe = self.recipe
             return augment(image, label, self.seed, crop=recipe.crop, strength=recipe.augment, zoom=recipe.zoom)
@@ -87,14 +94,38 @@ class TrainStep(keras.Model):
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Tensor:
-        logits, label, valid = ops.split(y_pred, 3, axis=-1)
+        logits, wanted, valid = _split(y_pred)
         has_valid = ops.cast(ops.any(valid > 0, axis=(1, 2, 3)), "float32")
-        mean = ops.sum(self.chip_loss(logits, label, valid) * has_valid) / ops.maximum(ops.sum(has_valid), 1.0)
+        mean = ops.sum(self._chip_losses(logits, wanted, valid) * has_valid) / ops.maximum(ops.sum(has_valid), 1.0)
         return mean / replicas(self.recipe)  # the loss that Keras reports is corrected for this
 
+    def _chip_losses(self, logits: Tensor, wanted: Tensor, valid: Tensor) -> Tensor:
+        """(batch,) the loss of each chip, all channels together."""
+        building, *others = (logits[..., channel : channel + 1] for channel in range(logits.shape[-1]))
+        total = self.chip_loss(building, wanted[..., :1], valid)
+        if others:
+            distance, core, touch = others
+            total += bce(distance, wanted[..., 1:2], valid)
+            total += SIDE_WEIGHT * self.chip_loss(core, wanted[..., 2:3], valid)
+            total += SIDE_WEIGHT * self.chip_loss(touch, wanted[..., 3:], valid)
+        return total
+
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
-        self.scores.update_state(*ops.split(y_pred, 3, axis=-1))
+        logits, wanted, valid = _split(y_pred)
+        self.scores.update_state(logits[..., :1], wanted[..., :1], valid)
         return self.get_metrics_result()
+
+
+def _target_channels(target: Tensor) -> Tensor:
+    """(batch, height, width, 3) float32: distance 0..1, core and touch 0 or 1, of coded targets, float32."""
+    distance = ops.mod(target, float(targets.CORE)) / targets.STEPS
+    core = ops.mod(ops.floor(target / targets.CORE), 2.0)
+    return ops.concatenate([distance, core, ops.floor(target / targets.TOUCH)], axis=-1)
+
+
+def _split(output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, what they should be, and valid, of the output of `TrainStep`."""
+    return output[..., :-5], output[..., -5:-1], output[..., -1:]
 
 
 class PooledScores(keras.metrics.Metric):

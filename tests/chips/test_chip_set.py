@@ -285,12 +285,10 @@ def test_a_shard_of_another_scene_is_noticed(listed):
         read_everything(listed)
 
 
-def test_chips_with_parts_are_compared_with_their_hash_too(scene, tmp_path):
-    index = cut(scene, tmp_path / "out", rules=rules_with(parts=True))
-    row = next(index.itertuples())
-    chip_set.read(tmp_path / "out", row)
+def test_targets_that_are_not_those_written_are_noticed(listed):
+    shutil.copyfile(listed / "aaa.zarr/label/c.0.0.0", listed / "kkk.zarr/targets/c.0.0.0")
     with pytest.raises(InputError, match="is damaged: by its hash"):
-        chip_set.read(tmp_path / "out", row._replace(hash=index.hash.iloc[1]))
+        read_everything(listed)
 
 
 @pytest.mark.parametrize(

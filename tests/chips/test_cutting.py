@@ -15,7 +15,6 @@ import pandas as pd
 import pytest
 import rasterio
 import shapely
-import zarr
 from conftest import (
     ELSEWHERE,
     GSD,
@@ -32,7 +31,7 @@ from conftest import (
 )
 
 from ocmlflow import executors
-from ocmlflow.chips import block_cutting, chip_set, cutting, labels, scene_survey, zarr_store
+from ocmlflow.chips import block_cutting, chip_set, cutting, labels, scene_survey, targets, zarr_store
 from ocmlflow.errors import InputError
 from ocmlflow.scenes import catalog
 from ocmlflow.scenes.catalog import Scene
@@ -263,21 +262,17 @@ def test_near_outlines_scores_know_the_label_and_training_does_not(tmp_path):
     assert index.building_share[0] == pytest.approx(30 * 40 / 64**2)
 
 
-def test_parts_tell_boundaries_and_touching_ground(tmp_path):
+def test_targets_tell_buildings_apart(tmp_path):
     footprints = [building(10, 10, 40, 30), building(10, 34, 40, 60)]  # 0.4 m apart
     image = write_image(tmp_path / "one.tif", noise(64, 64))
     scene = Scene("one", "acc", image, (write_labels(tmp_path / "one.geojson", footprints),))
-    index = cut(scene, tmp_path / "out", rules=rules_with(size=64, stride=64, parts=True))
-    parts = zarr.open_group(tmp_path / "out" / "one.zarr", mode="r")["parts"][index.position[0]]
-    assert (parts[20, 31:33] == labels.TOUCHING).all()
-    assert (parts[20, [11, 58]] == labels.BOUNDARY).all()
-    assert (parts[20, 15:25] == labels.INTERIOR).all()
-    assert parts[5, 5] == parts[50, 31] == 0
-    label = labels.decode(chip_set.read(tmp_path / "out", index.iloc[0]).label)[0]
-    np.testing.assert_array_equal(
-        np.isin(parts, (labels.INTERIOR, labels.BOUNDARY)) | (parts == labels.TOUCHING),
-        label | (parts == labels.TOUCHING),
-    )
+    index = cut(scene, tmp_path / "out", rules=rules_with(size=64, stride=64))
+    target = chip_set.read(tmp_path / "out", index.iloc[0]).targets
+    assert (target[20, 31:33] & targets.TOUCH).all()
+    assert not target[20, 11] & targets.CORE
+    assert (target[20, 16:25] & targets.CORE).all()
+    assert targets.distance_m(target)[25, 20] == pytest.approx(0.95, abs=0.05)
+    assert target[5, 5] == target[50, 31] == 0
 
 
 @pytest.mark.parametrize(("stride", "buffer_m"), [(16, 0.3), (32, 2.0)])
@@ -289,19 +284,19 @@ def test_chips_show_what_is_drawn_around_footprints_of_other_blocks(tmp_path, st
     footprints = [shapely.affinity.rotate(one, angle) for one, angle in zip(boxes, range(40), strict=True)]
     image = write_image(tmp_path / "one.tif", noise(320, 320), how="nothing")
     scene = Scene("one", "acc", image, (write_labels(tmp_path / "one.geojson", footprints),))
-    rules = rules_with(stride=stride, buffer_m=buffer_m, parts=True)
+    rules = rules_with(stride=stride, buffer_m=buffer_m)
     index = cut(scene, tmp_path / "out", rules=rules)
     drawn = scene_survey.survey(scene, gsd=GSD, collar_m2=0, bbox=None).footprints.polygons
     place = {"transform": TRANSFORM, "height": 320, "width": 320}
     ring = labels.near_outline(drawn, buffer_m=buffer_m, **place)
     coded = labels.encode(labels.rasterize(drawn, **place), np.True_, ring)
-    parts = labels.boundary_classes(drawn, **place)
-    stored = zarr.open_group(tmp_path / "out" / "one.zarr", mode="r")["parts"]
+    target = targets.draw(drawn, gsd=GSD, **place)
     assert len(index) == (320 // stride - 32 // stride + 1) ** 2
     for chip in index.itertuples():
         at = np.s_[chip.row : chip.row + 32, chip.col : chip.col + 32]
-        np.testing.assert_array_equal(chip_set.read(tmp_path / "out", chip).label, coded[at])
-        np.testing.assert_array_equal(stored[chip.position], parts[at])
+        stored = chip_set.read(tmp_path / "out", chip)
+        np.testing.assert_array_equal(stored.label, coded[at])
+        np.testing.assert_array_equal(stored.targets, target[at])
 
 
 def spoil(path: str, *, how: str) -> None:
@@ -354,4 +349,4 @@ def test_ten_thousand_windows_are_hundreds_of_files(tmp_path):
     image = write_image(tmp_path / "one.tif", noise(800, 800), how="nothing")
     index = cut(Scene("one", "acc", image), tmp_path / "out", rules=SMALL)
     assert len(index) == 10_000
-    assert len(contents(tmp_path / "out")) < 400
+    assert len(contents(tmp_path / "out")) < 600

@@ -58,6 +58,13 @@ def test_duplicates_count_once_and_overlaps_stay(tmp_path):
     assert (found.drawn, found.duplicates, len(found.polygons)) == (5, 2, 3)
 
 
+def test_a_building_drawn_twice_counts_once(tmp_path):
+    again = shapely.affinity.translate(ROOF, 0.02 * np.sqrt(ROOF.area))
+    part = shapely.affinity.scale(ROOF, 0.8, 1)
+    found = read(write_labels(tmp_path / "a.geojson", [OTHER, ROOF, again, part]))
+    assert (found.drawn, found.duplicates, len(found.polygons)) == (4, 1, 3)
+
+
 def test_the_parts_of_multipolygons_are_footprints(tmp_path):
     found = read(write_labels(tmp_path / "a.geojson", [shapely.MultiPolygon([ROOF, OTHER])]))
     assert (found.drawn, len(found.polygons)) == (1, 2)

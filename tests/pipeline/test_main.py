@@ -265,8 +265,8 @@ def test_a_real_scene_shows_no_seam(real_line):
             tiles = windows.tiles(ground.height, ground.width, size=1024, margin=256, multiple=model.facts.multiple)
             assert len(tiles) > 4
             parts = np.zeros_like(whole)
-            for tile, probability, _ in inference.predict_tiles(predict_any, read, tiles, batch_size=1):
-                parts[tile.core.toslices()] = probability
+            for core in inference.predict_tiles(predict_any, read, tiles, batch_size=1):
+                parts[core.tile.core.toslices()] = core.probability
     assert whole.max() - whole.min() > 0.5
     assert (np.abs(parts - whole) < 0.02).mean() > 0.999
 

@@ -413,11 +413,11 @@ def test_a_disk_over_nfs_locks_and_one_that_cannot_is_named(tmp_path, monkeypatc
 
 
 def test_training_ignores_the_ring_and_scores_do_not(tmp_path, run):
-    _, found = run(catalog=places(tmp_path), validation="kam", buffer_m=0.3, label="boundary")
-    assert (found.rules["buffer_m"], found.rules["parts"]) == (0.3, True)
+    _, found = run(catalog=places(tmp_path), validation="kam", buffer_m=0.3)
+    assert found.rules["buffer_m"] == 0.3
     coded = np.concatenate([chip_set.read(found.folder, row).label.ravel() for row in found.index.itertuples()])
     assert set(np.unique(coded)) == {0, 1, 2, 3, 255}
-    assert (found.folder / "a1.zarr" / "parts").is_dir()
+    assert (found.folder / "a1.zarr" / "targets").is_dir()
 
 
 def test_black_of_a_scene_is_believed_only_if_asked(tmp_path, run):

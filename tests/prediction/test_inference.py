@@ -40,10 +40,12 @@ def test_tiles_add_up_to_the_whole_in_order_and_once(batch_size):
     tiles = windows.tiles(50, 41, size=SIZE, margin=MARGIN)
     found, times = np.full((50, 41), np.nan, np.float32), np.zeros((50, 41), int)
     order = []
-    for tile, probability, valid in inference.predict_tiles(bright, read, tiles, batch_size=batch_size):
-        assert probability.dtype == np.float32
-        np.testing.assert_array_equal(valid, hole(50, 41)[tile.core.toslices()])
-        found[tile.core.toslices()] = probability
+    for predicted in inference.predict_tiles(bright, read, tiles, batch_size=batch_size):
+        tile = predicted.tile
+        assert predicted.probability.dtype == np.float32
+        assert predicted.distance is None
+        np.testing.assert_array_equal(predicted.valid, hole(50, 41)[tile.core.toslices()])
+        found[tile.core.toslices()] = predicted.probability
         times[tile.core.toslices()] += 1
         order.append(tile)
     assert order == tiles
@@ -66,8 +68,8 @@ def test_windows_without_imagery_never_reach_the_network():
     tiles = windows.tiles(30, 60, size=SIZE, margin=0)
     read = {tile.window: Pixels(image[tile.window.toslices()], valid[tile.window.toslices()]) for tile in tiles}
     found = list(inference.predict_tiles(predict, read.__getitem__, tiles, batch_size=2))
-    assert [tile for tile, _, _ in found] == tiles
-    assert {float(p.max()) > 0 for tile, p, _ in found if tile.window.col_off + SIZE <= 40} == {False}
+    assert [one.tile for one in found] == tiles
+    assert {float(one.probability.max()) > 0 for one in found if one.tile.window.col_off + SIZE <= 40} == {False}
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -111,6 +113,40 @@ def test_an_ensemble_is_the_mean_of_its_members(tta):
     assert found.dtype == np.float32
 
 
+def four_channels(images: np.ndarray) -> np.ndarray:
+    """A network that gives building, distance, core and touch."""
+    return np.concatenate([bright(images) / divisor for divisor in (1, 2, 3, 4)], axis=-1)
+
+
+@pytest.mark.parametrize("tta", ["none", "d4"])
+def test_distance_comes_with_the_probability_if_every_member_gives_it(tta):
+    images = noise(6, 9)[np.newaxis]
+    new, old = inference.building_and_distance(four_channels), inference.building_and_distance(bright)
+    both = inference.averaged([new, new], tta)(images)
+    np.testing.assert_allclose(both, four_channels(images)[..., :2], atol=1e-6)
+    for members in ([new, old], [old, new]):
+        np.testing.assert_allclose(inference.averaged(members, tta)(images), bright(images), atol=1e-6)
+
+
+def test_temperature_leaves_the_distance():
+    images = noise(6, 9)[np.newaxis]
+    predict = inference.building_and_distance(four_channels)
+    found = inference.calibrated(predict, 2.0)(images)
+    np.testing.assert_array_equal(found[..., 1], predict(images)[..., 1])
+    assert not np.allclose(found[..., 0], predict(images)[..., 0])
+
+
+def test_tiles_have_the_distance_of_their_core():
+    read, _, image = scene()
+    predict = inference.building_and_distance(four_channels)
+    for predicted in inference.predict_tiles(
+        predict, read, windows.tiles(50, 41, size=SIZE, margin=MARGIN), batch_size=3
+    ):
+        if hole(50, 41)[predicted.tile.window.toslices()].any():
+            half = bright(image)[predicted.tile.core.toslices()][..., 0] / 2
+            np.testing.assert_allclose(predicted.distance, half, atol=1e-6)
+
+
 def test_temperature_divides_logits():
     probability = np.array([0, 0.2, 0.5, 0.9, 1], np.float32).reshape(1, 1, 5, 1)
     found = inference.calibrated(lambda _: probability, 2.0)(np.zeros((1, 1, 5, 3), np.uint8))
@@ -124,6 +160,6 @@ def test_windows_of_two_sizes_make_one_batch():
     tiles = windows.tiles(50, 41, size=SIZE, margin=4, multiple=4)
     assert len({(tile.window.height, tile.window.width) for tile in tiles}) > 1
     found = np.zeros((50, 41), np.float32)
-    for tile, probability, _ in inference.predict_tiles(bright, read, tiles, batch_size=100):
-        found[tile.core.toslices()] = probability
+    for predicted in inference.predict_tiles(bright, read, tiles, batch_size=100):
+        found[predicted.tile.core.toslices()] = predicted.probability
     np.testing.assert_array_equal(found[20:], bright(image)[20:, :, 0])

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from rasterio.windows import Window
 from scipy import ndimage
 
+from ocmlflow.chips import targets
 from ocmlflow.prediction import instances, polygonize, separation
 from ocmlflow.prediction.instances import Evidence
 
@@ -28,7 +29,7 @@ def terrace(seed: int, *, side: int = 700, long: bool = True) -> tuple[np.ndarra
         for shift in (-1, 1):
             is_edge |= np.roll(numbers, shift, axis) != numbers
     metres = ndimage.distance_transform_edt(~is_edge) * GSD
-    noisy = np.minimum(metres / separation.CLIP_M, 1) * separation.DISTANCE_STEPS + rng.normal(0, 8, numbers.shape)
+    noisy = np.minimum(metres / targets.CLIP_M, 1) * separation.DISTANCE_STEPS + rng.normal(0, 8, numbers.shape)
     return numbers, np.where(numbers > 0, noisy, 0).clip(0, 250).astype(np.uint8)
 
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from ocmlflow.chips import targets
 from ocmlflow.prediction import separation
 
 GSD = 0.1
@@ -15,7 +16,7 @@ def pair(*, wall: bool = True) -> tuple[np.ndarray, np.ndarray]:
     metres = np.zeros(numbers.shape)
     for number in (1, 2):
         metres = np.maximum(metres, ndimage.distance_transform_edt(numbers == number) * GSD)
-    steps = np.rint(np.minimum(metres / separation.CLIP_M, 1) * separation.DISTANCE_STEPS)
+    steps = np.rint(np.minimum(metres / targets.CLIP_M, 1) * separation.DISTANCE_STEPS)
     return numbers, steps.astype(np.uint8)
 
 

@@ -29,7 +29,7 @@ def together(given: tuple[Batch]) -> np.ndarray:
 
 def test_batches_are_the_seed_s_in_whatever_order_and_thread(made):
     expected = epoch(crops(made))
-    assert expected[0].shape == (3, 24, 24, 4)
+    assert expected[0].shape == (3, 24, 24, 5)
     assert expected[0].dtype == np.uint8
     backwards = crops(made)
     np.testing.assert_array_equal([together(backwards[n]) for n in reversed(range(len(backwards)))][::-1], expected)
@@ -101,7 +101,7 @@ def chip_with(at: tuple[int, int], *, height: int, width: int) -> Chip:
     image, label = np.zeros((height, width, 3), np.uint8), np.zeros((height, width), np.uint8)
     image[..., 0], image[..., 1] = np.indices((height, width))
     label[at] = 1
-    return Chip(image, label)
+    return Chip(image, label, label * np.uint8(70))
 
 
 @pytest.mark.parametrize("at", [(0, 0), (63, 63), (30, 5), (10, 50)])
@@ -124,8 +124,17 @@ def test_the_middle_of_a_crop_is_from_the_chip_and_its_surroundings_where_there_
         np.testing.assert_array_equal(found.image[5:21, 5:21], chip.image[row : row + 16, col : col + 16])
         around = np.pad(chip.label, 5, constant_values=INVALID)[row : row + 26, col : col + 26]
         np.testing.assert_array_equal(found.label, around)
+        np.testing.assert_array_equal(found.targets, np.where(around == 1, 70, 0))
         assert not found.image[around == INVALID].any()
     assert at_building or {(0, 0), (24, 0), (0, 48), (24, 48)} < firsts  # its corners too are in the middle of some
+
+
+def test_chips_without_targets_are_refused():
+    chip = chip_with((3, 3), height=8, width=8)._replace(targets=None)
+    with pytest.raises(InputError, match=r"these chips were cut by an earlier version, .* run `prepare` again"):
+        dataset.stack([chip])
+    with pytest.raises(InputError, match="run `prepare` again"):
+        dataset.crop(chip, side=4, inner=4, at_building=True, draw=np.random.default_rng(0))
 
 
 def test_crops_come_from_everywhere():
@@ -138,7 +147,7 @@ def test_crops_come_from_everywhere():
 
 @pytest.mark.parametrize("at_building", [True, False])
 def test_no_crop_is_without_anything_valid(at_building):
-    chip = Chip(np.full((64, 64, 3), 255, np.uint8), np.full((64, 64), INVALID, np.uint8))
+    chip = Chip(np.full((64, 64, 3), 255, np.uint8), np.full((64, 64), INVALID, np.uint8), np.zeros((64, 64), np.uint8))
     chip.label[60:, :4] = 0
     for seed in range(30):
         found = dataset.crop(chip, side=24, inner=16, at_building=at_building, draw=np.random.default_rng(seed))

@@ -103,8 +103,8 @@ def test_the_weights_are_those_of_the_best_epoch_and_its_iou_is_pooled(fitted, m
     network, best_epoch, best, figures = fitted
     assert best == max(epoch["val_iou"] for epoch in figures) == figures[best_epoch - 1]["val_iou"]
     images, coded = dataset.stack([chip_set.read(made.folder, row) for row in made.select("validation").itertuples()])
-    predicted = network.predict_on_batch(images) >= 0
-    label, valid = coded == 1, coded != 255
+    predicted = network.predict_on_batch(images)[..., 0] >= 0
+    label, valid = coded[..., 0] == 1, coded[..., 0] != 255
     iou = (predicted & label).sum() / ((predicted | label) & valid).sum()
     assert best == pytest.approx(iou, abs=1e-4)
     assert best > 0.5

@@ -25,7 +25,7 @@ def picture(height: int, width: int) -> np.ndarray:
 def test_every_pixel_gets_a_logit_and_a_probability(network, height, width):
     logits = network.predict_on_batch(picture(height, width))
     probability = networks.with_probability(network).predict_on_batch(picture(height, width))
-    assert logits.shape == probability.shape == (1, height, width, 1)
+    assert logits.shape == probability.shape == (1, height, width, 4)
     assert logits.dtype == probability.dtype == np.float32
     np.testing.assert_allclose(probability, 1 / (1 + np.exp(-logits)), atol=1e-4)
 
@@ -111,7 +111,7 @@ def test_encoders_of_keras_give_features_at_four_or_five_scales(encoder, skips):
     assert [network.get_layer(f"decoder{n}_skip").input[1].shape[-1] for n in range(len(skips))] == skips
     assert network.input.dtype == "uint8"
     found = network.predict_on_batch(picture(64, 96))
-    assert found.shape == (1, 64, 96, 1)
+    assert found.shape == (1, 64, 96, 4)
     assert np.isfinite(found).all()
     assert found.std() > 0
     coarser = fit.training_copy(network, "bfloat16").predict_on_batch(picture(64, 96))
@@ -125,7 +125,7 @@ def test_encoders_of_keras_give_features_at_four_or_five_scales(encoder, skips):
 def test_a_pyramid_does_without_features_at_half_of_the_size():
     network = networks.build(architecture="fpn", encoder="convnext-tiny", pretrained=False)
     found = network.predict_on_batch(picture(64, 96))
-    assert found.shape == (1, 64, 96, 1)
+    assert found.shape == (1, 64, 96, 4)
     assert found.std() > 0
 
 
@@ -151,7 +151,7 @@ def test_images_of_any_size_are_those_with_repeated_edges(network, height, width
     images = np.concatenate([picture(height, width), 255 - picture(height, width)])
     padded = np.pad(images, ((0, 0), (0, -height % 32), (0, -width % 32), (0, 0)), mode="edge")
     found = networks.for_any_size(model).predict_on_batch(images)
-    assert found.shape == (2, height, width, 1)
+    assert found.shape == (2, height, width, 4)
     np.testing.assert_allclose(found, model.predict_on_batch(padded)[:, :height, :width], atol=1e-5)
 
 
