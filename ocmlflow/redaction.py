@@ -28,5 +28,5 @@ _ADDRESS = re.compile(
     r"(://)"  # of any scheme: those of databases have passwords too
     # Passwords that are not quoted may hold @, / and ?, ports may not. A text may hold several addresses.
     r"(?:[^\s/@:\[\"']*:(?!\d{2,5}(?:[/?\s,\"']|$))(?:(?!://)\S)*@|[^\s/,]*@)?"
-    r"((?:(?!://)[^\s?])*)(?:\?(?!workflowType=)\S*)?"  # this one begins the queries of MLflow's own page
+    r"((?:(?!://)[^\s?])*)(?:\?(?!workflowType=|runs=%5B)\S*)?"  # queries of MLflow's own page
 )

@@ -71,7 +71,8 @@ def log_card(
     example = [run_pages.picture_markdown(f"pictures/median-{chip['id']}.jpg") for chip in shown["Median chips"][:1]]
     runs.describe("\n\n".join([f"**{card.name}**. {headline(card)} {verdict}", *example]))
     places = " ".join(sorted(set(card.pixels.rows.place)))
-    run_pages.name_run("evaluate", f"{card.name} {rules.split} {places}", score=run_pages.score(card.counts.iou))
+    test = "test of " if rules.split == "test" else ""
+    run_pages.name_run("evaluate", f"{test}{places} {card.name}", score=run_pages.score(card.counts.iou))
 
 
 def _log_examples(card: Scorecard) -> dict[str, list[dict[str, Any]]]:

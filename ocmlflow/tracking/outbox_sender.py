@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -22,6 +23,7 @@ from ocmlflow.redaction import redact
 from ocmlflow.storage import s3
 from ocmlflow.tracking import limits, outbox
 from ocmlflow.tracking.outbox import RefusedError, UndeliveredError
+from ocmlflow.training import keras_file
 
 log = logging.getLogger(__name__)
 
@@ -230,7 +232,7 @@ def _log_keras(run_id: str, file: Path, facts: Mapping[str, Any], title: str) ->
     requirements = [f"keras=={keras.__version__}", f"numpy=={np.__version__}", "tensorflow>=2.20,<3"]
     info = mlflow.models.Model.log(
         None,
-        mlflow.keras,
+        SimpleNamespace(save_model=_save_portable),
         name=title,
         run_id=run_id,
         step=-1,  # MLflow copies what a run logs at the model's step to the model: no system metrics there
@@ -240,6 +242,12 @@ def _log_keras(run_id: str, file: Path, facts: Mapping[str, Any], title: str) ->
         metadata=dict(facts),
     )
     return str(info.model_uri)
+
+
+def _save_portable(path: str, **more: Any) -> None:
+    """Save a model as `mlflow.keras` does, in a Keras file that older versions of Keras load too."""
+    mlflow.keras.save_model(path=path, **more)
+    keras_file.make_portable(Path(path, "data", "model.keras"))
 
 
 _SENDERS: dict[str, Callable[[str, Mapping[str, Any], Path], None]] = {

@@ -9,7 +9,7 @@ from mlflow.entities import Run
 from ocmlflow.redaction import redact
 
 _VIEW = "workflowType=machine_learning"
-"""MLflow's page shows nothing of these runs in its other view. First in a query, which `redact` then leaves."""
+"""MLflow's page shows nothing of these runs in its other view."""
 
 
 def run_page(run: Run) -> str:
@@ -20,9 +20,9 @@ def run_page(run: Run) -> str:
 
 def comparison_page(*runs: Run) -> str:
     """Address of the page that compares runs; empty where the tracking server has no pages."""
-    server = _server()
+    server = _server()  # the page finds `runs` only where it comes first in the query
     ids, experiments = [run.info.run_id for run in runs], sorted({run.info.experiment_id for run in runs})
-    return server and f"{server}/#/compare-runs?{_VIEW}&runs={_as_json(ids)}&experiments={_as_json(experiments)}"
+    return server and f"{server}/#/compare-runs?runs={_as_json(ids)}&experiments={_as_json(experiments)}&{_VIEW}"
 
 
 def _as_json(ids: list[str]) -> str:

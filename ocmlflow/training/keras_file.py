@@ -1,4 +1,4 @@
-"""Checks that a Keras file is whole before Keras loads it, and says why one does not load: version, unsafe, layers."""
+"""Makes Keras files such that other versions load them, checks them, and says why one does not load."""
 
 import json
 import re
@@ -6,6 +6,7 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 from ocmlflow.errors import InputError
 
@@ -13,6 +14,39 @@ PARTS = ("config.json", "metadata.json", "model.weights.h5")
 """Files in the archive that a Keras file is (https://keras.io/guides/serialization_and_saving)."""
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError)
 """What zipfile raises for a damaged archive."""
+
+
+def make_portable(file: Path) -> None:
+    """Change the Keras file of a trained model such that older versions of Keras load it too.
+
+    It then has no initializers, which a trained model does not need: Keras 3.15 writes `input_axes` for them, and older
+    versions refuse that. Nor has it the options of batch renormalization, of 3.14, where that is off.
+    """
+    with zipfile.ZipFile(file) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    parts["config.json"] = json.dumps(_for_older_versions(json.loads(parts["config.json"]))).encode()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+
+
+def _for_older_versions(config: Any) -> Any:
+    """The configuration of a model, where all weights begin with zeros, and without what is off."""
+    if isinstance(config, list):
+        return [_for_older_versions(part) for part in config]
+    if not isinstance(config, dict):
+        return config
+    zeros: dict[str, Any] = {
+        "module": "keras.initializers",
+        "class_name": "Zeros",
+        "config": {},
+        "registered_name": None,
+    }
+    return {
+        name: zeros if name.endswith("_initializer") and part is not None else _for_older_versions(part)
+        for name, part in config.items()
+        if not (name.startswith("renorm") and not config.get("renorm"))
+    }
 
 
 def check(file: Path, name: str) -> None:

@@ -96,7 +96,7 @@ def test_promotion_follows_its_rule(line, caplog):
     assert figures["champion/difference"] == pytest.approx(figures["iou"] - figures["champion/iou"], abs=1e-9)
     assert figures["champion/difference_low"] <= figures["champion/difference"] <= figures["champion/difference_high"]
     assert "margin 0.1" in better.data.tags["mlflow.note.content"]
-    assert better.info.run_name == "1.000 evaluate towns version 2 validation kam"
+    assert better.info.run_name == "1.000 evaluate kam towns version 2"
     card = client.get_model_version(NAME, "2").description
     assert card.startswith("IoU 1.000. towns version 2 is better on these chips")
     assert "It becomes champion; no place of the champion's own validation ground loses." in card

@@ -1,5 +1,7 @@
 """Damaged files of registered models are named as damaged, not called unsafe."""
 
+import re
+import zipfile
 from argparse import Namespace
 from pathlib import Path
 
@@ -91,6 +93,11 @@ def test_a_damaged_evaluation_is_named(store):
     ):
         registry.load_model(URI)
     path.unlink()
+
+
+def test_a_registered_model_holds_no_initializers(store):
+    with zipfile.ZipFile(store.folder / "data" / "model.keras") as archive:
+        assert not re.search("input_axes|GlorotUniform", archive.read("config.json").decode())
 
 
 @pytest.mark.parametrize("name", ["Gebäude & Dächer (2)", "a.b-c_d", "two words", "x" * 250, "[a]*;=!<>|~$"])

@@ -3,6 +3,7 @@ import re
 import zipfile
 
 import keras
+import numpy as np
 import pytest
 
 from ocmlflow.errors import InputError
@@ -81,3 +82,21 @@ def load_error_of(file):
     except (TypeError, ValueError) as error:
         return keras_file.load_error(file, "model m", error)
     pytest.fail("it loads")
+
+
+@pytest.mark.filterwarnings("default")  # Keras and numpy on __array__
+def test_a_portable_model_is_the_same_and_holds_nothing_that_older_versions_refuse(tmp_path):
+    """Keras 3.14 refuses `input_axes` of initializers, 3.12 the options of batch renormalization."""
+    image = keras.Input((None, None, 3))
+    inner = keras.Sequential([keras.layers.Conv2D(4, 3, padding="same"), keras.layers.BatchNormalization()], name="in")
+    model = keras.Model(image, keras.layers.DepthwiseConv2D(1)(inner(image)))
+    model.save(tmp_path / "model.keras")
+    keras_file.make_portable(tmp_path / "model.keras")
+    keras_file.check(tmp_path / "model.keras", "model m")
+    with zipfile.ZipFile(tmp_path / "model.keras") as archive:
+        config = archive.read("config.json").decode()
+    assert "kernel_initializer" in config
+    assert not re.search("input_axes|GlorotUniform|renorm", config)
+    pixels = np.random.default_rng(0).random((2, 8, 9, 3), np.float32)
+    loaded = keras.saving.load_model(tmp_path / "model.keras", compile=False, safe_mode=True)
+    assert np.array_equal(loaded.predict(pixels, verbose=0), model.predict(pixels, verbose=0))
