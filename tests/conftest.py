@@ -73,6 +73,7 @@ SLOW = (
     "launch/test_launcher",
     "pipeline/test_api",
     "pipeline/test_compare",
+    "pipeline/test_git_address",
     "pipeline/test_main",
     "pipeline/test_moved_models",
     "pipeline/test_predict",

@@ -127,6 +127,7 @@ ORDER = {
         "page_addresses",
         "runs",
         "run_pages",
+        "project_runs",
         "child_runs",
         "run_artifacts",
         "run_search",

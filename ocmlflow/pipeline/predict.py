@@ -71,6 +71,7 @@ def run(options: PredictOptions) -> list[SceneMap]:
         _predict_share(options, *options.share)
         return []
     with runs.run("predict", parameters(options)):
+        work_folder.check_kept(options.output)
         work_folder.check_writable(options.output)
         setup = prediction_setup.set_up(options)
         runs.set_tags({"ocmlflow.model": setup.model_names, "ocmlflow.model.run": setup.models[0].facts.run})
@@ -87,6 +88,7 @@ def run(options: PredictOptions) -> list[SceneMap]:
         maps |= {name: _scene_map(mark["map"]) for name, mark in marks.items()}
         found = [maps[scene.id] for scene in setup.scenes]
         _log(found, f"{len(found)} scenes of `{options.images}` by **{setup.model_names}**, in `{options.output}`")
+        log.info("done: maps are in %s", hrefs.absolute(options.output))
         return found
 
 

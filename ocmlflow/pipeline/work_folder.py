@@ -12,6 +12,7 @@ from portalocker import LockFlags
 
 from ocmlflow.errors import InputError
 from ocmlflow.storage import hrefs
+from ocmlflow.tracking import project_runs
 
 
 @contextmanager
@@ -46,6 +47,16 @@ def check_writable(output: str) -> None:
         hrefs.check_writable(output)
     except OSError as error:
         raise InputError(str(error)) from error
+
+
+def check_kept(output: str) -> None:
+    """Raise InputError where the output of the active run would lie in a temporary copy of the code."""
+    checkout = project_runs.temporary_checkout()
+    if checkout and Path(hrefs.absolute(output)).is_relative_to(checkout):
+        raise InputError(
+            f"output={output} would lie in {checkout}, where `mlflow run` put a copy of the code for this run alone: "
+            f"give a whole path or an address, such as output=$PWD/{Path(output).name}"
+        )
 
 
 def check_visible(folder: Path, scheduler: str | None, executor: Executor) -> None:
