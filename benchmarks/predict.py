@@ -251,6 +251,7 @@ def settings(gsd: float, multiple: int) -> MapSettings:
         aoi=None,
         collar_m2=OWN.collar_m2,
         stretch=None,
+        separate=OWN.separate,
         squared=False,
         skip_unreadable=False,
     )

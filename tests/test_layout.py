@@ -101,6 +101,7 @@ ORDER = {
         "outlines",
         "vector_files",
         "map_writer",
+        "building_writer",
         "scene_map",
         "output",
         "submission",

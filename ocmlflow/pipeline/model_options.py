@@ -222,6 +222,11 @@ class PredictOptions(Options):
         low=0,
         metavar="M2",
     )
+    separate: bool = option(
+        True,
+        "Give buildings that touch a footprint each; false: one for all that is connected. The masks do not change.",
+        group="quality",
+    )
     squared: bool = option(
         False, "Make the corners of footprints right angles. The masks do not change.", group="output"
     )

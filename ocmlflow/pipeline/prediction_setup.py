@@ -103,6 +103,7 @@ def _settings(options: PredictOptions, models: list[Model]) -> MapSettings:
         aoi=catalog.read_area(options.aoi) if options.aoi else None,
         collar_m2=options.collar_m2,
         stretch=stretching.parse(options.stretch),
+        separate=options.separate,
         squared=options.squared,
         skip_unreadable=options.skip_unreadable,
     )

@@ -71,7 +71,8 @@ def _separated(evidence: Evidence, seen: Window, window: Window, *, gsd: float, 
     bottom, right = top + window.height, left + window.width
     core = np.s_[top:bottom, left:right]
     labels = separation.separate(_mask(evidence, threshold), evidence.distance, gsd=gsd)
-    labels = separation.smooth(labels, gsd=gsd)
+    # What the network says where there is no imagery must not count.
+    labels = np.where(evidence.valid, separation.smooth(labels, gsd=gsd), 0)
     return LabelBlock(
         window,
         evidence.percents[core],

@@ -19,10 +19,9 @@ from rasterio.windows import Window
 from shapely.geometry.base import BaseGeometry
 
 from ocmlflow.chips import labels
-from ocmlflow.prediction import polygonize, scene_tiles, tile_store
-from ocmlflow.prediction.polygonize import LabelBlock
+from ocmlflow.prediction import scene_tiles, tile_store
 from ocmlflow.prediction.scene_tiles import CACHE, TilePlan
-from ocmlflow.scenes import geobox, geotiff, partial_read, raster, windows
+from ocmlflow.scenes import geobox, geotiff, image_file, partial_read, raster, windows
 from ocmlflow.scenes.geobox import GeoBox
 from ocmlflow.scenes.raster import SceneImage
 from ocmlflow.scenes.windows import Tile
@@ -31,10 +30,12 @@ NODATA = 255
 """Value of both rasters where the scene has no imagery."""
 BLOCK = 2 * geotiff.TILE
 """Side of the blocks held in memory, in pixels of the map or, where those are larger, of the model."""
+UNREADABLE_REACH = 2
+"""Pixels of the model around a part that cannot be read which count as unreadable too."""
 
 
 class Watermark:
-    """The row of the model grid above which a scene is predicted, for a thread that waits for it."""
+    """The row of the model grid above which a scene is predicted, for threads that wait for it."""
 
     def __init__(self, pending: Iterable[Tile], height: int) -> None:
         self._pending = deque(pending)
@@ -49,13 +50,13 @@ class Watermark:
             self._predicted.add(tile)
             while self._pending and self._pending[0] in self._predicted:
                 self._predicted.remove(self._pending.popleft())
-            self._changed.notify()
+            self._changed.notify_all()
 
     def close(self) -> None:
-        """End the wait of the other thread: no more tiles come."""
+        """End the wait of the other threads: no more tiles come."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
+            self._changed.notify_all()
 
     def wait(self, row: int) -> None:
         """Wait until everything above this row is predicted; RuntimeError if it never will be."""
@@ -110,15 +111,14 @@ class MapRasters:
         self._threshold = threshold
         self._mask_nodata = np.uint8(mask_nodata)
 
-    def write(self, block: MapBlock) -> LabelBlock:
-        """Write a block to both rasters; returns the connected components of its mask."""
+    def write(self, block: MapBlock) -> None:
+        """Write a block to both rasters."""
         valid = block.valid
         building = (block.percents >= self._threshold) & valid
         self._probability.write(np.where(valid, block.percents, np.uint8(NODATA)), 1, window=block.window)
         self._mask.write(np.where(valid, building.view(np.uint8), self._mask_nodata), 1, window=block.window)
         self.pixels += int(np.count_nonzero(valid))
         self.building_pixels += int(np.count_nonzero(building))
-        return polygonize.mask_block(block.window, block.percents, building)
 
 
 @contextmanager
@@ -161,7 +161,26 @@ def blocks(job: MapJob, watermark: Watermark) -> Iterator[MapBlock]:
             percents = tile_store.resampled_percents(read_tiles, plan.model_grid, job.map_grid, window)
             is_same_grid = plan.model_grid == job.map_grid
             valid = read_tiles(window).valid if is_same_grid else _imagery(plan, image, window)
-            yield MapBlock(window, percents, valid & _inside_area(job, window, area) & _readable(job, window))
+            counts = inside_area(job.map_grid, window, area) & readable(job, job.map_grid, window)
+            yield MapBlock(window, percents, valid & counts)
+
+
+def inside_area(grid: GeoBox, window: Window, area: BaseGeometry | None) -> np.ndarray | np.bool_:
+    """(height, width) bool: inside the area of interest, given in the grid's CRS."""
+    return np.True_ if area is None else _rasterize(gpd.GeoSeries([area], crs=grid.crs), grid, window)
+
+
+def readable(job: MapJob, grid: GeoBox, window: Window) -> np.ndarray | np.bool_:
+    """(height, width) bool: where the image could be read, on a window of the map's or the model's grid."""
+    if not job.unreadable:
+        return np.True_
+    model_grid = job.plan.model_grid
+    # Resampling mixes the probabilities of neighbours: those next to an unreadable window are left out too.
+    reach_m = UNREADABLE_REACH * job.plan.settings.gsd
+    outlines = [
+        shapely.Polygon(model_grid.corners(part)).buffer(reach_m, join_style="mitre") for part in job.unreadable
+    ]
+    return ~_rasterize(gpd.GeoSeries(outlines, crs=model_grid.crs).to_crs(grid.crs), grid, window)
 
 
 def _block_size(job: MapJob) -> int:
@@ -179,23 +198,8 @@ def _imagery(plan: TilePlan, image: SceneImage, window: Window) -> np.ndarray:
     return valid
 
 
-def _inside_area(job: MapJob, window: Window, area: BaseGeometry | None) -> np.ndarray | np.bool_:
-    """(height, width) bool: inside the area of interest, given in the map's CRS."""
-    return np.True_ if area is None else _rasterize(gpd.GeoSeries([area], crs=job.map_grid.crs), job, window)
-
-
-def _readable(job: MapJob, window: Window) -> np.ndarray | np.bool_:
-    """(height, width) bool: where the image could be read."""
-    if not job.unreadable:
-        return np.True_
-    grid = job.plan.model_grid
-    # Resampling mixes the probabilities of neighbours: those next to an unreadable window are left out too.
-    reach_m = 2 * job.plan.settings.gsd
-    outlines = [shapely.Polygon(grid.corners(part)).buffer(reach_m, join_style="mitre") for part in job.unreadable]
-    return ~_rasterize(gpd.GeoSeries(outlines, crs=grid.crs).to_crs(job.map_grid.crs), job, window)
-
-
-def _rasterize(polygons: gpd.GeoSeries, job: MapJob, window: Window) -> np.ndarray:
-    """(height, width) bool: the pixels of a window of the map whose centres lie in a polygon."""
-    transform = job.map_grid.transform @ Affine.translation(window.col_off, window.row_off)
-    return labels.rasterize(polygons, transform, height=int(window.height), width=int(window.width)) == 1
+def _rasterize(polygons: gpd.GeoSeries, grid: GeoBox, window: Window) -> np.ndarray:
+    """(height, width) bool: the pixels of a window of the grid whose centres lie in a polygon."""
+    transform = grid.transform @ Affine.translation(window.col_off, window.row_off)
+    with image_file.ignore_missing_georeference():  # rasterio changes the warning filters of all threads
+        return labels.rasterize(polygons, transform, height=int(window.height), width=int(window.width)) == 1

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import numpy as np
 import shapely
@@ -12,6 +13,7 @@ from shapely.geometry.base import BaseGeometry
 
 from ocmlflow.prediction import block_join
 from ocmlflow.prediction.block_join import BlockJoiner
+from ocmlflow.scenes import image_file
 
 MAX_HOLES = 2000
 """Outlines with more holes are noise and are not simplified, which takes time by the square of their number."""
@@ -120,7 +122,10 @@ def _parts(block: LabelBlock) -> Iterator[tuple[int, _Part]]:
     pixels = np.bincount(building_labels)
     percent_sums = np.bincount(building_labels, weights=block.percents[building])
     to_scene = Affine.translation(block.window.col_off, block.window.row_off)
-    for geometry, value in shapes(block.labels, mask=building, connectivity=4, transform=to_scene):
+    geometries = shapes(block.labels, mask=building, connectivity=4, transform=to_scene)
+    with image_file.ignore_missing_georeference():  # rasterio changes the warning filters of all threads as it starts
+        first = list(islice(geometries, 1))
+    for geometry, value in chain(first, geometries):
         label = int(value)
         yield label, _Part(_polygon(geometry["coordinates"]), int(pixels[label]), int(percent_sums[label]))
 

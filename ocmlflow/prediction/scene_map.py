@@ -1,6 +1,6 @@
 """Maps one scene: predicts its tiles, and writes rasters, footprints and an overview picture."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,9 +13,8 @@ from shapely.geometry.base import BaseGeometry
 
 from ocmlflow import pictures
 from ocmlflow.errors import InputError
-from ocmlflow.prediction import map_writer, polygonize, preflight, scene_tiles, tile_store, vector_files
+from ocmlflow.prediction import building_writer, map_writer, preflight, scene_tiles, tile_store, vector_files
 from ocmlflow.prediction.map_writer import MapJob, MapRasters, Watermark
-from ocmlflow.prediction.polygonize import LabelBlock
 from ocmlflow.prediction.scene_tiles import CACHE, MapSettings, PredictFactory, TilePlan
 from ocmlflow.prediction.vector_files import FootprintTotals
 from ocmlflow.progress import Progress
@@ -69,9 +68,9 @@ def map_scene(
 ) -> MapFiles:
     """Predict a scene of any size, in this process or on an executor's workers, and write its files under `folder`.
 
-    The scene is resampled to the model's resolution as it is read, tile by tile. A second thread follows down the
-    scene: it resamples the probabilities to the grid of the map in blocks, and traces the footprints. Memory holds a
-    few tiles, one block, and the outlines of buildings that reach the last row of blocks.
+    The scene is resampled to the model's resolution as it is read, tile by tile. Two threads follow down the scene:
+    one resamples the probabilities to the grid of the map in blocks, the other finds the footprints on the model's
+    grid. Memory holds a few tiles, a block of each, and the outlines of buildings that reach the last row of blocks.
 
     `plan` is the scene's, where it is known already. Tiles that an earlier call has predicted in the same folder are
     not predicted again, as long as the `tiles` of MapFiles are there. Raises InputError where the scene cannot be read,
@@ -86,92 +85,72 @@ def map_scene(
         tiles = scene_tiles.predict_on_workers(plan, network, progress, executor)
     else:
         tiles = scene_tiles.predict(plan, network, progress)
-    with ThreadPoolExecutor(1) as thread:
-        writing = thread.submit(_write_map, job, watermark, folder)
+    probability, mask = (folder / f"{scene.id}-{kind}.tif" for kind in ("probability", "mask"))
+    footprints = folder / f"{scene.id}.parquet" if plan.is_georeferenced else None
+    with ThreadPoolExecutor(2) as threads:
+        writing_rasters = threads.submit(_write_rasters, job, watermark, probability, mask)
+        writing_footprints = threads.submit(_write_footprints, job, watermark, footprints)
         try:
             with closing(tiles):
                 for tile, unreadable in tiles:
                     job.unreadable.extend(unreadable)
                     watermark.advance(tile)
-                    if writing.done() and not watermark.is_complete:
-                        break  # it has failed
+                    for writing in (writing_rasters, writing_footprints):
+                        if writing.done():
+                            writing.result()  # raises what has ended it too early
         finally:
             watermark.close()
-        return writing.result()
-
-
-def _write_map(job: MapJob, watermark: Watermark, folder: Path) -> MapFiles:
-    """Write the files of a scene while its tiles are being predicted."""
-    name = job.plan.scene.id
-    probability = folder / f"{name}-probability.tif"
-    mask = folder / f"{name}-mask.tif"
-    footprints = None
-    if job.plan.is_georeferenced:
-        footprints = folder / f"{name}.parquet"
-        rasters, totals = _write_georeferenced(job, watermark, probability, mask, footprints)
-    else:
-        rasters, totals = _write_plain(job, watermark, probability, mask), FootprintTotals(0, 0.0)
+    rasters, totals = writing_rasters.result(), writing_footprints.result()
     unreadable = sorted(set(job.unreadable), key=lambda window: window.toranges())  # tiles come in any order
     return MapFiles(
         probability=probability,
         mask=mask,
         footprints=footprints,
-        overview=_write_overview(job, mask, folder / f"{name}.jpg"),
-        tiles=job.plan.tile_folder,
+        overview=_write_overview(job, mask, folder / f"{scene.id}.jpg"),
+        tiles=plan.tile_folder,
         pixels=rasters.pixels,
         building_pixels=rasters.building_pixels,
         buildings=totals.buildings,
         area_m2=totals.area_m2,
-        outline=geobox.outline(job.map_grid, preflight.whole_window(job.map_grid)),
-        unreadable=[geobox.outline(job.plan.model_grid, window) for window in unreadable],
+        outline=geobox.outline(map_grid, preflight.whole_window(map_grid)),
+        unreadable=[geobox.outline(plan.model_grid, window) for window in unreadable],
     )
 
 
-def _write_plain(job: MapJob, watermark: Watermark, probability: Path, mask: Path) -> MapRasters:
-    """Write plain TIFFs of a scene without a georeference."""
-    with map_writer.open_rasters(job, probability=probability, mask=mask) as rasters:
-        for block in map_writer.blocks(job, watermark):
-            rasters.write(block)
-    for path in (probability, mask):
-        geotiff.check_complete(path)
-    return rasters
-
-
-def _write_georeferenced(
-    job: MapJob, watermark: Watermark, probability: Path, mask: Path, footprints: Path
-) -> tuple[MapRasters, FootprintTotals]:
-    """Write the rasters as COGs, and the footprints in all formats."""
-    plain_probability = probability.with_name(f"{probability.stem}-plain.tif")
-    plain_mask = mask.with_name(f"{mask.stem}-plain.tif")
-    with map_writer.open_rasters(job, probability=plain_probability, mask=plain_mask) as rasters:
-        masks = map(rasters.write, map_writer.blocks(job, watermark))
-        totals = _write_footprints(job, masks, footprints)
-    for suffix in vector_files.DRIVERS:
-        copy = footprints.with_suffix(suffix)
-        copy.unlink(missing_ok=True)  # left by an interrupted call; GDAL would add to it
-        vector_files.convert(footprints, copy)
+def _write_rasters(job: MapJob, watermark: Watermark, probability: Path, mask: Path) -> MapRasters:
+    """Write the rasters of a scene: COGs, or plain TIFFs without a georeference."""
+    if not job.plan.is_georeferenced:
+        rasters = _write_plain(job, watermark, probability, mask)
+        for path in (probability, mask):
+            geotiff.check_complete(path)
+        return rasters
+    plain_probability, plain_mask = (path.with_name(f"{path.stem}-plain.tif") for path in (probability, mask))
+    rasters = _write_plain(job, watermark, plain_probability, plain_mask)
     geotiff.write_cog(plain_probability, probability, overviews=Resampling.average)
     plain_probability.unlink()
     geotiff.write_cog(plain_mask, mask, overviews=Resampling.nearest)
     plain_mask.unlink()
-    return rasters, totals
+    return rasters
 
 
-def _write_footprints(job: MapJob, masks: Iterator[LabelBlock], path: Path) -> FootprintTotals:
-    """Trace the masks of all blocks, and write the footprints as GeoParquet."""
-    settings = job.plan.settings
-    frames = vector_files.frames(
-        polygonize.trace(masks),
-        job.map_grid,
-        scene=job.plan.scene.id,
-        # One pixel of the model, in pixels of the map: detail below it comes from interpolation.
-        tolerance=max(1.0, settings.gsd / geobox.gsd(job.map_grid)),
-        min_area_m2=settings.min_area_m2,
-        min_hole_m2=settings.min_hole_m2,
-        # The model grid's CRS is in metres, whatever the scene's own.
-        squared_in=job.plan.model_grid.crs if settings.squared else None,
-    )
-    return vector_files.write(frames, path)
+def _write_plain(job: MapJob, watermark: Watermark, probability: Path, mask: Path) -> MapRasters:
+    """Write the rasters of a scene as plain TIFFs while its tiles are being predicted."""
+    with map_writer.open_rasters(job, probability=probability, mask=mask) as rasters:
+        for block in map_writer.blocks(job, watermark):
+            rasters.write(block)
+    return rasters
+
+
+def _write_footprints(job: MapJob, watermark: Watermark, path: Path | None) -> FootprintTotals:
+    """Write the footprints of a scene in all formats while its tiles are being predicted; no path, none."""
+    if path is None:
+        return FootprintTotals(0, 0.0)
+    totals = building_writer.write(job, watermark, path)
+    for suffix in vector_files.DRIVERS:
+        copy = path.with_suffix(suffix)
+        copy.unlink(missing_ok=True)  # left by an interrupted call; GDAL would add to it
+        vector_files.convert(path, copy)
+    return totals
 
 
 def _write_overview(job: MapJob, mask: Path, picture: Path) -> Path | None:

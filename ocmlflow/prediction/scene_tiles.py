@@ -66,6 +66,8 @@ class MapSettings:
     """Areas of one colour at the edge count as no imagery from so many square metres on; 0 keeps them."""
     stretch: Stretch | None
     """Brings images of other than 8 bits to 0 to 255."""
+    separate: bool
+    """Whether buildings that touch are told apart; otherwise they are one footprint."""
     squared: bool
     """Whether footprints are made right-angled."""
     skip_unreadable: bool
