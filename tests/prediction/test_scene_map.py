@@ -594,6 +594,31 @@ def test_buildings_that_touch_get_a_footprint_each_and_the_mask_stays(tmp_path):
     assert apart.area_m2 == pytest.approx(joined.area_m2, rel=0.05)  # corners are rounded
 
 
+def red_and_blue() -> Predict:
+    """A network that takes red for the probability of building, and blue for the distance to its own edge."""
+    return lambda images: images[..., ::2] / np.float32(255)
+
+
+def row_of_houses() -> np.ndarray:
+    """Houses wall to wall, which only the distance to their own edges tells apart."""
+    image = noise(300, 260)
+    image[..., 2] = 0
+    image[100:180, 20:240, 0] = 230
+    ramp = np.minimum(np.arange(80), np.arange(80)[::-1])
+    for start, stop in ((20, 80), (80, 150), (150, 240)):
+        across = np.minimum(np.arange(stop - start), np.arange(stop - start)[::-1])
+        image[100:180, start:stop, 2] = np.minimum(np.minimum.outer(ramp, across) * 255 // 20, 255)
+    return image
+
+
+def test_the_learned_distance_tells_houses_apart_that_share_a_wall(tmp_path):
+    href = write_image(tmp_path / "a.tif", row_of_houses())
+    made = draw(href, tmp_path / "out", separate=True, network=red_and_blue)
+    assert made.buildings == 3
+    widths = sorted(outline.bounds[2] - outline.bounds[0] for outline in footprints(made).geometry)
+    assert widths == pytest.approx([6, 7, 9], abs=0.3)
+
+
 @pytest.mark.parametrize("crs", [CRS, "EPSG:4326", "EPSG:32636"])
 def test_footprints_are_the_same_whatever_the_grid_of_the_map(tmp_path, crs):
     transform = {CRS: TRANSFORM, "EPSG:32636": wrong_zone()}.get(crs, Affine(GSD / 111_320, 0, 3, 0, -GSD / 111_320, 1))
@@ -604,12 +629,13 @@ def test_footprints_are_the_same_whatever_the_grid_of_the_map(tmp_path, crs):
     assert own.to_crs(model.crs).geom_equals_exact(model, 1e-4).all()
 
 
+@pytest.mark.parametrize(("network", "scenery"), [(brightness, terrace), (red_and_blue, row_of_houses)])
 def test_maps_of_separated_buildings_are_the_same_with_windows_of_any_size_after_kills_and_on_workers(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, network, scenery
 ):
     monkeypatch.setattr(instances, "BLOCK", 128)
-    href = write_image(tmp_path / "a.tif", np.tile(terrace(), (2, 2, 1)), np.tile(hole(300, 260), (2, 2)))
-    whole = draw(href, tmp_path / "whole", separate=True, size=1024)
+    href = write_image(tmp_path / "a.tif", np.tile(scenery(), (2, 2, 1)), np.tile(hole(300, 260), (2, 2)))
+    whole = draw(href, tmp_path / "whole", separate=True, size=1024, network=network)
     assert whole.buildings > 10
     calls = []
 
@@ -617,13 +643,13 @@ def test_maps_of_separated_buildings_are_the_same_with_windows_of_any_size_after
         calls.append(len(images))
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return bright(images)
+        return network()(images)
 
     with pytest.raises(KeyboardInterrupt):
         draw(href, tmp_path / "killed", separate=True, size=160, network=lambda: breaking)
-    killed = draw(href, tmp_path / "killed", separate=True, size=160)
+    killed = draw(href, tmp_path / "killed", separate=True, size=160, network=network)
     with executors.executor(2, None) as executor:
-        spread = draw(href, tmp_path / "spread", separate=True, size=96, executor=executor)
+        spread = draw(href, tmp_path / "spread", separate=True, size=96, network=network, executor=executor)
     for made in (killed, spread):
         for name in FILES - {"one.jpg"}:
             assert (made.mask.parent / name).read_bytes() == (whole.mask.parent / name).read_bytes(), name
