@@ -110,6 +110,7 @@ ORDER = {
         "metrics",
         "calibration",
         "object_matching",
+        "building_matching",
         "external_masks",
         "predictions",
         "scores",

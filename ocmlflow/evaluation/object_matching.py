@@ -148,11 +148,9 @@ def count(overlaps: Overlaps, *, pixel_m2: float = 1.0) -> dict[str, ObjectCount
     matches = match(overlaps)
     predicted_m2 = overlaps.predicted * pixel_m2
     labelled_m2 = overlaps.labelled * pixel_m2
-    predicted, labelled = overlaps.pairs.T
     matched = matches[matches >= 0]
     missed = np.setdiff1d(np.arange(len(labelled_m2)), matched)
-    split = _holds_several(labelled, overlaps.shared / overlaps.predicted[predicted], len(labelled_m2))
-    merged = _holds_several(predicted, overlaps.shared / overlaps.labelled[labelled], len(predicted_m2))
+    merged, split = merges_and_splits(overlaps)
     # In the order of the fields of ObjectCounts.
     areas_m2 = [
         labelled_m2[matched],
@@ -164,6 +162,17 @@ def count(overlaps: Overlaps, *, pixel_m2: float = 1.0) -> dict[str, ObjectCount
     by_class = np.stack([np.bincount(np.digitize(m2, SIZES_M2), minlength=len(CLASSES)) for m2 in areas_m2], axis=1)
     counts = {name: ObjectCounts(*map(int, numbers)) for name, numbers in zip(CLASSES, by_class, strict=True)}
     return {"all": sum(counts.values(), start=ObjectCounts()), **counts}
+
+
+def merges_and_splits(overlaps: Overlaps) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) bool of the predicted objects and (m,) bool of the labelled ones: which contain two or more of the others.
+
+    An object contains another if at least half of the other's area lies in it.
+    """
+    predicted, labelled = overlaps.pairs.T
+    merges = _holds_several(predicted, overlaps.shared / overlaps.labelled[labelled], len(overlaps.predicted))
+    splits = _holds_several(labelled, overlaps.shared / overlaps.predicted[predicted], len(overlaps.labelled))
+    return merges, splits
 
 
 def add_counts(parts: Iterable[dict[str, ObjectCounts]]) -> dict[str, ObjectCounts]:

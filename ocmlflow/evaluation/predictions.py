@@ -14,13 +14,12 @@ import pandas as pd
 from ocmlflow.chips import chip_set, ground_blocks
 from ocmlflow.chips.zarr_store import Folder
 from ocmlflow.errors import InputError
+from ocmlflow.evaluation.building_matching import DENSITIES
 from ocmlflow.probability import Predict, to_levels
 from ocmlflow.progress import Progress
 
 RESOLUTIONS = {0.05: "below 0.05 m", 0.1: "0.05 to 0.1 m", 0.2: "0.1 to 0.2 m", np.inf: "from 0.2 m"}
 """Classes of native resolution by their upper limits, in metres per pixel."""
-DENSITIES = {1e-9: "empty", 0.1: "below 0.1", 0.3: "0.1 to 0.3", np.inf: "from 0.3"}
-"""Classes of building density by their upper limits, as a share of the chip."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import pandas as pd
 
 from ocmlflow.chips import labels
 from ocmlflow.evaluation import calibration, metrics, object_matching, predictions
+from ocmlflow.evaluation.building_matching import DENSITIES
 from ocmlflow.evaluation.metrics import Counts
 from ocmlflow.evaluation.object_matching import ObjectBlock, ObjectCounts, ObjectMatcher
 from ocmlflow.evaluation.predictions import Predictions
@@ -61,7 +62,7 @@ class PixelScores:
         groups = self.rows.groupby(by).indices
         table = [{by: name, **self._group_scores(chips, threshold)} for name, chips in groups.items()]
         # Classes of resolution and density in the order of their limits, all else by name.
-        classes = [*predictions.RESOLUTIONS.values(), *predictions.DENSITIES.values()]
+        classes = [*predictions.RESOLUTIONS.values(), *DENSITIES.values()]
         order = {name: position for position, name in enumerate(classes)}
         return pd.DataFrame(sorted(table, key=lambda row: (order.get(row[by], 0), row[by])))
 
