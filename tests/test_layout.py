@@ -65,6 +65,7 @@ ORDER = {
         "ground_blocks",
         "splits",
         "chip_set",
+        "drawn_buildings",
         "block_cutting",
         "cutting",
         "label_shift",

@@ -1,9 +1,10 @@
 """A chip set on disk: its index, the rules it was cut by, and the windows of a scene that may become chips.
 
-A chip set is a folder with `index.parquet` (GeoParquet, a row per chip), `chips.json` (the rules), `scenes.json` (facts
-about each scene), `item.json` (the set as a STAC item) and a Zarr store `<scene>.zarr` per scene (see `zarr_store`).
-Among the artifacts of a run there is also `files.json`, with the SHA-256 of each file. What is read is compared: index
-and rules with that list, each chip with its hash in the index.
+A chip set is a folder with `index.parquet` (GeoParquet, a row per chip), `footprints.parquet` (see `drawn_buildings`),
+`chips.json` (the rules), `scenes.json` (facts about each scene), `item.json` (the set as a STAC item) and a Zarr store
+`<scene>.zarr` per scene (see `zarr_store`). Among the artifacts of a run there is also `files.json`, with the SHA-256
+of each file. What is read is compared: index, footprints and rules with that list, each chip with its hash in the
+index.
 """
 
 import functools
@@ -127,9 +128,9 @@ def load(folder: Folder, *, fold: int | None = None) -> ChipSet:
 
     Raises InputError where there is no complete chip set, where its index or rules are damaged, or no such fold.
     """
-    hashes = _listed_hashes(folder)
+    hashes = listed_hashes(folder)
     try:
-        rules = _parse_rules(folder, _read_checked(folder, "chips.json", hashes))
+        rules = _parse_rules(folder, read_checked(folder, "chips.json", hashes))
     except FileNotFoundError as error:
         raise InputError(f"no chips: chips.json, which is written last, is not there ({error})") from error
     chips = ChipSet(folder, _read_index(folder, hashes), rules)
@@ -202,7 +203,7 @@ def rules_record(rules: Rules, **more: Any) -> dict[str, Any]:
     return {**asdict(rules), **more}
 
 
-def _listed_hashes(folder: Folder) -> dict[str, str] | None:
+def listed_hashes(folder: Folder) -> dict[str, str] | None:
     """SHA-256 of each file in the list of files; None where the folder has no such list."""
     try:
         listed = json.loads(zarr_store.read_bytes(folder, FILE_LIST))
@@ -213,7 +214,7 @@ def _listed_hashes(folder: Folder) -> dict[str, str] | None:
         raise zarr_store.damaged(folder, FILE_LIST, "it is not a list of files with their SHA-256") from error
 
 
-def _read_checked(folder: Folder, name: str, hashes: dict[str, str] | None) -> bytes:
+def read_checked(folder: Folder, name: str, hashes: dict[str, str] | None) -> bytes:
     """The content of a file, compared with its hash in the list of files if there is one."""
     content = zarr_store.read_bytes(folder, name)
     if hashes is not None and hashlib.sha256(content).hexdigest() != hashes.get(name):
@@ -243,7 +244,7 @@ def _parse_rules(folder: Folder, content: bytes) -> dict[str, Any]:
 
 def _read_index(folder: Folder, hashes: dict[str, str] | None) -> gpd.GeoDataFrame:
     try:
-        content = _read_checked(folder, "index.parquet", hashes)
+        content = read_checked(folder, "index.parquet", hashes)
     except FileNotFoundError as error:
         raise zarr_store.damaged(folder, "index.parquet", "there is no such file") from error
     try:

@@ -13,7 +13,7 @@ import pandas as pd
 from geopandas import GeoDataFrame
 
 from ocmlflow import executors
-from ocmlflow.chips import chip_set, cutting, figures, label_files, splits, summary
+from ocmlflow.chips import chip_set, cutting, drawn_buildings, figures, label_files, splits, summary
 from ocmlflow.chips.chip_set import ChipSet
 from ocmlflow.errors import InputError
 from ocmlflow.pipeline import chip_plan, scene_log, work_folder
@@ -212,8 +212,9 @@ def _split_and_save(index: GeoDataFrame, plan: ChipPlan, folder: Path, options: 
         collar_m2=options.collar_m2,
         stretch=options.stretch,
     )
-    scenes = [survey.scene for survey in plan.surveys if plan.table[survey.scene.id]["status"] == "cut"]
-    item = summary.stac_item(index, scenes, gsd=options.gsd)
+    surveys = [survey for survey in plan.surveys if plan.table[survey.scene.id]["status"] == "cut"]
+    item = summary.stac_item(index, [survey.scene for survey in surveys], gsd=options.gsd)
+    drawn_buildings.write(folder, surveys)
     chip_set.save(folder, index, rules, list(plan.table.values()), item)
     return chip_set.load(folder), dropped
 

@@ -18,7 +18,7 @@ from affine import Affine
 from conftest import CRS, GSD, TRANSFORM, building, noise, parsed, town, write_catalog, write_image, write_labels
 from mlflow import MlflowClient
 
-from ocmlflow.chips import chip_set, splits
+from ocmlflow.chips import chip_set, drawn_buildings, splits
 from ocmlflow.errors import InputError
 from ocmlflow.pipeline import prepare, work_folder
 from ocmlflow.storage import hrefs
@@ -465,3 +465,23 @@ def test_labels_are_chosen_by_file_property_and_ground(run, tmp_path, caplog):
     }
     assert valid_m2 == pytest.approx({"whole": 600 - 4, "chosen": 400 - 4}, abs=1)
     assert made.data.params["where"] == "building!='no'"
+
+
+def test_the_drawn_footprints_lie_among_the_chips_each_once(tmp_path, run):
+    catalog = places(tmp_path / "towns")
+    drawn = gpd.read_file(next((tmp_path / "towns").rglob("a1*.geojson")))
+    drawn_twice = gpd.GeoDataFrame(geometry=[*drawn.geometry, drawn.geometry.iloc[0]], crs=drawn.crs)
+    drawn_twice.to_file(next((tmp_path / "towns").rglob("a1*.geojson")), driver="GeoJSON")
+    made, chips = run(catalog=catalog, validation="kam")
+    found = drawn_buildings.read(chips, ["a1"])
+    assert set(found.scene) == {"a1"}
+    assert len(found) == len(drawn)
+    assert shapely.union_all(found.geometry).symmetric_difference(shapely.union_all(drawn.geometry)).area < 1e-14
+    assert set(drawn_buildings.read(chips, ["a1", "k1"]).scene) == {"a1", "k1"}
+    file = hrefs.local_path(made.info.artifact_uri) / "chips" / drawn_buildings.NAME
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"footprints.parquet.*SHA-256"):
+        drawn_buildings.read(chips, ["a1"])
+    file.unlink()
+    with pytest.raises(InputError, match="no such file"):
+        drawn_buildings.read(chips, ["a1"])
