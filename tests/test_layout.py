@@ -49,6 +49,7 @@ ORDER = {
         "collars",
         "inspection",
         "stac_writer",
+        "model_item",
     ],
     "chips": [
         "labels",

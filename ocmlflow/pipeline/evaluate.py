@@ -81,10 +81,12 @@ def _decide(
     score_log.log_card(card, rules, verdict=decision.verdict, origin=origin, dataset=dataset, model=model)
     tags = {"iou": f"{card.counts.iou:.4f}", "report": f"runs:/{runs.active().info.run_id}/report.html"}
     evaluation = Evaluation(card.threshold, card.pixels.temperature, chips_run)
-    description = model_card.card(
-        model.facts, chip_artifacts.training_rows(model), model.pinned, model_card.scores(card, decision.verdict)
-    )
-    registry.record_evaluation(model, evaluation, tags, description)
+    trained_on = chip_artifacts.training_rows(model)
+    description = model_card.card(model.facts, trained_on, model.pinned, model_card.scores(card, decision.verdict))
+    figures = {"iou": card.counts.iou, "threshold": card.threshold / 100, "temperature": card.pixels.temperature}
+    known = {f"ocmlflow:{name}": float(value) for name, value in figures.items() if value == value}
+    item = model_card.item(model.facts, trained_on, f"{model.name or 'model'}-{model.facts.run}", **known)
+    registry.record_evaluation(model, evaluation, tags, description, item)
     if decision.promoted:
         runs.set_tags({"ocmlflow.promoted": "true"})
         registry.promote(model, description)

@@ -4,10 +4,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import shapely
 from geopandas import GeoDataFrame
 
 from ocmlflow.evaluation import metrics
 from ocmlflow.evaluation.scorecard import Scorecard
+from ocmlflow.scenes import model_item
 from ocmlflow.tracking import chip_artifacts
 from ocmlflow.tracking.model_facts import ModelFacts
 
@@ -19,6 +21,24 @@ MAX_PLACES = 20
 def card(facts: ModelFacts, trained_on: GeoDataFrame, address: str, result: Sequence[str]) -> str:
     """The card of a model at an address of MLflow, trained on these chips; `result` says how good it is."""
     return "\n\n".join([result[0], TASK, *result[1:], _training(facts, trained_on), _use(facts, address)])
+
+
+def item(facts: ModelFacts, trained_on: GeoDataFrame, name: str, **more: Any) -> dict[str, Any]:
+    """The STAC item of a model, trained on these chips; `more` are properties such as its scores."""
+    import keras
+
+    grounds = trained_on.geometry.groupby(trained_on.scene).agg(lambda outlines: outlines.union_all().convex_hull)
+    licences = chip_artifacts.licences({split.chips for split in facts.trained_on})
+    more |= {"gsd": facts.gsd, "license": licences[0] if len(licences) == 1 else "other"}
+    return model_item.build_model_item(
+        name,
+        architecture=f"{facts.architecture} on {facts.encoder}",
+        keras_version=keras.__version__,
+        outline=shapely.unary_union(grounds.to_list()) if len(grounds) else None,
+        catalogs=sorted(set(trained_on.catalog)),
+        description=TASK,
+        **more,
+    )
 
 
 def scores(scored: Scorecard, verdict: str) -> list[str]:

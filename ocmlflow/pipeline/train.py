@@ -121,15 +121,17 @@ def _train(options: TrainOptions, active: Run, resumed: Run | None, scratch: Pat
     picture = previews.validation_sheet(trained.model, chips.folder, chips.select("validation"), options.devices)
     runs.log_image(picture, "validation.jpg")
     facts = _facts(chips, chips_run, digest, options, start_from, active.info.run_id)
+    trained_on = _training_rows(chips, start_from)
     runs.log_model(
         networks.for_any_size(trained.model),
         facts,
         name=options.name,
         scores=_scores(trained),
         dataset=(seen.name, seen.digest),
+        item=model_card.item(facts, trained_on, f"{options.name}-{facts.run}"),
         description=model_card.card(
             facts,
-            _training_rows(chips, start_from),
+            trained_on,
             f"models:/{options.name}@candidate",
             [f"{_description(trained, facts, options)}. Not evaluated yet: `ocmlflow evaluate` chooses its threshold."],
         ),

@@ -16,6 +16,8 @@ from ocmlflow.errors import InputError
 
 EVALUATION_FILE = "evaluation.json"
 """File of an evaluation, beside MLflow's file MLmodel."""
+ITEM_FILE = "stac_item.json"
+"""File of the STAC item of a model, beside it."""
 THRESHOLD = "threshold"
 """Tag of a version: probability from which a pixel is building."""
 TEMPERATURE = "ocmlflow.temperature"
@@ -64,15 +66,16 @@ def to_tags(evaluation: Evaluation) -> dict[str, str]:
     }
 
 
-def write(evaluation: Evaluation, model_id: str, address: str) -> None:
-    """Store the evaluation in the files of the logged model, or, where this server has none of that id, at `address`.
+def write(evaluation: Evaluation, item: Mapping[str, Any] | None, model_id: str, address: str) -> None:
+    """Store evaluation and STAC item in the files of the logged model, or, where this server has none, at `address`.
 
     Raises MlflowException or OSError where they cannot be changed.
     """
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / EVALUATION_FILE
-        file.write_text(json.dumps(to_tags(evaluation), indent=1))
-        get_artifact_repository(_files_of(model_id, address)).log_artifact(str(file))
+        for name, content in ((EVALUATION_FILE, to_tags(evaluation)), (ITEM_FILE, item)):
+            if content:
+                Path(folder, name).write_text(json.dumps(content, indent=1))
+        get_artifact_repository(_files_of(model_id, address)).log_artifacts(folder)
 
 
 def _files_of(model_id: str, address: str) -> str:

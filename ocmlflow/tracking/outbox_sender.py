@@ -1,5 +1,6 @@
 """Sends the entries of an outbox to the tracking server."""
 
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ from PIL import Image
 from ocmlflow.errors import InputError
 from ocmlflow.redaction import redact
 from ocmlflow.storage import s3
-from ocmlflow.tracking import limits, outbox
+from ocmlflow.tracking import limits, model_evaluation, outbox
 from ocmlflow.tracking.outbox import RefusedError, UndeliveredError
 from ocmlflow.training import keras_file
 
@@ -175,6 +176,7 @@ def _send_model(run_id: str, content: Mapping[str, Any], folder: Path) -> None:
     logged, registered = folder / "logged.txt", folder / "registered.txt"
     if not logged.exists():
         logged.write_text(_log_keras(run_id, folder / "model.keras", facts, content.get("title", "model")))
+        _add_item(logged.read_text().removeprefix("models:/"), content.get("item"), folder)
     if not registered.exists() or not registered.read_text().startswith(f"{name}/"):
         registered.write_text(f"{name}/{mlflow.register_model(logged.read_text(), name).version}")
     version = registered.read_text().rpartition("/")[2]
@@ -183,6 +185,14 @@ def _send_model(run_id: str, content: Mapping[str, Any], folder: Path) -> None:
     _make_candidate(name, version)
     client.set_tag(run_id, "ocmlflow.version_made", f"{name}/{version}")
     log.info("registered %s version %s", name, version)
+
+
+def _add_item(model_id: str, item: Mapping[str, Any] | None, folder: Path) -> None:
+    """Write the STAC item of a logged model among its files."""
+    if item:
+        (folder / model_evaluation.ITEM_FILE).write_text(json.dumps(item, indent=1))
+        location = mlflow.MlflowClient().get_logged_model(model_id).artifact_location
+        get_artifact_repository(location).log_artifact(str(folder / model_evaluation.ITEM_FILE))
 
 
 def _describe_version(name: str, version: str, model_id: str, content: Mapping[str, Any]) -> None:

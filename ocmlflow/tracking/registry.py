@@ -157,13 +157,21 @@ def _errors_as_warnings(what: str) -> Iterator[None]:
         log.warning("%s was not set: %s", what, error)
 
 
-def record_evaluation(model: Model, evaluation: Evaluation, tags: Mapping[str, Any], description: str) -> None:
+def record_evaluation(
+    model: Model,
+    evaluation: Evaluation,
+    tags: Mapping[str, Any],
+    description: str,
+    item: Mapping[str, Any] | None = None,
+) -> None:
     """Store an evaluation with a model: in its files, and as tags and description where it is a registered version.
+
+    Its STAC `item` replaces the one among its files.
 
     InputError where a version cannot be changed. Where only the files cannot, that is logged.
     """
     try:
-        model_evaluation.write(evaluation, model.key, model.pinned)
+        model_evaluation.write(evaluation, item, model.key, model.pinned)
     except (MlflowException, OSError) as error:
         log.warning(
             "threshold %.2f and temperature %.4f could not be stored in the files of %s, copies will lack them: %s",

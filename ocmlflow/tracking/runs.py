@@ -200,11 +200,12 @@ def log_model(
     scores: Mapping[str, float] | None = None,
     dataset: tuple[str, str] | None = None,
     description: str = "",
+    item: Mapping[str, Any] | None = None,
 ) -> None:
     """Log an uncompiled keras.Model of built-in layers to the active run and register it as `name`.
 
     The version gets the alias `candidate`. `facts` become its metadata and tags; `scores` on `dataset` (name and
-    digest) are shown with the model.
+    digest) are shown with the model. Its STAC `item` lies among its files.
     """
     run_id = active().info.run_id
     outbox = _outboxes.get(run_id)
@@ -220,6 +221,7 @@ def log_model(
                 "scores": dict(scores or {}),
                 "dataset": dataset or (None, None),
                 "description": description,
+                "item": item,
                 "time": now(),
             }
             _log_entry(content, file)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import geopandas as gpd
 import mlflow
 import numpy as np
+import pystac
 import pytest
 import rasterio
 import shapely
@@ -103,6 +104,10 @@ def test_promotion_follows_its_rule(line, caplog):
     assert "| kam | 1.000 | " in card
     assert "models:/towns/2" in card
     assert client.get_registered_model(NAME).description == f"Champion: version 2. {card}"
+    item = pystac.Item.from_dict(mlflow.artifacts.load_dict(f"models:/{NAME}/2/stac_item.json"))
+    assert item.properties["ocmlflow:iou"] == 1
+    assert item.properties["mlm:architecture"] == " on "  # neither was given
+    assert shapely.box(*item.bbox).intersects(shapely.geometry.shape(item.geometry))
     logged = mlflow.get_logged_model(registry.load_model(f"models:/{NAME}/2").key)
     assert logged.tags["mlflow.note.content"] == card
 

@@ -131,6 +131,8 @@ def test_the_model_of_a_training_shows_its_scores_and_not_those_of_the_machine(b
     assert logged.tags["mlflow.note.content"] == version.description
     for text in ("Chips of acc (", "licences: not stated", "models:/trained@candidate", "going on from"):
         assert text in version.description
+    item = mlflow.artifacts.load_dict(f"models:/trained/{version.version}/stac_item.json")
+    assert item["properties"]["mlm:architecture"] == "architecture1 on encoder1"
     assert re.fullmatch(r"\d\.\d{3} train kam encoder1", run.info.run_name)
 
 
