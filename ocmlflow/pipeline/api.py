@@ -91,7 +91,8 @@ def train(chips: ChipSet | str | None = None, **options: Any) -> Model:
     Raises `InputError` before the training where it cannot work.
 
         model = ocmlflow.train(chips, epochs=30)
-        model.keras.predict(images)  # uint8 RGB (batch, height, width, 3) to probability (batch, height, width, 1)
+        found = model.keras.predict(images)  # uint8 RGB (batch, height, width, 3) to (batch, height, width, 4)
+        probability = found[..., 0]
     """
     return train_step.run(make(TrainOptions, chips=_run_of(chips), **options))
 

@@ -58,9 +58,10 @@ class Model:
 
     @cached_property
     def keras(self) -> Any:
-        """keras.Model from RGB (batch, height, width, 3) uint8 to probability (batch, height, width, 1) float32.
+        """keras.Model from RGB (batch, height, width, 3) uint8 to (batch, height, width, channels) float32, 0..1.
 
-        Height and width must be multiples of `facts.multiple`. InputError where it cannot be loaded, or could run code.
+        The channels are `decoders.CHANNELS`, in models of earlier versions the first alone. Height and width must be
+        multiples of `facts.multiple`. InputError where it cannot be loaded, or could run code.
         """
         from ocmlflow.training import keras_file, networks  # late: TensorFlow takes seconds and half a gigabyte
 
