@@ -79,6 +79,7 @@ SLOW = (
     "pipeline/test_predict",
     "pipeline/test_prepare",
     "pipeline/test_protocol",
+    "pipeline/test_search",
     "pipeline/test_train",
     "prediction/test_engine",
     "prediction/test_scene_map",
