@@ -21,6 +21,8 @@ GEOMETRIC_DROP_M = 1.0
 """The same for the distance to the edge of the mask."""
 LEAST_TOP_M = 0.1
 """A hill has at least this height, in metres: lower ones are noise between buildings."""
+LEVELS_M = 1.41, 1.0, 0.7, 0.4, 0.0
+"""Heights above which hills are looked at: nowhere above the first can two of the learned distance rise by the drop."""
 ROUNDING_M = 0.5
 """Outlines are smoothed by about this radius, in metres."""
 
@@ -40,7 +42,7 @@ def separate(building: np.ndarray, distance: np.ndarray | None, *, gsd: float) -
     else:
         metres, drop_m = distance * (CLIP_M / DISTANCE_STEPS), LEARNED_DROP_M
     height = ndimage.gaussian_filter(metres.astype(np.float32), SMOOTHING_M / gsd)
-    basins = _basins(height, building, labels)
+    basins = _basins(height, building, labels, drop_m)
     return _merged(basins, height, drop_m)
 
 
@@ -73,17 +75,51 @@ def connected(labels: np.ndarray) -> np.ndarray:
     return np.asarray(measure.label(labels, background=0, connectivity=1)).astype(np.int32)
 
 
-def _basins(height: np.ndarray, building: np.ndarray, components: np.ndarray) -> np.ndarray:
+def _basins(height: np.ndarray, building: np.ndarray, components: np.ndarray, drop_m: float) -> np.ndarray:
     """The basin of each pixel: the hill that it belongs to, (height, width) int32 from 1.
 
-    A connected component of the mask without a top is one basin.
+    A connected component of the mask without a top is one basin. Hills that `_merged` would merge anyway may be one.
     """
     is_top = (ndimage.maximum_filter(height, 5) == height) & building & (height > LEAST_TOP_M)
     tops = ndimage.label(is_top, np.ones((3, 3)))[0]
-    without_top = np.setdiff1d(np.unique(components[building]), np.unique(components[is_top]))
-    rest = np.isin(components, without_top)
-    tops[rest] = components[rest] + tops.max()
-    return np.asarray(segmentation.watershed(-height, tops, mask=building), np.int32)
+    settled = _settled(height, building, components, tops, drop_m)
+    basins, count = ndimage.label(settled)
+    unsettled = building & ~settled
+    if not unsettled.any():
+        return np.asarray(basins)
+    # Flooding takes most of the time: what is settled takes part by its rim alone.
+    is_flooded = unsettled | (settled & ndimage.binary_dilation(unsettled))
+    markers = np.where(settled | (tops == 0), basins, tops + count)
+    flooded = segmentation.watershed(-height, markers, mask=is_flooded)
+    return np.asarray(np.where(is_flooded, flooded, basins), np.int32)
+
+
+def _settled(
+    height: np.ndarray, building: np.ndarray, components: np.ndarray, tops: np.ndarray, drop_m: float
+) -> np.ndarray:
+    """(height, width) bool: the hills, down to some level, that are one building whatever lies between their tops.
+
+    All passes between the tops of a connected region above a level are higher than the level. So the tops are merged
+    if all but one rise by less than `drop_m` above it.
+    """
+    at = np.flatnonzero(tops)
+    at = at[np.unique(tops.flat[at], return_index=True)[1]]
+    at = at[np.argsort(-height.flat[at], kind="stable")]  # one pixel of each top, the highest first
+    settled = np.zeros(building.shape, bool)
+    for level in LEVELS_M:
+        regions = ndimage.label((height > level) & building)[0] if level else components
+        region_of = regions.flat[at]
+        is_high = height.flat[at] >= level + drop_m
+        count = regions.max() + 1
+        is_settled = np.bincount(region_of[is_high], minlength=count) < 2
+        if level:
+            is_settled &= np.bincount(region_of, minlength=count) > 0
+        is_settled[0] = False
+        settled |= is_settled[regions]
+        is_highest = np.zeros(len(at), bool)
+        is_highest[np.unique(region_of, return_index=True)[1]] = True
+        at = at[is_highest | ~is_settled[region_of]]
+    return settled
 
 
 def _merged(basins: np.ndarray, height: np.ndarray, drop_m: float) -> np.ndarray:
@@ -92,7 +128,8 @@ def _merged(basins: np.ndarray, height: np.ndarray, drop_m: float) -> np.ndarray
     From the highest pass down, so that the order of the labels does not matter.
     """
     first, second, passes = _passes(basins, height)
-    top = ndimage.maximum(height, basins, np.arange(basins.max() + 1))
+    top = np.zeros(basins.max() + 1, np.float32)
+    np.maximum.at(top, basins.ravel(), height.ravel())
     parent = np.arange(basins.max() + 1)
 
     def root(number: int) -> int:

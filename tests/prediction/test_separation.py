@@ -73,3 +73,18 @@ def test_pieces_are_numbered_apart():
     assert pieces[0, 0] != pieces[0, 2]
     assert pieces[1, 1] == pieces[1, 2] != pieces[0, 0]
     assert pieces.dtype == np.int32
+
+
+@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_settling_hills_first_changes_no_cut(seed, learned, monkeypatch):
+    rng = np.random.default_rng(seed)
+    building = ndimage.gaussian_filter(rng.normal(size=(400, 400)), 12) > 0
+    metres = ndimage.distance_transform_edt(building) * GSD + ndimage.gaussian_filter(rng.normal(size=(400, 400)), 3)
+    steps = np.rint((metres / targets.CLIP_M).clip(0, 1) * separation.DISTANCE_STEPS).astype(np.uint8)
+    distance = np.where(building, steps, 0).astype(np.uint8) if learned else None
+    quick = separation.separate(building, distance, gsd=GSD)
+    monkeypatch.setattr(separation, "LEVELS_M", (0.0,))  # all parts of several hills are flooded
+    flooded = separation.separate(building, distance, gsd=GSD)
+    pairs = np.unique(np.stack([quick, flooded]).reshape(2, -1), axis=1)
+    assert pairs.shape[1] == len(np.unique(quick)) == len(np.unique(flooded)) > 10
