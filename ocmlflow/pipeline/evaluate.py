@@ -85,7 +85,7 @@ def _decide(
     description = model_card.card(model.facts, trained_on, model.pinned, model_card.scores(card, decision.verdict))
     figures = {"iou": card.counts.iou, "threshold": card.threshold / 100, "temperature": card.pixels.temperature}
     known = {f"ocmlflow:{name}": float(value) for name, value in figures.items() if value == value}
-    item = model_card.item(model.facts, trained_on, f"{model.name or 'model'}-{model.facts.run}", **known)
+    item = model_card.item(model.facts, model.keras, trained_on, f"{model.name or 'model'}-{model.facts.run}", **known)
     registry.record_evaluation(model, evaluation, tags, description, item)
     if decision.promoted:
         runs.set_tags({"ocmlflow.promoted": "true"})

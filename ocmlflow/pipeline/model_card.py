@@ -23,8 +23,8 @@ def card(facts: ModelFacts, trained_on: GeoDataFrame, address: str, result: Sequ
     return "\n\n".join([result[0], TASK, *result[1:], _training(facts, trained_on), _use(facts, address)])
 
 
-def item(facts: ModelFacts, trained_on: GeoDataFrame, name: str, **more: Any) -> dict[str, Any]:
-    """The STAC item of a model, trained on these chips; `more` are properties such as its scores."""
+def item(facts: ModelFacts, network: Any, trained_on: GeoDataFrame, name: str, **more: Any) -> dict[str, Any]:
+    """The STAC item of a model, of a keras.Model, trained on these chips; `more` are properties such as its scores."""
     import keras
 
     grounds = trained_on.geometry.groupby(trained_on.scene).agg(lambda outlines: outlines.union_all().convex_hull)
@@ -33,6 +33,7 @@ def item(facts: ModelFacts, trained_on: GeoDataFrame, name: str, **more: Any) ->
     return model_item.build_model_item(
         name,
         architecture=f"{facts.architecture} on {facts.encoder}",
+        channels=network.output_names[0].split("-"),
         keras_version=keras.__version__,
         outline=shapely.unary_union(grounds.to_list()) if len(grounds) else None,
         catalogs=sorted(set(trained_on.catalog)),
@@ -76,7 +77,7 @@ def _use(facts: ModelFacts, address: str) -> str:
     return (
         f"**Use**: `ocmlflow predict --model {address} --images SCENES --output FOLDER` for scenes. "
         f'`mlflow.keras.load_model("{address}")` takes RGB (batch, height, width, 3), bytes of 0 to 255 or fractions, '
-        f"at {facts.gsd:g} m per pixel, and gives probabilities of temperature 1.\n\n"
+        f"at {facts.gsd:g} m per pixel, and gives, in its first channel, probabilities before the temperature.\n\n"
         "**Limits**: other ground, roofs, seasons, cameras and resolutions than those above may score lower. Nothing "
         "but RGB was tried."
     )

@@ -128,7 +128,7 @@ def _train(options: TrainOptions, active: Run, resumed: Run | None, scratch: Pat
         name=options.name,
         scores=_scores(trained),
         dataset=(seen.name, seen.digest),
-        item=model_card.item(facts, trained_on, f"{options.name}-{facts.run}"),
+        item=model_card.item(facts, trained.model, trained_on, f"{options.name}-{facts.run}"),
         description=model_card.card(
             facts,
             trained_on,

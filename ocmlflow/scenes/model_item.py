@@ -31,6 +31,7 @@ def build_model_item(
     name: str,
     *,
     architecture: str,
+    channels: Sequence[str],
     keras_version: str,
     outline: BaseGeometry | None,
     catalogs: Sequence[str],
@@ -38,6 +39,7 @@ def build_model_item(
 ) -> dict[str, Any]:
     """A STAC item, as a JSON dict, of a model that maps buildings, to lie in the folder of its files.
 
+    The first of the `channels` that it gives for each pixel is the probability of building.
     `outline`, in degrees (lon, lat), is the ground that it was trained on, if known, from the scenes of `catalogs`.
     `facts` are further properties. Specification: https://github.com/stac-extensions/mlm, version 1.4.
     """
@@ -51,7 +53,7 @@ def build_model_item(
         architecture=architecture,
         tasks=TASKS,
         input=[_input()],
-        output=[_output()],
+        output=[_output(channels)],
         framework="Keras",
         framework_version=keras_version,
     )
@@ -67,8 +69,9 @@ def _input() -> ModelInput:
     return ModelInput.create("image", list(BANDS), shape, description=about)
 
 
-def _output() -> ModelOutput:
-    shape = ResultStructure.create([-1, -1, -1, 1], ["batch", "height", "width", "classification"], DataType.FLOAT32)
+def _output(channels: Sequence[str]) -> ModelOutput:
+    order = ["batch", "height", "width", "channel"]
+    shape = ResultStructure.create([-1, -1, -1, len(channels)], order, DataType.FLOAT32)
     building = Classification.create(value=1, name="building", description="Roofs of buildings.")
-    about = "Probability of building, before the temperature."
-    return ModelOutput.create("probability", TASKS, shape, description=about, classes=[building])
+    about = f"Channels {', '.join(channels)}: the first is the probability of building, before the temperature."
+    return ModelOutput.create("-".join(channels), TASKS, shape, description=about, classes=[building])

@@ -12,6 +12,8 @@ TAG = 8000
 """Longest tag of a run, its description among them."""
 DATASET_NAME = 500
 """Longest name of a dataset."""
+DATASET_SOURCE = 20_000
+"""Longest source of a dataset: MLflow takes 65,535 bytes of it as JSON."""
 MODEL_TITLE = 200
 """Longest name of a logged model: MLflow takes 500, its page shows fewer."""
 VERSION_DESCRIPTION = 5000

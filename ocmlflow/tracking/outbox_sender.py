@@ -233,10 +233,11 @@ def _log_keras(run_id: str, file: Path, facts: Mapping[str, Any], title: str) ->
     """Log the Keras model in a file to a run, under that title; its address."""
     import keras
 
+    loaded = keras.saving.load_model(file, compile=False, safe_mode=True)
     signature = mlflow.models.ModelSignature(
         # Not uint8: MLflow would cut fractions that come as JSON to 0, without a word.
         inputs=Schema([TensorSpec(np.dtype("float32"), (-1, -1, -1, 3), "image")]),
-        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, -1, -1, 1))]),
+        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, -1, -1, loaded.outputs[0].shape[-1] or -1))]),
     )
     # Given, as MLflow's own guess takes seconds and misses the backend (mlflow/mlflow issue 16183).
     requirements = [f"keras=={keras.__version__}", f"numpy=={np.__version__}", "tensorflow>=2.20,<3"]
@@ -246,7 +247,7 @@ def _log_keras(run_id: str, file: Path, facts: Mapping[str, Any], title: str) ->
         name=title,
         run_id=run_id,
         step=-1,  # MLflow copies what a run logs at the model's step to the model: no system metrics there
-        model=keras.saving.load_model(file, compile=False, safe_mode=True),
+        model=loaded,
         signature=signature,
         pip_requirements=[f"mlflow=={mlflow.__version__}", *requirements],
         metadata=dict(facts),

@@ -71,7 +71,10 @@ def log_input(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # integer columns, which have no gaps; the kind of source
         dataset = from_pandas(
-            table, source=source, name=limits.clip(name, limits.DATASET_NAME, "the name of a dataset"), digest=digest
+            table,
+            source=limits.clip(source, limits.DATASET_SOURCE, "the source of a dataset"),
+            name=limits.clip(name, limits.DATASET_NAME, "the name of a dataset"),
+            digest=digest,
         )
         mlflow.log_input(dataset, context=context)
     if known := [LoggedModelInput(model_id) for model_id in models if _is_logged(model_id)]:

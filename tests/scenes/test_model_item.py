@@ -14,6 +14,7 @@ def test_a_model_is_a_valid_item_that_says_what_goes_in_and_out(outline, tmp_pat
     built = model_item.build_model_item(
         "buildings-1",
         architecture="fpn on efficientnet-lite0",
+        channels=["building", "distance"],
         keras_version="3.15.1",
         outline=outline,
         catalogs=["https://me:secret@example.org/catalog.json"],
@@ -31,7 +32,7 @@ def test_a_model_is_a_valid_item_that_says_what_goes_in_and_out(outline, tmp_pat
     assert (model.mlm_name, model.architecture) == ("buildings-1", "fpn on efficientnet-lite0")
     assert [str(task) for task in model.tasks] == ["semantic-segmentation"]
     assert model.input[0].input.shape == [-1, -1, -1, 3]
-    assert model.output[0].result.dim_order == ["batch", "height", "width", "classification"]
+    assert model.output[0].result.shape == [-1, -1, -1, 2]
     assert item.assets["model"].roles == ["mlm:model"]
     assert AssetGeneralMLMExtension.ext(item.assets["model"]).artifact_type == "keras.Model.save"
     assert item.assets["model"].get_absolute_href() == str(tmp_path / "data" / "model.keras")

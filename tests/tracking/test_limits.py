@@ -1,4 +1,5 @@
 import mlflow
+import pandas as pd
 import pytest
 from conftest import own_store
 from mlflow import MlflowClient
@@ -21,6 +22,9 @@ def test_texts_that_are_too_long_are_cut_and_that_is_logged(tmp_path, caplog):
             run_pages.name_run("train", "n" * 279)
             runs.describe("d" * 9000)
             runs.identify({"ocmlflow.model": "m" * 9000})
+            run_artifacts.log_input(
+                pd.DataFrame({"scene": ["a"]}), "scenes", source="s," * 60_000, digest="0" * 32, context="inference"
+            )
             child = child_runs.create_child("train", "c" * 279)
             with child_runs.child("compared", "c" * 279, {}) as second:
                 pass
