@@ -234,7 +234,7 @@ def test_the_set_says_what_it_was_made_of(tmp_path, run):
         assert row["native_gsd"] == pytest.approx(GSD, rel=0.01)
         assert np.hypot(row["shift_east_m"], row["shift_north_m"]) < 0.1
         pixels = np.concatenate(
-            [np.dstack(chip_set.read(found.folder, row)).reshape(-1, 4) for row in rows.itertuples()]
+            [np.dstack(chip_set.read(found.folder, row)).reshape(-1, 5) for row in rows.itertuples()]
         )
         valid = pixels[:, 3] != 255
         assert row["building_share"] == pytest.approx((pixels[valid, 3] == 1).mean(), abs=1e-4)
