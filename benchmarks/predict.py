@@ -25,11 +25,14 @@ import rasterio
 from affine import Affine
 from rasterio.windows import Window
 
+from ocmlflow.chips.targets import CLIP_M
 from ocmlflow.pipeline.options import PredictOptions
-from ocmlflow.prediction import engine, inference, map_writer, polygonize, scene_map, vector_files
+from ocmlflow.prediction import engine, inference, instances, polygonize, scene_map, vector_files
 from ocmlflow.prediction.engine import Ensemble
+from ocmlflow.prediction.instances import Evidence, ReadEvidence
 from ocmlflow.prediction.polygonize import LabelBlock
 from ocmlflow.prediction.scene_tiles import MapSettings
+from ocmlflow.prediction.separation import DISTANCE_STEPS
 from ocmlflow.probability import Predict
 from ocmlflow.progress import silent
 from ocmlflow.scenes import geobox, raster, resample, windows
@@ -197,15 +200,18 @@ def roofs(side: int, scratch: Path) -> Path:
 
 
 def traced(scratch: Path) -> None:
-    small = list(polygonize.trace(blocks(6_000, 2_000, 512)))
-    whole = list(polygonize.trace(blocks(6_000, 2_000, 6_000)))
+    read = evidence(6_000, 2_000)
+    small = list(polygonize.trace(instances.blocks(read, 6_000, 6_000, gsd=GSD, threshold=50, separate=True)))
+    whole = list(polygonize.trace(in_one_piece(read, 6_000)))
     key = lambda f: (f.outline.bounds, f.outline.area, f.probability)  # noqa: E731
     same = all(a.outline.equals(b.outline) for a, b in zip(sorted(small, key=key), sorted(whole, key=key), strict=True))
-    print(f"{len(whole)} footprints of a mask of 6,000 px square, in blocks and in one piece: equal is {same}\n")
-    print("| side, pixels | buildings | seconds, to GeoParquet | peak memory, MB |\n| --- | --- | --- | --- |")
+    print(f"{len(whole)} buildings of a scene of 6,000 px square, in blocks and in one piece: equal is {same}\n")
+    print("| side, pixels | footprints | seconds, to GeoParquet | peak memory, MB |\n| --- | --- | --- | --- |")
     for side, count in ((6_000, 2_000), (20_000, 22_000), (60_000, 200_000)):
         place = GeoBox("EPSG:32630", Affine(GSD, 0, 500_000, 0, -GSD, 620_000), side, side)
-        found = polygonize.trace(blocks(side, count, map_writer.BLOCK))
+        found = polygonize.trace(
+            instances.blocks(evidence(side, count), side, side, gsd=GSD, threshold=50, separate=True)
+        )
         frames = vector_files.frames(
             found, place, scene="one", tolerance=1, min_area_m2=OWN.min_area_m2, min_hole_m2=OWN.min_hole_m2
         )
@@ -214,18 +220,36 @@ def traced(scratch: Path) -> None:
             print(f"| {side} | {file.metadata.num_rows} | {seconds:.0f} | {peak()} |", flush=True)
 
 
-def blocks(side: int, count: int, size: int) -> Iterator[LabelBlock]:
-    """A mask of rectangles with ragged edges, block by block, so that it is never held."""
+def in_one_piece(read: ReadEvidence, side: int) -> Iterator[LabelBlock]:
+    """The buildings of a scene that is a single block."""
+    block, instances.BLOCK = instances.BLOCK, side
+    yield from instances.blocks(read, side, side, gsd=GSD, threshold=50, separate=True)
+    instances.BLOCK = block
+
+
+def evidence(side: int, count: int) -> ReadEvidence:
+    """Rectangles, many of which overlap, and the distance to the nearest edge of one, read so that none is held."""
     rng = np.random.default_rng(0)
     corners = rng.integers(0, side - 100, (count, 2))
     sides = rng.integers(20, 100, (count, 2))
-    for window in windows.blocks(side, side, size=size):
+
+    def read(window: Window) -> Evidence:
         building = np.zeros((window.height, window.width), bool)
+        steps = np.zeros(building.shape, np.uint8)
         first = np.array([window.row_off, window.col_off])
         near = ((corners + sides > first) & (corners < first + building.shape)).all(axis=1)
-        for (top, left), (height, width) in zip(corners[near] - first, sides[near], strict=True):
-            building[max(top, 0) : top + height, max(left, 0) : left + width] = True
-        yield polygonize.mask_block(window, np.where(building, np.uint8(80), np.uint8(5)), building)
+        for corner, (height, width) in zip(corners[near] - first, sides[near], strict=True):
+            rows, cols = (np.minimum(np.arange(1, n + 1), np.arange(n, 0, -1)) for n in (height, width))
+            own = np.minimum(np.minimum.outer(rows, cols) * (GSD / CLIP_M * DISTANCE_STEPS), DISTANCE_STEPS)
+            inside = np.s_[max(corner[0], 0) : corner[0] + height, max(corner[1], 0) : corner[1] + width]
+            shown = own[max(-corner[0], 0) :, max(-corner[1], 0) :][
+                : building[inside].shape[0], : building[inside].shape[1]
+            ]
+            building[inside] = True
+            steps[inside] = shown
+        return Evidence(np.where(building, np.uint8(80), np.uint8(5)), np.ones(building.shape, bool), steps)
+
+    return read
 
 
 def drawn(image: str, network: Ensemble, gsd: float, multiple: int, scratch: Path) -> None:
@@ -252,6 +276,7 @@ def settings(gsd: float, multiple: int) -> MapSettings:
         collar_m2=OWN.collar_m2,
         stretch=None,
         separate=OWN.separate,
+        instances=False,
         squared=False,
         skip_unreadable=False,
     )

@@ -104,6 +104,7 @@ ORDER = {
         "vector_files",
         "map_writer",
         "building_writer",
+        "instance_raster",
         "scene_map",
         "output",
         "submission",

@@ -227,6 +227,11 @@ class PredictOptions(Options):
         "Give buildings that touch a footprint each; false: one for all that is connected. The masks do not change.",
         group="quality",
     )
+    instances: bool = option(
+        False,
+        "Write a raster of footprints too: for each pixel the row in the GeoParquet file, from 1; 0 where none is.",
+        group="output",
+    )
     squared: bool = option(
         False, "Make the corners of footprints right angles. The masks do not change.", group="output"
     )

@@ -49,6 +49,8 @@ class SceneMap:
     """Path or address of a GeoTIFF, uint8: 1 building, 0 not, 255 where there is no imagery."""
     footprints: str | None = None
     """Path or address of GeoParquet; None for an image without georeference. Beside it lie the other formats."""
+    instances: str | None = None
+    """Path or address of a GeoTIFF, uint32: row of the footprint in the GeoParquet file, from 1; None if not asked."""
     megapixels: float | None = None
     """Pixels with imagery, in millions."""
     building_megapixels: float | None = None
@@ -166,6 +168,7 @@ def _result(scene: Scene, files: MapFiles, seconds: float, target: str) -> Scene
         probability=hrefs.join(target, "probabilities", f"{scene.id}.tif"),
         mask=hrefs.join(target, "masks", f"{scene.id}.tif"),
         footprints=hrefs.join(target, "footprints", f"{scene.id}.parquet") if files.footprints else None,
+        instances=hrefs.join(target, "instances", f"{scene.id}.tif") if files.instances else None,
         megapixels=files.pixels / 1e6,
         building_megapixels=files.building_pixels / 1e6,
         buildings=files.buildings,

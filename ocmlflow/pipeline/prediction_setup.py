@@ -104,6 +104,7 @@ def _settings(options: PredictOptions, models: list[Model]) -> MapSettings:
         collar_m2=options.collar_m2,
         stretch=stretching.parse(options.stretch),
         separate=options.separate,
+        instances=options.instances,
         squared=options.squared,
         skip_unreadable=options.skip_unreadable,
     )

@@ -15,8 +15,8 @@ from ocmlflow.storage import hrefs
 
 log = logging.getLogger(__name__)
 
-RASTERS = {"probability": "probabilities", "mask": "masks"}
-"""Folder of the output for each raster, by the name of its asset."""
+RASTERS = {"probability": "probabilities", "mask": "masks", "instances": "instances"}
+"""Folder of the output for each raster, by the name of its asset and of its path in `MapFiles`."""
 FORMATS = {
     "footprints": (".parquet", "application/vnd.apache.parquet"),
     "flatgeobuf": (".fgb", "application/vnd.flatgeobuf"),
@@ -49,7 +49,7 @@ def check_output(output: str) -> None:
 
 def move_files(scene: Scene, files: MapFiles, output: str) -> None:
     """Move the files of a scene to the output, into a folder for each kind."""
-    by_folder = {"probabilities": [files.probability], "masks": [files.mask]}
+    by_folder = {folder: [path] for name, folder in RASTERS.items() if (path := getattr(files, name))}
     if files.overview:
         by_folder["overviews"] = [files.overview]
     if files.footprints:
@@ -63,7 +63,7 @@ def move_files(scene: Scene, files: MapFiles, output: str) -> None:
 def stac_item(scene: Scene, files: MapFiles, *, model: str, threshold: int) -> dict[str, Any]:
     """A STAC item of the files that `move_files` puts into an output; `threshold` in percent."""
     cog = "image/tiff; application=geotiff; profile=cloud-optimized"
-    assets = {name: (f"../{folder}/{scene.id}.tif", cog) for name, folder in RASTERS.items()}
+    assets = {name: (f"../{folder}/{scene.id}.tif", cog) for name, folder in RASTERS.items() if getattr(files, name)}
     assets |= {name: (f"../footprints/{scene.id}{ending}", media) for name, (ending, media) in FORMATS.items()}
     if files.overview:
         assets["overview"] = (f"../overviews/{scene.id}.jpg", "image/jpeg")

@@ -13,7 +13,15 @@ from shapely.geometry.base import BaseGeometry
 
 from ocmlflow import pictures
 from ocmlflow.errors import InputError
-from ocmlflow.prediction import building_writer, map_writer, preflight, scene_tiles, tile_store, vector_files
+from ocmlflow.prediction import (
+    building_writer,
+    instance_raster,
+    map_writer,
+    preflight,
+    scene_tiles,
+    tile_store,
+    vector_files,
+)
 from ocmlflow.prediction.map_writer import MapJob, MapRasters, Watermark
 from ocmlflow.prediction.scene_tiles import CACHE, MapSettings, PredictFactory, TilePlan
 from ocmlflow.prediction.vector_files import FootprintTotals
@@ -38,6 +46,8 @@ class MapFiles:
 
     Copies in the formats of `vector_files.DRIVERS`, in degrees, lie beside it.
     """
+    instances: Path | None
+    """COG, uint32: row of the footprint at each pixel in the GeoParquet file, from 1; 0 none. None if not asked for."""
     overview: Path | None
     """JPEG of the scene beside the same with its buildings tinted; None where the scene cannot be read."""
     tiles: Path
@@ -101,11 +111,16 @@ def map_scene(
         finally:
             watermark.close()
     rasters, totals = writing_rasters.result(), writing_footprints.result()
+    instances = None
+    if footprints and settings.instances:
+        instances = folder / f"{scene.id}-instances.tif"
+        instance_raster.write(footprints, map_grid, instances)
     unreadable = sorted(set(job.unreadable), key=lambda window: window.toranges())  # tiles come in any order
     return MapFiles(
         probability=probability,
         mask=mask,
         footprints=footprints,
+        instances=instances,
         overview=_write_overview(job, mask, folder / f"{scene.id}.jpg"),
         tiles=plan.tile_folder,
         pixels=rasters.pixels,

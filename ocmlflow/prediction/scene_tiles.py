@@ -68,6 +68,8 @@ class MapSettings:
     """Brings images of other than 8 bits to 0 to 255."""
     separate: bool
     """Whether buildings that touch are told apart; otherwise they are one footprint."""
+    instances: bool
+    """Whether a raster of the footprint at each pixel is written."""
     squared: bool
     """Whether footprints are made right-angled."""
     skip_unreadable: bool

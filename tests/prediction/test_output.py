@@ -9,7 +9,9 @@ from conftest import write_json
 
 from ocmlflow.errors import InputError
 from ocmlflow.prediction import output as output_files
+from ocmlflow.prediction.scene_map import MapFiles
 from ocmlflow.scenes import stac_writer
+from ocmlflow.scenes.catalog import Scene
 from ocmlflow.storage import hrefs
 
 
@@ -82,3 +84,32 @@ def test_what_is_made_is_taken_for_ones_own_and_nothing_else_is(output, tmp_path
             output_files.check_output(output)
     with pytest.raises(InputError, match="output=s3://nosuchbucket/out cannot be listed"):
         output_files.check_output("s3://nosuchbucket/out")
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_raster_of_footprints_is_an_asset_where_it_was_asked_for(tmp_path, asked):
+    folder = tmp_path / "work"
+    folder.mkdir()
+    names = ("probability.tif", "mask.tif", "instances.tif", "a.parquet", "a.fgb", "a.geojson")
+    for name in names:
+        (folder / name).write_text(name)
+    files = MapFiles(
+        probability=folder / "probability.tif",
+        mask=folder / "mask.tif",
+        footprints=folder / "a.parquet",
+        instances=folder / "instances.tif" if asked else None,
+        overview=None,
+        tiles=folder,
+        pixels=1,
+        building_pixels=1,
+        buildings=1,
+        area_m2=1.0,
+        outline=shapely.box(0, 0, 1, 2),
+        unreadable=[],
+    )
+    scene = Scene("a", "", str(tmp_path / "a.tif"))
+    item = output_files.stac_item(scene, files, model="m", threshold=50)
+    output_files.move_files(scene, files, str(tmp_path / "out"))
+    assert ("instances" in item["assets"]) == asked == (tmp_path / "out/instances/a.tif").exists()
+    for asset in item["assets"].values():
+        assert (tmp_path / "out/items" / asset["href"]).resolve().exists()

@@ -42,6 +42,7 @@ from ocmlflow import executors
 from ocmlflow.errors import InputError
 from ocmlflow.prediction import (
     inference,
+    instance_raster,
     instances,
     map_writer,
     preflight,
@@ -73,6 +74,7 @@ SETTINGS = MapSettings(
     collar_m2=0,
     stretch=None,
     separate=False,
+    instances=False,
     squared=False,
     skip_unreadable=False,
 )
@@ -501,7 +503,7 @@ from ocmlflow.scenes.catalog import Scene
 from ocmlflow.storage import hrefs
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead, as on a full disk
 href, folder, *limits = sys.argv[1:]
-settings = MapSettings(0.1, 1, 512, 4, 1, 50, 0, 0, 0.1, True, None, 0, None, False, False, False)
+settings = MapSettings(0.1, 1, 512, 4, 1, 50, 0, 0, 0.1, True, None, 0, None, False, False, False, False)
 for limit in map(int, limits):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
@@ -617,6 +619,23 @@ def test_the_learned_distance_tells_houses_apart_that_share_a_wall(tmp_path):
     assert made.buildings == 3
     widths = sorted(outline.bounds[2] - outline.bounds[0] for outline in footprints(made).geometry)
     assert widths == pytest.approx([6, 7, 9], abs=0.3)
+
+
+@pytest.mark.parametrize("on_own_grid", [True, False])
+def test_instances_hold_the_row_of_the_footprint_at_each_pixel(tmp_path, monkeypatch, on_own_grid):
+    monkeypatch.setattr(instance_raster, "BLOCK", 64)
+    transform = Affine(GSD / 111_320, 0, 3, 0, -GSD / 111_320, 1)
+    href = write_image(tmp_path / "a.tif", terrace(), crs="EPSG:4326", transform=transform)
+    made = draw(href, tmp_path / "out", separate=True, instances=True, on_own_grid=on_own_grid)
+    (rows, about), (mask, about_mask) = read(made.instances), read(made.mask)
+    assert cog_validate(made.instances, strict=True, quiet=True) == (True, [], [])
+    assert (about["dtype"], about["nodata"], about["transform"]) == ("uint32", 0, about_mask["transform"])
+    assert set(np.unique(rows)) == {0, 1, 2, 3, 4}
+    for number, outline in enumerate(footprints(made).geometry, 1):
+        inside = geometry_mask([outline], rows.shape, about["transform"], invert=True)
+        np.testing.assert_array_equal(rows == number, inside)
+    assert (mask[rows > 0] == 1).mean() > 0.97
+    assert draw(href, tmp_path / "plain").instances is None
 
 
 @pytest.mark.parametrize("crs", [CRS, "EPSG:4326", "EPSG:32636"])
