@@ -56,13 +56,14 @@ def distance_m(target: np.ndarray) -> np.ndarray:
 def _box(
     footprint: shapely.Polygon, transform: Affine, *, height: int, width: int, margin: int
 ) -> tuple[int, int, int, int] | None:
-    """Top, left, bottom and right pixel of a footprint, cut to a margin around the window; None if nothing is left."""
+    """Top, left, bottom and right pixel of a footprint, cut to a margin around the window; None if it lies outside."""
     left, bottom, right, top = footprint.bounds
     corners = np.array([~transform @ corner for corner in ((left, top), (right, bottom), (left, bottom), (right, top))])
     first, last = np.floor(corners.min(axis=0)).astype(int), np.ceil(corners.max(axis=0)).astype(int)
+    if (first >= (width, height)).any() or (last <= 0).any():
+        return None
     top_px, left_px = max(int(first[1]), -margin), max(int(first[0]), -margin)
-    bottom_px, right_px = min(int(last[1]), height + margin), min(int(last[0]), width + margin)
-    return (top_px, left_px, bottom_px, right_px) if top_px < bottom_px and left_px < right_px else None
+    return top_px, left_px, min(int(last[1]), height + margin), min(int(last[0]), width + margin)
 
 
 def _draw_one(
@@ -85,8 +86,8 @@ def _draw_one(
     height, width = target.shape
     seen = np.s_[max(top, 0) : min(bottom, height), max(left, 0) : min(right, width)]
     part = np.s_[
-        seen[0].start - top + 1 : max(seen[0].stop - top + 1, 0),
-        seen[1].start - left + 1 : max(seen[1].stop - left + 1, 0),
+        seen[0].start - top + 1 : seen[0].stop - top + 1,
+        seen[1].start - left + 1 : seen[1].stop - left + 1,
     ]
     view = target[seen]
     view[own[part]] = values[part][own[part]]
