@@ -1,7 +1,8 @@
 """The footprints that people drew, kept beside the index of a chip set: what buildings are scored against.
 
-`footprints.parquet` is GeoParquet in degrees (lon, lat), with the scene of each footprint. They are those that the
-labels were drawn from: repaired, and each building that was drawn twice counted once.
+`footprints.parquet` is GeoParquet in degrees (lon, lat), a row per footprint: `scene`, `number` (from 0 in each scene,
+in the order of its label files), `area_m2` and `geometry`. They are those that the labels were drawn from: repaired,
+and each building that was drawn twice counted once. Some may lie where chips are not valid, or off the imagery.
 """
 
 import io
@@ -11,6 +12,7 @@ from pathlib import Path
 import geopandas as gpd
 import numpy as np
 import pandas as pd
+import shapely
 
 from ocmlflow.chips import chip_set, zarr_store
 from ocmlflow.chips.chip_set import ChipSet
@@ -24,7 +26,11 @@ def write(folder: Path, surveys: Iterable[SceneSurvey]) -> None:
     """Write the footprints of the scenes to a chip set's folder."""
     frames = [
         gpd.GeoDataFrame(
-            {"scene": np.full(len(survey.footprints.polygons), survey.scene.id, object)},
+            {
+                "scene": np.full(len(survey.footprints.polygons), survey.scene.id, object),
+                "number": np.arange(len(survey.footprints.polygons)),
+                "area_m2": shapely.area(survey.footprints.polygons).round(2),
+            },
             geometry=survey.footprints.polygons,
             crs=survey.grid.crs,
         ).to_crs("EPSG:4326")
@@ -34,7 +40,7 @@ def write(folder: Path, surveys: Iterable[SceneSurvey]) -> None:
 
 
 def read(chips: ChipSet, scenes: Iterable[str]) -> gpd.GeoDataFrame | None:
-    """The footprints of some scenes, columns scene and geometry, in degrees; None in a chip set of earlier versions.
+    """The footprints of some scenes, in degrees, with the columns of the file; None in a chip set of earlier versions.
 
     Raises InputError where the file is not the one that `prepare` wrote, by the list of files, or cannot be read.
     """

@@ -32,10 +32,10 @@ def scene(rows: gpd.GeoDataFrame, folder: Path, *, gsd: float) -> dict[str, Any]
 
 
 def stac_item(index: gpd.GeoDataFrame, scenes: list[Scene], *, gsd: float) -> dict[str, Any]:
-    """STAC item of a chip set: its stores and index as assets, derived from those of `scenes` that it has chips of."""
+    """STAC item of a chip set: its files as assets, derived from those of `scenes` that it has chips of."""
     names = sorted(set(index.scene))
     assets = {name: (f"./{name}.zarr", "application/vnd.zarr; version=3") for name in names}
-    assets |= {"index": ("./index.parquet", "application/vnd.apache.parquet")}
+    assets |= {name: (f"./{name}.parquet", "application/vnd.apache.parquet") for name in ("index", "footprints")}
     # A scene across 180 degrees gets an outline on each side: one hull would go around the earth.
     parts = index[["scene", "geometry"]].explode(ignore_index=True)
     sides = parts.groupby([parts.scene, parts.bounds.minx < 0]).geometry

@@ -1,17 +1,23 @@
 """Files of chips are fetched through MLflow's artifact repositories."""
 
 import errno
+import hashlib
+import json
 import shutil
 from pathlib import Path
 
+import geopandas as gpd
 import numpy as np
 import pytest
+import shapely
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
-from ocmlflow.chips import chip_set
+from ocmlflow.chips import chip_set, drawn_buildings
 from ocmlflow.storage import hrefs
 from ocmlflow.tracking import chip_artifacts
+
+LISTED = ("index.parquet", "chips.json", drawn_buildings.NAME)
 
 
 class Repository(ArtifactRepository):
@@ -60,8 +66,11 @@ def test_any_other_error_stays_that_of_mlflow(tmp_path, monkeypatch):
 
 
 def test_chips_in_s3_are_those_of_a_folder(made, s3, tmp_path, monkeypatch):
-    """Chips without the array `parts` too, which readers ask for."""
     copy = shutil.copytree(made.folder, tmp_path / "chips")
+    drawn = gpd.GeoDataFrame({"scene": ["aaa", "kkk"]}, geometry=[shapely.box(0, 0, 1, 1)] * 2, crs="EPSG:4326")
+    drawn.to_parquet(copy / drawn_buildings.NAME)
+    hashes = {file: {"sha256": hashlib.sha256((copy / file).read_bytes()).hexdigest()} for file in LISTED}
+    (copy / chip_set.FILE_LIST).write_text(json.dumps(hashes))
     hrefs.mirror(str(copy), f"{s3}/chips")
     monkeypatch.setattr(chip_artifacts, "_address", lambda run_id: f"{s3}/chips")
     monkeypatch.setattr(chip_artifacts, "CACHE", tmp_path / "cache")
@@ -69,3 +78,4 @@ def test_chips_in_s3_are_those_of_a_folder(made, s3, tmp_path, monkeypatch):
     for row in made.index.itertuples():
         for ours, theirs in zip(chip_set.read(remote.folder, row), chip_set.read(made.folder, row), strict=True):
             np.testing.assert_array_equal(ours, theirs)
+    assert drawn_buildings.read(remote, ["kkk"]).scene.tolist() == ["kkk"]
