@@ -106,7 +106,7 @@ def test_labels_lie_on_their_roofs_in_the_wrong_utm_zone(tmp_path):
     assert surveyed.native_gsd == pytest.approx(0.076, abs=0.01)  # the scale of UTM 44 degrees from its meridian
     index = cut(found, tmp_path / "out", rules=rules_with())
     chip = np.concatenate(
-        [np.dstack(chip_set.read(tmp_path / "out", row)).reshape(-1, 4) for row in index.itertuples()]
+        [np.dstack(chip_set.read(tmp_path / "out", row)).reshape(-1, 5) for row in index.itertuples()]
     )
     valid = chip[:, 3] != labels.INVALID
     roof, label = chip[valid, 0] > 150, chip[valid, 3] == 1
