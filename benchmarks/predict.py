@@ -213,7 +213,7 @@ def traced(scratch: Path) -> None:
             instances.blocks(evidence(side, count), side, side, gsd=GSD, threshold=50, separate=True)
         )
         frames = vector_files.frames(
-            found, place, scene="one", tolerance=1, min_area_m2=OWN.min_area_m2, min_hole_m2=OWN.min_hole_m2
+            found, place, scene="one", outline=OWN.outline, min_area_m2=OWN.min_area_m2, min_hole_m2=OWN.min_hole_m2
         )
         seconds, _ = timed(partial(vector_files.write, frames, scratch / "a.parquet"))
         with pq.ParquetFile(scratch / "a.parquet") as file:
@@ -277,7 +277,7 @@ def settings(gsd: float, multiple: int) -> MapSettings:
         stretch=None,
         separate=OWN.separate,
         instances=False,
-        squared=False,
+        outline=OWN.outline,
         skip_unreadable=False,
     )
 

@@ -232,8 +232,11 @@ class PredictOptions(Options):
         "Write a raster of footprints too: for each pixel the row in the GeoParquet file, from 1; 0 where none is.",
         group="output",
     )
-    squared: bool = option(
-        False, "Make the corners of footprints right angles. The masks do not change.", group="output"
+    outline: Literal["squared", "simple", "exact"] = option(
+        "squared",
+        "Footprints with right angles where the building has them, with few corners, or along the edges of pixels. "
+        "The masks do not change.",
+        group="output",
     )
     skip_unreadable: bool = option(
         False, "Treat what cannot be read as no imagery, and list it, instead of failing.", group="input"

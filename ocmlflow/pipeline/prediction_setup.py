@@ -1,6 +1,5 @@
 """Sets up a prediction: models, settings, checked scenes, and the name of its work folder."""
 
-import importlib.util
 import logging
 import tempfile
 from dataclasses import dataclass, replace
@@ -58,8 +57,6 @@ class PredictionSetup:
 
 def set_up(options: PredictOptions) -> PredictionSetup:
     """The set-up for some options; InputError, before anything is predicted, where it cannot work."""
-    if options.squared and not importlib.util.find_spec("buildingregulariser"):
-        raise InputError('squared=true needs the extra: pip install "ocmlflow[squared]"')
     mosaics = Path(options.work) / "mosaics" if options.mosaic else None
     scenes = catalog.find_images(options.images, mosaics=mosaics, skip_unreadable=options.skip_unreadable)
     output.check_output(options.output)
@@ -105,7 +102,7 @@ def _settings(options: PredictOptions, models: list[Model]) -> MapSettings:
         stretch=stretching.parse(options.stretch),
         separate=options.separate,
         instances=options.instances,
-        squared=options.squared,
+        outline=options.outline,
         skip_unreadable=options.skip_unreadable,
     )
 

@@ -32,10 +32,9 @@ def write(job: MapJob, watermark: Watermark, path: Path) -> FootprintTotals:
         polygonize.trace(blocks),
         grid,
         scene=job.plan.scene.id,
-        tolerance=1.0,
+        outline=settings.outline,
         min_area_m2=settings.min_area_m2,
         min_hole_m2=settings.min_hole_m2,
-        squared_in=grid.crs if settings.squared else None,
     )
     return vector_files.write((on_map(frame, grid, job.map_grid) for frame in frames), path)
 

@@ -1,5 +1,6 @@
 """Polygonizes the buildings of a scene block by block into footprints that are whole across block edges."""
 
+import heapq
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -14,9 +15,6 @@ from shapely.geometry.base import BaseGeometry
 from ocmlflow.prediction import block_join
 from ocmlflow.prediction.block_join import BlockJoiner
 from ocmlflow.scenes import image_file
-
-MAX_HOLES = 2000
-"""Outlines with more holes are noise and are not simplified, which takes time by the square of their number."""
 
 
 @dataclass(frozen=True)
@@ -73,19 +71,29 @@ def mask_block(window: Window, percents: np.ndarray, building: np.ndarray) -> La
 def trace(blocks: Iterable[LabelBlock]) -> Iterator[PredictedFootprint]:
     """Footprints of buildings, in (col, row) of their scene, whole across the edges of blocks.
 
-    The blocks cover each pixel once and come row by row, as `windows.blocks` gives them. A footprint is given as soon
-    as no block to come can add to it, so that memory holds only buildings that reach the last row of blocks.
+    The blocks cover each pixel once and come row by row, as `windows.blocks` gives them. Footprints come in the order
+    of their first pixels, whatever the size of the blocks, as soon as no block to come can change that: memory holds
+    the buildings that reach the last row of blocks, and those that begin below the first pixel of one of them.
     """
     joiner = BlockJoiner()
     open_parts: dict[int, _Part] = {}
+    finished: list[tuple[tuple[int, int], PredictedFootprint]] = []
     row = 0
+
+    def finish(part: _Part) -> None:
+        footprint = PredictedFootprint(part.outline, part.percent_sum / part.pixels / 100)
+        heapq.heappush(finished, (footprint.first_pixel, footprint))
+
     for block in blocks:
         if block.window.row_off != row:
             row = block.window.row_off
             for numbers in joiner.finish_rows(row, open_parts):
-                yield _footprint(_take(open_parts, numbers))
+                finish(_take(open_parts, numbers))
             for numbers in joiner.objects(open_parts):
                 open_parts[numbers[0]] = _take(open_parts, numbers)
+            first_open = min((part.outline.bounds[1] for part in open_parts.values()), default=row)
+            while finished and finished[0][0][0] < first_open:
+                yield heapq.heappop(finished)[1]
         if not block.labels.any():
             continue
         offset = joiner.add(
@@ -100,19 +108,11 @@ def trace(blocks: Iterable[LabelBlock]) -> Iterator[PredictedFootprint]:
             if label in edge_labels:
                 open_parts[offset + label] = part
             else:
-                yield _footprint(part)
+                finish(part)
     for numbers in joiner.objects(open_parts):
-        yield _footprint(_take(open_parts, numbers))
-
-
-def to_ground(footprints: list[PredictedFootprint], transform: Affine, *, tolerance: float) -> np.ndarray:
-    """Outlines in the CRS of the transform, (count,), their staircases simplified by about `tolerance` of its units."""
-    outlines = np.array([footprint.outline for footprint in footprints], object)
-    # Not as a product of matrices, whose last digits depend on the number of threads.
-    outlines = shapely.transform(outlines, lambda corners: np.stack(transform @ tuple(corners.T), axis=1))
-    is_simple = shapely.get_num_interior_rings(outlines) <= MAX_HOLES
-    outlines[is_simple] = shapely.simplify(outlines[is_simple], tolerance, preserve_topology=True)
-    return outlines
+        finish(_take(open_parts, numbers))
+    while finished:
+        yield heapq.heappop(finished)[1]
 
 
 def _parts(block: LabelBlock) -> Iterator[tuple[int, _Part]]:
@@ -144,7 +144,3 @@ def _take(open_parts: dict[int, _Part], numbers: list[int]) -> _Part:
     # Outlines run along whole pixels, so the union is exact; simplify(0) drops the points along block edges.
     outline = shapely.union_all([part.outline for part in parts]).simplify(0)
     return _Part(outline, sum(part.pixels for part in parts), sum(part.percent_sum for part in parts))
-
-
-def _footprint(part: _Part) -> PredictedFootprint:
-    return PredictedFootprint(part.outline, part.percent_sum / part.pixels / 100)

@@ -70,8 +70,8 @@ class MapSettings:
     """Whether buildings that touch are told apart; otherwise they are one footprint."""
     instances: bool
     """Whether a raster of the footprint at each pixel is written."""
-    squared: bool
-    """Whether footprints are made right-angled."""
+    outline: str
+    """Style of the footprints, one of `ground_outlines.OUTLINES`."""
     skip_unreadable: bool
     """Whether unreadable parts of a scene count as no imagery; otherwise they are an error."""
 

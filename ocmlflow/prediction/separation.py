@@ -50,23 +50,31 @@ def smooth(labels: np.ndarray, *, gsd: float) -> np.ndarray:
     """The labels of separated buildings with rounded staircases: (height, width) int32.
 
     Each building is blurred by itself; a pixel goes to the building of the largest value there, if it is at least a
-    half. What is too thin to reach that stays as it is.
+    half. One stays with its own building where that has the largest value, and all together reach a half: so a wall
+    that two share goes on to its end. What is too thin to reach a half stays as it is.
     """
     side = 2 * max(1, round(ROUNDING_M / gsd)) + 1
     smoothed = np.zeros_like(labels)
-    best = np.zeros(labels.shape, np.float32)
+    best, total = np.zeros((2, *labels.shape), np.float32)
+    thin = []
     for number, part in enumerate(ndimage.find_objects(labels), 1):
         if part is None:
             continue
         box = tuple(slice(max(0, axis.start - side), axis.stop + side) for axis in part)
-        blurred = (labels[box] == number).astype(np.float32)
+        own = labels[box] == number
+        blurred = own.astype(np.float32)
         for _ in range(2):
             blurred = ndimage.uniform_filter(blurred, side)
-        inside = (blurred >= 0.5) & (blurred > best[box])
-        if not inside.any():
-            inside = (labels[box] == number) & (best[box] == 0)
+        total[box] += blurred
+        if blurred.max() < 0.5:
+            thin.append((box, own, number))
+        inside = blurred > best[box]
         smoothed[box][inside] = number
-        best[box][inside] = np.maximum(blurred[inside], 0.5)
+        best[box][inside] = blurred[inside]
+    is_between = (labels == smoothed) & (labels > 0) & (total >= 0.5)
+    smoothed[(best < 0.5) & ~is_between] = 0
+    for box, own, number in thin:
+        smoothed[box][own & (smoothed[box] == 0)] = number
     return smoothed
 
 

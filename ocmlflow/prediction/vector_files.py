@@ -3,11 +3,9 @@
 import io
 import json
 import logging
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import geopandas as gpd
@@ -18,7 +16,7 @@ import pyarrow.parquet as pq
 import pyogrio
 import shapely
 
-from ocmlflow.prediction import outlines, polygonize
+from ocmlflow.prediction import ground_outlines, outlines
 from ocmlflow.prediction.polygonize import PredictedFootprint
 from ocmlflow.scenes import geobox
 from ocmlflow.scenes.geobox import GeoBox
@@ -31,8 +29,6 @@ COLUMNS = ["id", "scene", "building", "probability", "area_m2", "geometry"]
 """`building` is the tag of OpenStreetMap, always `yes`."""
 BATCH = 2_000
 """Traced footprints that are worked on at a time."""
-MIN_SQUARED_IOU = 0.7
-"""Least IoU of a squared outline with the outline that it replaces."""
 
 
 @dataclass(frozen=True)
@@ -50,35 +46,28 @@ def frames(
     grid: GeoBox,
     *,
     scene: str,
-    tolerance: float,
+    outline: str,
     min_area_m2: float,
     min_hole_m2: float,
-    squared_in: str | None = None,
 ) -> Iterator[gpd.GeoDataFrame]:
-    """Frames of at most BATCH traced footprints, at least one frame, without those below `min_area_m2`.
+    """Frames of about BATCH traced footprints, at least one frame, without those below `min_area_m2`.
 
-    `footprints` are in (col, row) of `grid`, the frames in its CRS, with the columns COLUMNS. `id` is the scene, and
-    row and column of the building's first pixel; the parts of an outline that is split are numbered. Staircases are
-    simplified by about `tolerance` pixels, holes below `min_hole_m2` filled. With `squared_in`, a CRS in metres,
-    outlines are made right-angled in it. They are polygons of fewer than 2,000 corners that do not overlap, and stay
-    valid and apart when `convert` rounds them. Areas are measured in an equal-area projection.
+    `footprints` are in (col, row) of `grid`, in the order of `polygonize.trace`; the frames are in the grid's CRS, with
+    the columns COLUMNS. `id` is the scene, and row and column of the building's first pixel; the parts of an outline
+    that is split are numbered. `outline` is one of `ground_outlines.OUTLINES`; holes below `min_hole_m2` are filled.
+    Outlines are polygons of fewer than 2,000 corners that do not overlap, and stay valid and apart when `convert`
+    rounds them. Areas are measured in an equal-area projection.
     """
-    units = tolerance * abs(grid.transform.determinant) ** 0.5
+    pixel = abs(grid.transform.determinant) ** 0.5
     equal_area = geobox.equal_area_crs(grid)
     written = outlines.WrittenOutlines()
-    rest = iter(footprints)
     split = 0
-    is_last = False
-    while not is_last:
-        batch = list(islice(rest, BATCH))
-        is_last = len(batch) < BATCH
+    for batch, around in ground_outlines.batches(footprints, size=BATCH):
         fill = partial(outlines.fill_holes, crs=grid.crs, equal_area=equal_area, min_hole_m2=min_hole_m2)
-        simplified = fill(polygonize.to_ground(batch, grid.transform, tolerance=units))
-        frame = _frame(batch, outlines.shorten(simplified, tolerance=units), scene, grid.crs)
+        filled = fill(ground_outlines.to_ground(batch, around, written, grid, outline=outline))
+        frame = _frame(batch, outlines.shorten(filled, tolerance=pixel), scene, grid.crs)
         split += int((frame.geom_type == "MultiPolygon").sum())
         frame = _with_outlines(frame, frame.geometry.to_numpy())
-        if squared_in and len(frame):
-            frame = squared(frame, squared_in)
         frame = _with_outlines(frame, outlines.rounding_safe(frame.geometry.to_numpy(), grid.crs))
         frame = _large(_with_outlines(frame, fill(frame.geometry.to_numpy())), equal_area, min_area_m2)
         for _ in range(outlines.ROUNDS):
@@ -89,25 +78,6 @@ def frames(
         yield _number_parts(frame)[COLUMNS]
     if split:
         log.warning("scene %s: %d outlines with too many corners for map editors are split", scene, split)
-
-
-def squared(frame: gpd.GeoDataFrame, crs: str) -> gpd.GeoDataFrame:
-    """The frame with right-angled outlines, by buildingregulariser, computed in a CRS in metres.
-
-    An outline stays as it is if squaring would split it, or change it to an IoU below MIN_SQUARED_IOU.
-    """
-    from buildingregulariser import regularize_geodataframe  # an extra
-
-    plain = frame.to_crs(crs)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # about outlines that it leaves as they are
-        regular = regularize_geodataframe(plain.assign(row=range(len(plain))), num_cores=1, include_metadata=True)
-    is_good = (regular.iou >= MIN_SQUARED_IOU) & regular.is_valid & (regular.geom_type == "Polygon")
-    is_good &= regular.count_coordinates() <= outlines.MAX_CORNERS
-    regular = regular[is_good & ~regular.row.duplicated(keep=False)]
-    squares = plain.geometry.to_numpy().copy()
-    squares[regular.row.to_numpy()] = regular.geometry.to_numpy()
-    return gpd.GeoDataFrame(frame.drop(columns="geometry"), geometry=squares, crs=crs).to_crs(frame.crs)
 
 
 def write(frames: Iterable[gpd.GeoDataFrame], path: Path) -> FootprintTotals:

@@ -3,7 +3,6 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import shapely
-from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -70,18 +69,6 @@ def test_buildings_that_meet_in_a_corner_stay_apart(size):
     assert sorted(f.outline.bounds for f in found) == [(0, 0, 2, 2), (2, 2, 4, 4)]
 
 
-@given(masks)
-def test_footprints_on_the_ground_are_valid_and_near_their_pixels(building):
-    found = trace(building, building * np.uint8(50), size=7)
-    transform = Affine(0.5, 0, 1000, 0, -0.5, 2000)
-    for pixels, ground in zip(found, polygonize.to_ground(found, transform, tolerance=0.5), strict=True):
-        exact = shapely.affinity.affine_transform(pixels.outline, (0.5, 0, 0, -0.5, 1000, 2000))
-        assert ground.is_valid
-        assert not ground.is_empty
-        # GEOS takes out the point where a ring starts in a second step.
-        assert shapely.hausdorff_distance(exact.exterior, ground.exterior) <= 2 * 0.5
-
-
 def test_a_building_is_handed_out_once_nothing_can_be_added_to_it():
     """So that memory is bounded: of a column of roofs, each is there when the blocks below it are asked for."""
     building = np.zeros((64, 16), bool)
@@ -96,14 +83,3 @@ def test_a_building_is_handed_out_once_nothing_can_be_added_to_it():
     for number, footprint in enumerate(polygonize.trace(counted())):
         assert footprint.outline.bounds == (5, 8 * number + 2, 12, 8 * number + 4)
         assert seen[-1] <= 8 * (number + 1)
-
-
-@pytest.mark.parametrize(("side", "stays"), [(81, False), (101, True)])
-def test_an_outline_with_thousands_of_holes_stays_as_it_was_traced(side, stays):
-    building = np.ones((side, side), bool)
-    building[1::2, 1::2] = False
-    building[0, : side // 2] = False  # a corner that straightening takes away
-    (found,) = [f for f in trace(building, np.zeros_like(building, np.uint8), size=32) if f.outline.area > 1]
-    assert (shapely.get_num_interior_rings(found.outline) > polygonize.MAX_HOLES) == stays
-    (ground,) = polygonize.to_ground([found], Affine.identity(), tolerance=1.5)
-    assert shapely.equals_exact(ground, found.outline) == stays

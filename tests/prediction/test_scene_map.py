@@ -75,7 +75,7 @@ SETTINGS = MapSettings(
     stretch=None,
     separate=False,
     instances=False,
-    squared=False,
+    outline="exact",
     skip_unreadable=False,
 )
 
@@ -485,7 +485,9 @@ def test_squared_footprints_are_right_angled_and_cover_the_same(tmp_path, crs):
     image = noise(160, 200)
     image[geometry_mask([roof], (160, 200), Affine.identity(), invert=True)] = 230
     href = write_image(tmp_path / "a.tif", image, crs=crs, transform=transform)
-    plain, square = (footprints(draw(href, tmp_path / str(how), squared=how, size=64)) for how in (False, True))
+    plain, square = (
+        footprints(draw(href, tmp_path / outline, outline=outline, size=64)) for outline in ("exact", "squared")
+    )
     assert len(plain) == len(square) == 1
     assert (len(plain.geometry[0].exterior.coords) > 6, len(square.geometry[0].exterior.coords)) == (True, 5)
     drawn = affinity.affine_transform(square.geometry[0], (~transform).to_shapely())
@@ -503,7 +505,7 @@ from ocmlflow.scenes.catalog import Scene
 from ocmlflow.storage import hrefs
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead, as on a full disk
 href, folder, *limits = sys.argv[1:]
-settings = MapSettings(0.1, 1, 512, 4, 1, 50, 0, 0, 0.1, True, None, 0, None, False, False, False, False)
+settings = MapSettings(0.1, 1, 512, 4, 1, 50, 0, 0, 0.1, True, None, 0, None, False, False, "exact", False)
 for limit in map(int, limits):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:

@@ -9,7 +9,7 @@ from geopandas.testing import assert_geodataframe_equal
 from pyogrio.errors import DataSourceError
 from scipy import ndimage
 
-from ocmlflow.prediction import polygonize, vector_files
+from ocmlflow.prediction import ground_outlines, polygonize, vector_files
 from ocmlflow.scenes import windows
 from ocmlflow.scenes.geobox import GeoBox
 
@@ -73,7 +73,7 @@ def written(building: np.ndarray, path, *, size: int = 128, crs: str = CRS, **op
         for window in windows.blocks(*building.shape, size=size)
     )
     transform = TRANSFORM if crs == CRS else Affine(1e-6, 0, 3.0, 0, -1e-6, 0.5)
-    options = {"tolerance": 1, "min_area_m2": 0, "min_hole_m2": 1, **options}
+    options = {"outline": "simple", "min_area_m2": 0, "min_hole_m2": 1, **options}
     grid = GeoBox(crs, transform, *building.shape)
     vector_files.write(vector_files.frames(polygonize.trace(blocks), grid, scene="one", **options), path)
     for suffix in vector_files.DRIVERS:
@@ -89,12 +89,13 @@ def overlap_m2(frame: gpd.GeoDataFrame) -> float:
     return float(shapely.area(outlines[one[pairs]] & outlines[other[pairs]]).sum())
 
 
-@pytest.mark.parametrize(("crs", "squared_in"), [(CRS, None), (CRS, CRS), ("EPSG:4326", "EPSG:32631")])
+@pytest.mark.parametrize("crs", [CRS, "EPSG:4326"])
+@pytest.mark.parametrize("outline", ground_outlines.OUTLINES)
 @pytest.mark.parametrize("spots", [0, 0.03])
-def test_all_formats_hold_the_same_valid_polygons_that_do_not_overlap(tmp_path, crs, squared_in, spots, monkeypatch):
+def test_all_formats_hold_the_same_valid_polygons_that_do_not_overlap(tmp_path, crs, outline, spots, monkeypatch):
     monkeypatch.setattr(vector_files, "BATCH", 40)
     path = tmp_path / "a.parquet"
-    frame = written(ragged_mask(200, spots=spots), path, crs=crs, squared_in=squared_in)
+    frame = written(ragged_mask(200, spots=spots), path, crs=crs, outline=outline)
     assert len(frame) > 20
     assert frame.columns.tolist() == vector_files.COLUMNS
     assert set(frame.building) == {"yes"}
@@ -139,7 +140,7 @@ def test_pinholes_are_filled_and_a_courtyard_stays(tmp_path):
     courtyard = 0.1 * 30 * 0.1 * 30
     (filled,) = written(roof, tmp_path / "a.parquet").geometry
     assert [shapely.Polygon(ring).area for ring in filled.interiors] == pytest.approx([courtyard])
-    (whole,) = written(roof, tmp_path / "b.parquet", min_hole_m2=0).geometry
+    (whole,) = written(roof, tmp_path / "b.parquet", min_hole_m2=0, outline="exact").geometry
     assert len(whole.interiors) == 3
     (full,) = written(roof, tmp_path / "c.parquet", min_hole_m2=9.5).geometry
     assert not full.interiors
