@@ -91,6 +91,16 @@ def test_main_runs_four_steps_under_one_parent(sample_line):
         assert len(child.data.tags["ocmlflow.code"]) == 32
 
 
+def test_main_is_named_by_its_score_logs_its_scenes_and_measures_no_machine(sample_line):
+    parent = mlflow.get_run(sample_line.parent.info.run_id)
+    assert parent.info.run_name == f"{sample_line.steps['evaluate'].data.metrics['iou']:.3f} main hil"
+    inputs = {(one.dataset.name, one.tags[0].value) for one in parent.inputs.dataset_inputs}
+    assert inputs == {("scenes bay hil", "preparation"), ("scenes hil", "inference")}
+    assert not [name for name in parent.data.metrics if name.startswith("system/")]
+    prepared = mlflow.get_run(sample_line.steps["prepare"].info.run_id)
+    assert [one.dataset.name for one in prepared.inputs.dataset_inputs] == ["scenes bay hil"]
+
+
 def test_prepare_leaves_chips_previews_and_a_table(sample_line):
     prepared = sample_line.steps["prepare"]
     scenes = json.loads(mlflow.artifacts.load_text(f"{prepared.info.artifact_uri}/scenes.json"))
@@ -176,7 +186,7 @@ def test_model_loads_without_the_package(sample_line, store):
         "import sys, mlflow, numpy as np\n"
         f"model = mlflow.keras.load_model('models:/{NAME}@champion')\n"
         "p = model.predict(np.full((1, 90, 61, 3), 120, np.uint8), verbose=0)\n"
-        "assert p.shape == (1, 90, 61, 1) and p.dtype == np.float32 and 0 <= p.min() <= p.max() <= 1\n"
+        "assert p.shape == (1, 90, 61, 4) and p.dtype == np.float32 and 0 <= p.min() <= p.max() <= 1\n"
         "assert not any(name.startswith('ocmlflow') for name in sys.modules)\n"
     )
     isolated = [sys.executable, "-P", "-c", code]  # -P: not even the working directory
