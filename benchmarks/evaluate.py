@@ -22,7 +22,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         made = town(Path(work))
         start = time.perf_counter()
-        card = scorecard.score("benchmark", made, at=None, min_area_m2=2.0)
+        card = scorecard.score("benchmark", made, at=None, block_m=100.0, min_area_m2=2.0, min_hole_m2=1.0)
         seconds = time.perf_counter() - start
     megapixels = CHIPS * SIZE**2 / 1e6
     everything = card.objects["all"]

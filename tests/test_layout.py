@@ -119,6 +119,7 @@ ORDER = {
         "building_matching",
         "external_masks",
         "predictions",
+        "predicted_buildings",
         "scores",
         "scorecard",
         "examples",

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def reader(folder: Path, rows: gpd.GeoDataFrame) -> Callable[[Any, np.ndarray], np.ndarray]:
-    """A function that gives the mask of a chip: its row and image to (size, size) float32, 1 building, 0 not.
+    """A function that gives the mask of a chip: its row and image to (size, size, 1) float32, 1 building, 0 not.
 
     A mask is `CHIP_ID.tif`, in the chip's own pixels, or `SCENE.tif`, which is warped to them. It holds 1 for building,
     0 for none, and its nodata value, which counts as none. Raises InputError, before any mask is read, if one is
@@ -45,7 +45,7 @@ def reader(folder: Path, rows: gpd.GeoDataFrame) -> Callable[[Any, np.ndarray], 
 
 
 def _read(folder: Path, row: Any, image: np.ndarray) -> np.ndarray:
-    """(size, size) float32 of the chip's mask; InputError if it holds other values than 0, 1 and nodata."""
+    """(size, size, 1) float32 of the chip's mask; InputError if it holds other values than 0, 1 and nodata."""
     path = _find_file(folder, row)
     assert path is not None
     size = image.shape[0]
@@ -56,7 +56,7 @@ def _read(folder: Path, row: Any, image: np.ndarray) -> np.ndarray:
             f"{path} holds {others[:3].tolist()}: a mask is 1 where there is building and 0 elsewhere; "
             "other values must be the file's nodata value"
         )
-    return (mask == 1).astype(np.float32)
+    return (mask == 1).astype(np.float32)[..., np.newaxis]
 
 
 def _find_file(folder: Path, row: Any) -> Path | None:

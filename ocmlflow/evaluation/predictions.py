@@ -15,6 +15,7 @@ from ocmlflow.chips import chip_set, ground_blocks
 from ocmlflow.chips.zarr_store import Folder
 from ocmlflow.errors import InputError
 from ocmlflow.evaluation.building_matching import DENSITIES
+from ocmlflow.prediction.separation import DISTANCE_STEPS
 from ocmlflow.probability import Predict, to_levels
 from ocmlflow.progress import Progress
 
@@ -34,6 +35,15 @@ class Predictions:
     """(chips, size, size) uint16: `probability.to_levels` of the probability."""
     coded: np.ndarray
     """(chips, size, size) uint8: labels as `chips.labels.encode` gives them."""
+    distance: np.ndarray | None = None
+    """(chips, size, size) uint8: learned distance to the building's own edge, as `separation` takes it; None if there
+    is none."""
+    drawn: gpd.GeoDataFrame | None = None
+    """Footprints that people drew, columns scene and geometry; None in chips of earlier versions."""
+    outlines: gpd.GeoDataFrame | None = None
+    """The same columns for the buildings that another tool predicts as polygons; None where they are traced."""
+    separate: bool = True
+    """Whether buildings that touch are told apart before they are traced, as `predict` does."""
 
 
 def collect(
@@ -44,33 +54,44 @@ def collect(
     work: Path,
     block_m: float,
     progress: Progress,
+    drawn: gpd.GeoDataFrame | None = None,
+    outlines: gpd.GeoDataFrame | None = None,
+    separate: bool = True,
 ) -> Predictions:
     """Predict the chips of some rows of an index; predictions are kept in files in the folder `work`.
 
-    `probabilities` takes a row and its image (height, width, 3) uint8, and gives (height, width) float, 0..1. Spatial
-    blocks of `block_m` metres are the units of the bootstrap. Raises InputError if the disk lacks room.
+    `probabilities` takes a row and its image (height, width, 3) uint8, and gives (height, width, channels) float, 0..1,
+    as `Predict` does. Spatial blocks of `block_m` metres are the units of the bootstrap. The other arguments are fields
+    of Predictions. Raises InputError if the disk lacks room.
     """
     levels = coded = np.zeros(0)
+    distance = None
     chips = zip(rows.itertuples(), chip_set.read_all(folder, rows.itertuples()), strict=True)
     for number, (row, chip) in progress(enumerate(chips), len(rows)):
         if not len(levels):
             shape = (len(rows), *chip.label.shape)
-            _check_room(work, 3 * math.prod(shape))
+            _check_room(work, 4 * math.prod(shape))
             levels = np.lib.format.open_memmap(work / "levels.npy", "w+", np.uint16, shape)
             coded = np.lib.format.open_memmap(work / "coded.npy", "w+", np.uint8, shape)
-        levels[number] = to_levels(probabilities(row, chip.image))
+        predicted = probabilities(row, chip.image)
+        levels[number] = to_levels(predicted[..., 0])
+        if predicted.shape[-1] > 1:
+            if distance is None:
+                distance = np.lib.format.open_memmap(work / "distance.npy", "w+", np.uint8, levels.shape)
+            distance[number] = np.rint(predicted[..., 1] * np.float32(DISTANCE_STEPS))
         coded[number] = chip.label
     columns = {
         "resolution": _classes(rows.native_gsd, RESOLUTIONS),
         "density": _classes(rows.building_share, DENSITIES),
         "block": ground_blocks.spatial_blocks(rows, block_m),
     }
-    return Predictions(folder, rows.reset_index(drop=True).assign(**columns), levels, coded)
+    rows = rows.reset_index(drop=True).assign(**columns)
+    return Predictions(folder, rows, levels, coded, distance, drawn, outlines, separate)
 
 
 def of_model(predict: Predict) -> Callable[[Any, np.ndarray], np.ndarray]:
     """The function that `collect` needs, from a predict function."""
-    return lambda row, image: predict(image[np.newaxis])[0, ..., 0]
+    return lambda row, image: predict(image[np.newaxis])[0, ..., :2]
 
 
 def _check_room(folder: Path, needed: int) -> None:

@@ -29,7 +29,7 @@ def sweep_figure(card: Scorecard) -> Figure:
     _curves(left, card.pixels.sweep(), "iou", card.threshold)
     _curves(right, card.buildings.sweep, "f1", card.threshold)
     left.set_title("pixels", fontsize=9)
-    right.set_title("buildings, matched at IoU 0.5", fontsize=9)
+    right.set_title("connected components of masks, matched at IoU 0.5", fontsize=9)
     return figure
 
 
@@ -57,7 +57,7 @@ def error_map(card: Scorecard) -> Figure:
 def page(template: str, **content: Any) -> str:
     """Render a template of the folder `templates` to HTML; `content` holds its variables."""
     environment = Environment(loader=PackageLoader("ocmlflow.evaluation"), undefined=StrictUndefined, autoescape=True)
-    environment.filters |= {"inline": _inline, "score": _score, "number": _number, "signed": _signed}
+    environment.filters |= {"inline": _inline, "score": _score, "number": _number, "metres": _metres, "signed": _signed}
     colours = {"hit": pictures.HIT_COLOUR, "false": pictures.FALSE_COLOUR, "missed": pictures.MISSED_COLOUR}
     return environment.get_template(template).render(colours=colours, **content)
 
@@ -84,6 +84,10 @@ def _signed(value: float | None) -> str:
 
 def _number(value: float | None) -> str:
     return "–" if _is_none(value) else f"{value:,.0f}"
+
+
+def _metres(value: float | None) -> str:
+    return "–" if _is_none(value) else f"{value:.2f} m"
 
 
 def _inline(picture: np.ndarray | Figure) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ocmlflow.evaluation import calibration, metrics, scores
+from ocmlflow.evaluation import building_matching, calibration, metrics, scores
+from ocmlflow.evaluation.building_matching import MatchedBuildings
 from ocmlflow.evaluation.metrics import Counts
 from ocmlflow.evaluation.object_matching import ObjectCounts
 from ocmlflow.evaluation.predictions import Predictions
@@ -15,6 +16,13 @@ from ocmlflow.evaluation.scores import BuildingScores, PixelScores
 
 BINS = 20
 """Bins of the reliability curve."""
+BUILDING_GROUPS = ("place", "scene", "size", "density")
+"""Columns by which scores of buildings are grouped."""
+OBJECT_METRICS = (
+    *(f"{name}_{end}" for name in building_matching.SCORES for end in ("low", "high")),
+    *("predicted", "drawn", "iou", "boundary_m", "corners_predicted", "corners_drawn"),
+)
+"""Scores of buildings that are metrics where the chips keep footprints."""
 SCORES = ("iou", "precision", "recall", "f1")
 """Scores of pixels that have an interval and a difference."""
 
@@ -71,14 +79,24 @@ class Scorecard:
         return table
 
 
-def score(name: str, predicted: Predictions, *, at: tuple[int, float] | None, min_area_m2: float) -> Scorecard:
+def score(
+    name: str,
+    predicted: Predictions,
+    *,
+    at: tuple[int, float] | None,
+    block_m: float,
+    min_area_m2: float,
+    min_hole_m2: float,
+) -> Scorecard:
     """The scorecard of predictions at a threshold (percent) and temperature; if `at` is None, at those that fit best.
 
-    Predicted buildings of less than `min_area_m2` are left out of the scores of buildings.
+    Buildings are scored as `scores.score_buildings` says.
     """
     pixels = scores.score_pixels(predicted, temperature=at[1] if at else None)
     threshold = at[0] if at else pixels.best_threshold
-    buildings = scores.score_buildings(predicted, pixels.temperature, threshold, min_area_m2=min_area_m2)
+    buildings = scores.score_buildings(
+        predicted, pixels.temperature, threshold, block_m=block_m, min_area_m2=min_area_m2, min_hole_m2=min_hole_m2
+    )
     return Scorecard(name, predicted, pixels, threshold, buildings)
 
 
@@ -94,6 +112,9 @@ def metric_values(card: Scorecard) -> dict[str, float]:
     values |= {"threshold": card.threshold / 100, "temperature": card.pixels.temperature}
     values |= {"iou_at_half": card.pixels.counts(50).iou, "pixels": counts.pixels, "blocks": card.blocks}
     values |= {f"object/{name}": getattr(objects, name) for name in ("precision", "recall", "f1", "splits", "merges")}
+    if card.buildings.matched:
+        matched = building_matching.scores(card.buildings.matched)
+        values |= {f"object/{name}": matched[name] for name in OBJECT_METRICS}
     values |= {"boundary_iou": card.buildings.boundary_iou, "false_per_km2": card.buildings.false_per_km2}
     values["calibration_error"] = calibration.calibration_error(card.reliability(card.pixels.temperature))
     values["calibration_error_before"] = calibration.calibration_error(card.reliability(1.0))
@@ -116,6 +137,7 @@ def summary(card: Scorecard) -> dict[str, Any]:
             "counts_at_half": asdict(card.pixels.counts(50)),
             "building_share": scores.pooled_scores(card.counts)["building_share"],
             "tables": {by: card.table(by).to_dict("records") for by in scores.GROUPS},
+            "buildings": _building_summary(card.buildings.matched),
             "sizes": [
                 {"size": size, **{field: getattr(objects, field) for field in fields}}
                 for size, objects in card.objects.items()
@@ -128,16 +150,27 @@ def summary(card: Scorecard) -> dict[str, Any]:
     )
 
 
+def _building_summary(matched: MatchedBuildings | None) -> dict[str, Any] | None:
+    """Scores of buildings, and their tables by group; None where the chips keep no footprints."""
+    if matched is None:
+        return None
+    tables = {by: building_matching.table(matched, by).to_dict("records") for by in BUILDING_GROUPS}
+    return {"scores": building_matching.scores(matched), "tables": tables}
+
+
 def differences(card: Scorecard, base: Scorecard) -> pd.DataFrame:
     """Score of a model minus that of another on the same chips, for each of SCORES, in all and by place.
 
-    Columns place, score, model, base, difference, low, high, blocks. Intervals are paired: each draw takes the same
-    spatial blocks for both models.
+    Scores of buildings follow as object_precision, object_recall and object_f1; without footprints they have no
+    interval. Columns place, score, model, base, difference, low, high, blocks. Intervals are paired: each draw takes
+    the same spatial blocks for both models.
     """
     place_of_chips = card.pixels.rows.place
     table = _differences(card, base, np.ones(len(place_of_chips), bool), place="all")
     for place in sorted(set(place_of_chips)):
         table += _differences(card, base, (place_of_chips == place).to_numpy(), place=place or "none")
+    for place in ("all", *sorted(set(place_of_chips))):
+        table += _building_differences(card, base, place)
     return pd.DataFrame(table)
 
 
@@ -161,6 +194,9 @@ def _group_values(card: Scorecard, by: str) -> dict[str, float]:
             values[f"object_f1_of_{by}/{group}"] = row["object_f1"]
         if by == "scene":
             values[f"area_error/{row[by]}"] = row["area_error"]
+            objects = card.buildings.by_scene[row[by]]["all"]
+            values[f"buildings_predicted/{row[by]}"] = objects.tp + objects.fp
+            values[f"buildings_drawn/{row[by]}"] = objects.tp + objects.fn
     return values
 
 
@@ -192,3 +228,28 @@ def _differences(card: Scorecard, base: Scorecard, is_chosen: np.ndarray, *, pla
             }
         )
     return rows
+
+
+def _building_differences(card: Scorecard, base: Scorecard, place: str) -> list[dict[str, Any]]:
+    """Rows of `differences` of the scores of buildings, of one place or of `all`."""
+    pair = [card.buildings.matched, base.buildings.matched]
+    if pair[0] and pair[1]:
+        chosen = [one.where("place", place) if place != "all" else one for one in pair if one]
+        rows = building_matching.differences(*chosen)
+        return [{"place": place or "none", **row, "score": f"object_{row['score']}"} for row in rows]
+    rows_of_place = [
+        one.pixels.rows if place == "all" else one.pixels.rows[one.pixels.rows.place == place] for one in (card, base)
+    ]
+    model, other = (one.buildings.of(rows)["all"] for one, rows in zip((card, base), rows_of_place, strict=True))
+    missing = {"low": math.nan, "high": math.nan, "blocks": card.blocks}
+    return [
+        {
+            "place": place or "none",
+            "score": f"object_{name}",
+            "model": getattr(model, name),
+            "base": getattr(other, name),
+            "difference": getattr(model, name) - getattr(other, name),
+            **missing,
+        }
+        for name in building_matching.SCORES
+    ]

@@ -7,8 +7,15 @@ import numpy as np
 import pandas as pd
 
 from ocmlflow.chips import labels
-from ocmlflow.evaluation import calibration, metrics, object_matching, predictions
-from ocmlflow.evaluation.building_matching import DENSITIES
+from ocmlflow.evaluation import (
+    building_matching,
+    calibration,
+    metrics,
+    object_matching,
+    predicted_buildings,
+    predictions,
+)
+from ocmlflow.evaluation.building_matching import DENSITIES, MatchedBuildings
 from ocmlflow.evaluation.metrics import Counts
 from ocmlflow.evaluation.object_matching import ObjectBlock, ObjectCounts, ObjectMatcher
 from ocmlflow.evaluation.predictions import Predictions
@@ -84,10 +91,14 @@ class PixelScores:
 class BuildingScores:
     """Buildings of a model's predictions at one threshold, scored as objects."""
 
+    matched: MatchedBuildings | None
+    """Polygons of predicted and drawn buildings; None where the chips keep no footprints. Then objects are connected
+    components of mask and label."""
+
     by_scene: dict[str, dict[str, ObjectCounts]]
     """Counts by scene and size class; class `all` is all of them."""
     sweep: pd.DataFrame
-    """Precision, recall and F1 of all buildings at OBJECT_THRESHOLDS, in percent."""
+    """Precision, recall and F1 at OBJECT_THRESHOLDS, in percent, of connected components of mask and label."""
     boundary_iou: float
     """IoU of the strips inside the outlines of buildings (arXiv:2103.16562), 0..1."""
     false_per_km2: float
@@ -135,12 +146,19 @@ def score_pixels(predicted: Predictions, *, temperature: float | None) -> PixelS
 
 
 def score_buildings(
-    predicted: Predictions, temperature: float, threshold: int, *, min_area_m2: float
+    predicted: Predictions,
+    temperature: float,
+    threshold: int,
+    *,
+    block_m: float,
+    min_area_m2: float,
+    min_hole_m2: float,
 ) -> BuildingScores:
     """Score buildings as objects, joined across the edges of chips, at a temperature and a threshold in percent.
 
-    An object is a connected component of the label or of the predicted mask, so labelled buildings that touch are one.
-    Predicted objects of less than `min_area_m2` are left out.
+    Where the chips keep footprints, the outlines that `predict` would write are matched with them. Elsewhere an object
+    is a connected component of the label or of the predicted mask, so labelled buildings that touch are one. Buildings
+    of less than `min_area_m2` are left out, holes below `min_hole_m2` filled.
     """
     percents_of_levels = calibration.level_percents(temperature)
     pixel_m2 = float(predicted.rows.gsd.iloc[0]) ** 2
@@ -157,8 +175,19 @@ def score_buildings(
         }
         by_scene[str(scene)] = counts[threshold]
         sweep = {t: total + counts[t]["all"] for t, total in sweep.items()}
+    matched = predicted_buildings.match(
+        predicted,
+        percents_of_levels,
+        threshold,
+        block_m=block_m,
+        min_area_m2=min_area_m2,
+        min_hole_m2=min_hole_m2,
+    )
+    if matched:
+        by_scene = {scene: building_matching.size_counts(matched.where("scene", scene)) for scene in by_scene}
     is_building = percents_of_levels >= threshold
     return BuildingScores(
+        matched,
         by_scene,
         pd.DataFrame(
             [{"threshold": t, "precision": o.precision, "recall": o.recall, "f1": o.f1} for t, o in sweep.items()]

@@ -13,6 +13,7 @@ from ocmlflow.chips.chip_set import ChipSet
 from ocmlflow.evaluation import examples, metrics, report, scorecard
 from ocmlflow.evaluation.scorecard import Scorecard
 from ocmlflow.pipeline import score_log, scoring
+from ocmlflow.pipeline.model_options import MIN_HOLE_M2
 from ocmlflow.pipeline.option_values import names
 from ocmlflow.pipeline.options import CompareOptions, parameters
 from ocmlflow.pipeline.scoring import ScoreRules
@@ -32,7 +33,7 @@ def run(options: CompareOptions) -> pd.DataFrame:
     run, and each contestant to a child run that MLflow compares.
     """
     models, masks = names(options.models), names(options.predictions)
-    rules = ScoreRules("validation", options.bootstrap_block_m, options.min_area_m2)
+    rules = ScoreRules("validation", options.bootstrap_block_m, options.min_area_m2, MIN_HOLE_M2)
     with runs.run("compare", parameters(options)), tempfile.TemporaryDirectory() as scratch:
         first = registry.load_model(models[0]) if models else None
         chips_run = chip_artifacts.resolve_run(options.chips or (first.facts.chips if first else None))

@@ -6,6 +6,7 @@ from pathlib import Path
 from ocmlflow.chips.chip_set import ChipSet
 from ocmlflow.evaluation.scorecard import Scorecard
 from ocmlflow.pipeline import model_card, promotion, score_log, scoring
+from ocmlflow.pipeline.model_options import MIN_HOLE_M2
 from ocmlflow.pipeline.options import EvaluateOptions, parameters
 from ocmlflow.pipeline.scoring import ScoreRules
 from ocmlflow.storage import hrefs
@@ -94,4 +95,4 @@ def _decide(
 
 def score_rules(options: EvaluateOptions) -> ScoreRules:
     """How the chips are scored."""
-    return ScoreRules(options.split, options.bootstrap_block_m, options.min_area_m2)
+    return ScoreRules(options.split, options.bootstrap_block_m, options.min_area_m2, MIN_HOLE_M2)

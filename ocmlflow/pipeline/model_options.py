@@ -19,8 +19,10 @@ from ocmlflow.pipeline.option_values import href, names, several, stretch, work_
 BLOCK_M = 100.0
 MIN_AREA_M2 = 2.0
 """Evaluate and compare score buildings of the size that predict writes."""
+MIN_HOLE_M2 = 1.0
+"""Evaluate and compare fill the holes that predict fills."""
 _BLOCK = "Side in metres of the blocks of ground that confidence intervals draw as a whole."
-_AREA = "Smallest area of a predicted building in square metres, the same as in predict; smaller ones are left out."
+_AREA = "Smallest area of a building in square metres, the same as in predict; smaller ones are left out."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +218,7 @@ class PredictOptions(Options):
         metavar="M2",
     )
     min_hole_m2: float = option(
-        1.0,
+        MIN_HOLE_M2,
         "Smallest area of a hole in a footprint in square metres; smaller ones are filled. The masks do not change.",
         group="quality",
         low=0,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from geopandas import GeoDataFrame
 
-from ocmlflow.chips import splits
+from ocmlflow.chips import drawn_buildings, splits
 from ocmlflow.chips.chip_set import ChipSet
 from ocmlflow.errors import InputError
 from ocmlflow.evaluation import external_masks, predictions, scorecard
@@ -28,7 +28,9 @@ class ScoreRules:
     bootstrap_block_m: float
     """Side in metres of the blocks of ground that intervals draw as a whole."""
     min_area_m2: float
-    """Smallest area of a predicted building."""
+    """Smallest area of a building."""
+    min_hole_m2: float
+    """Smallest area of a hole in a predicted building."""
 
 
 def score_model(model: Model, chips: ChipSet, rules: ScoreRules, work: Path) -> Scorecard:
@@ -45,9 +47,13 @@ def score_model(model: Model, chips: ChipSet, rules: ScoreRules, work: Path) -> 
 
 
 def score_masks(folder: str, chips: ChipSet, rules: ScoreRules, work: Path) -> Scorecard:
-    """The scorecard of a folder of masks on the chips of a split; they are neither calibrated nor thresholded."""
+    """The scorecard of a folder of masks on the chips of a split; they are neither calibrated nor thresholded.
+
+    A building is what is connected in a mask.
+    """
     rows = rows_of(chips, rules.split)
-    return _score(folder, external_masks.reader(Path(folder), rows), chips, rows, rules, work, at=(50, 1.0))
+    read = external_masks.reader(Path(folder), rows)
+    return _score(folder, read, chips, rows, rules, work, at=(50, 1.0), separate=False)
 
 
 def fold_of(model: Model, chips_run: str) -> int | None:
@@ -91,11 +97,28 @@ def _score(
     work: Path,
     *,
     at: tuple[int, float] | None,
+    outlines: GeoDataFrame | None = None,
+    separate: bool = True,
 ) -> Scorecard:
     def bar(items: Iterable[Any], total: int) -> Iterable[Any]:
         return progress_bar(items, total, name)
 
     kept = predictions.collect(
-        probabilities, chips.folder, rows, work=work, block_m=rules.bootstrap_block_m, progress=bar
+        probabilities,
+        chips.folder,
+        rows,
+        work=work,
+        block_m=rules.bootstrap_block_m,
+        progress=bar,
+        drawn=drawn_buildings.read(chips, rows.scene),
+        outlines=outlines,
+        separate=separate,
     )
-    return scorecard.score(name, kept, at=at, min_area_m2=rules.min_area_m2)
+    return scorecard.score(
+        name,
+        kept,
+        at=at,
+        block_m=rules.bootstrap_block_m,
+        min_area_m2=rules.min_area_m2,
+        min_hole_m2=rules.min_hole_m2,
+    )

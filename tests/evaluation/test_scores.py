@@ -10,6 +10,8 @@ from ocmlflow.evaluation.scores import PixelScores
 from ocmlflow.probability import calibrate, to_percent
 from ocmlflow.training import previews
 
+SIZES = {"block_m": 5.0, "min_hole_m2": 1.0}
+
 
 def half_sure(images: np.ndarray) -> np.ndarray:
     """Roofs at 0.9, ground at 0.2 to 0.7: the best threshold lies between."""
@@ -104,7 +106,7 @@ def test_calibration_moves_the_threshold_and_no_score(kept, evaluated):
 
 def test_buildings_are_whole_across_chips(kept, made, tmp_path):
     """The towns' roofs, 10 x 14 pixels, are cut by the edges of chips of 32; all are found as drawn."""
-    found = scores.score_buildings(kept, 1.0, 80, min_area_m2=0)
+    found = scores.score_buildings(kept, 1.0, 80, min_area_m2=0, **SIZES)
     everything = found.of(kept.rows)["all"]
     assert everything.fp == everything.fn == everything.splits == everything.merges == 0
     assert everything.tp == 2 * 3 * 6 - 2  # one roof of each town lies where nothing is valid
@@ -112,7 +114,7 @@ def test_buildings_are_whole_across_chips(kept, made, tmp_path):
     assert set(found.by_scene) == {"aaa", "kkk"}
     assert found.sweep.set_index("threshold").recall[80] == 1
     nothing = scores.score_buildings(
-        predicted(made, made.index, tmp_path, lambda i: bright(i) * 0), 1.0, 80, min_area_m2=0
+        predicted(made, made.index, tmp_path, lambda i: bright(i) * 0), 1.0, 80, min_area_m2=0, **SIZES
     )
     assert nothing.of(kept.rows)["all"].fn == everything.tp
     assert nothing.boundary_iou == 0
@@ -132,5 +134,5 @@ def test_false_buildings_are_counted_on_empty_ground(kept, made, tmp_path):
     rows = made.index.iloc[:4]
     blank = predicted(made, rows, tmp_path, lambda _: one_dot)
     empty = Predictions(blank.folder, blank.rows, blank.levels, np.zeros_like(blank.coded))
-    found = scores.score_buildings(empty, 1.0, 50, min_area_m2=2.0)
+    found = scores.score_buildings(empty, 1.0, 50, min_area_m2=2.0, **SIZES)
     assert found.false_per_km2 == pytest.approx(1 / (32 * 32 * 0.01 / 1e6))

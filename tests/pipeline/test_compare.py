@@ -375,7 +375,7 @@ def test_a_disk_without_room_for_predictions_is_told(made, tmp_path, monkeypatch
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
     how = {"work": tmp_path, "block_m": 100, "progress": lambda items, _: items}
     with pytest.raises(InputError, match=r"predictions take 0 MB, and .* has 0 MB left: set TMPDIR"):
-        predictions.collect(lambda row, image: image[..., 0], made.folder, made.select("validation"), **how)
+        predictions.collect(lambda row, image: image[..., :1], made.folder, made.select("validation"), **how)
 
 
 def test_ground_that_a_model_trained_on_is_refused_by_outline_and_by_content(line, made, monkeypatch):
