@@ -118,6 +118,7 @@ ORDER = {
         "object_matching",
         "building_matching",
         "external_masks",
+        "external_polygons",
         "predictions",
         "predicted_buildings",
         "scores",

@@ -77,10 +77,11 @@ def _ground(predicted: Predictions, chips: np.ndarray, grid: GeoBox) -> BaseGeom
     for number in chips:
         row = predicted.rows.iloc[number]
         _, valid = labels.decode(predicted.coded[number])
-        transform = grid.transform @ Affine.translation(row.col, row.row)
-        outlines = shapes(valid.astype(np.uint8), mask=valid, transform=transform)
+        outlines = shapes(valid.astype(np.uint8), mask=valid, transform=Affine.translation(row.col, row.row))
         parts += [shapely.geometry.shape(outline) for outline, _ in outlines]
-    return shapely.union_all(parts)
+    # Joined in whole pixels: metres of neighbouring chips differ in their last digits, which would leave cracks.
+    ground = shapely.union_all(parts)
+    return shapely.transform(ground, lambda corners: np.stack(grid.transform @ tuple(corners.T), axis=1))
 
 
 def _reader(predicted: Predictions, chips: np.ndarray, percents_of_levels: np.ndarray) -> ReadEvidence:

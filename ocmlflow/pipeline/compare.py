@@ -45,7 +45,7 @@ def run(options: CompareOptions) -> pd.DataFrame:
             work.mkdir()
             model = registry.load_model(name) if len(cards) < len(models) else None
             cards.append(
-                _score_model(model, chips, rules, work) if model else scoring.score_masks(name, chips, rules, work)
+                _score_model(model, chips, rules, work) if model else scoring.score_others(name, chips, rules, work)
             )
             _log_contestant(cards[-1], chips_run, chips, rules.split, model)
         return _log_differences(cards, rules)

@@ -16,11 +16,11 @@ from ocmlflow.tracking.registry import Model
 from ocmlflow.tracking.run_artifacts import Dataset
 
 TEST_VERDICT = "Test chips, at the version's own threshold and temperature: nothing was chosen or promoted on them."
-MASKS_VERDICT = "Masks of another tool: there is nothing to promote."
+OTHERS_VERDICT = "Predictions of another tool: there is nothing to promote."
 
 
 def run(options: EvaluateOptions) -> Scorecard:
-    """The scorecard of a model, or of masks of another tool; score, report and decision are logged to a run.
+    """The scorecard of a model, or of what another tool predicts; score, report and decision are logged to a run.
 
     On validation chips the version gets the threshold and temperature that were chosen, and becomes champion if it
     beats the present one.
@@ -28,7 +28,7 @@ def run(options: EvaluateOptions) -> Scorecard:
     with runs.run("evaluate", parameters(options)), tempfile.TemporaryDirectory() as scratch:
         runs.identify({runs.KEY: key(options)})
         if options.predictions:
-            return _score_masks(options, options.predictions, Path(scratch))
+            return _score_others(options, options.predictions, Path(scratch))
         return _score_model(options, Path(scratch))
 
 
@@ -37,12 +37,12 @@ def key(options: EvaluateOptions) -> str:
     return hrefs.digest(provenance.code_digest(), repr(sorted(parameters(options).items())))
 
 
-def _score_masks(options: EvaluateOptions, masks: str, work: Path) -> Scorecard:
+def _score_others(options: EvaluateOptions, masks: str, work: Path) -> Scorecard:
     chips_run = chip_artifacts.resolve_run(options.chips)
     chips = chip_artifacts.open_chips(chips_run)
     dataset = score_log.log_chips(chips_run, chips, options.split)
-    card = scoring.score_masks(masks, chips, score_rules(options), work)
-    score_log.log_card(card, score_rules(options), verdict=MASKS_VERDICT, origin="", dataset=dataset)
+    card = scoring.score_others(masks, chips, score_rules(options), work)
+    score_log.log_card(card, score_rules(options), verdict=OTHERS_VERDICT, origin="", dataset=dataset)
     return card
 
 
@@ -75,6 +75,7 @@ def _decide(
         chips_run,
         rules,
         promote=options.promote,
+        promotion=options.promotion,
         margin=options.margin,
         max_loss=options.max_loss,
     )

@@ -44,8 +44,9 @@ class EvaluateOptions(Options):
     )
     predictions: str | None = option(
         None,
-        "Folder of masks from another tool, SCENE.tif or CHIP_ID.tif, to score instead of a model, on chips or else "
-        "the newest ones. Without it, the model is scored.",
+        "Folder of masks from another tool, SCENE.tif or CHIP_ID.tif, or of its polygons, SCENE.parquet, .geojson, "
+        ".gpkg or .fgb (or one such file for all), to score instead of a model, on chips or else the newest ones. "
+        "Without it, the model is scored.",
         group="input",
         metavar="FOLDER",
         read=href,
@@ -56,13 +57,18 @@ class EvaluateOptions(Options):
         group="input",
     )
     promote: bool = option(True, "Make the model @champion when it beats the present one.", group="model")
+    promotion: Literal["iou", "buildings"] = option(
+        "iou",
+        "Score by which a model must beat @champion: pooled IoU of pixels, or F1 of buildings. Both are always shown.",
+        group="model",
+    )
     margin: float = option(
         0.0,
-        "Pooled IoU by which a model must beat @champion to replace it.",
+        "Score of promotion by which a model must beat @champion to replace it.",
         group="model",
         low=0,
         high=1,
-        metavar="IOU",
+        metavar="SCORE",
     )
     max_loss: float = option(
         0.02,
@@ -91,8 +97,8 @@ class CompareOptions(Options):
     )
     predictions: str | None = option(
         None,
-        "Folders of masks from other tools, separated by commas, that are compared like models. Without it, models "
-        "alone.",
+        "Folders of masks or polygons from other tools, separated by commas, that are compared like models. Without "
+        "it, models alone.",
         group="input",
         metavar="FOLDERS",
         read=several,

@@ -4,6 +4,7 @@ import math
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -17,6 +18,9 @@ from ocmlflow.pipeline.scoring import ScoreRules
 from ocmlflow.tracking import chip_artifacts, registry, run_artifacts, runs
 from ocmlflow.tracking.outbox_sender import SERVER_ERRORS
 from ocmlflow.tracking.registry import Model
+
+SCORES = {"iou": ("iou", "IoU"), "buildings": ("object_f1", "F1 of buildings")}
+"""Scores that a champion can be chosen by: their names in `scorecard.differences`, and in words."""
 
 
 @dataclass(frozen=True)
@@ -36,19 +40,21 @@ def decide(
     rules: ScoreRules,
     *,
     promote: bool,
+    promotion: str,
     margin: float,
     max_loss: float,
 ) -> Decision:
     """The decision for a model with that scorecard on those chips; the rule is logged as a tag.
 
-    A model becomes champion when its pooled IoU on these chips is more than `margin` above the champion's on the same
-    chips, each at its best threshold, and neither has trained on their ground. On the champion's own validation ground
-    no place may lose more than `max_loss` of IoU.
+    A model becomes champion when its score on these chips is more than `margin` above the champion's on the same chips,
+    each at its best threshold, and neither has trained on their ground. `promotion` names the score, a key of SCORES.
+    On the champion's own validation ground no place may lose more than `max_loss` of IoU.
     """
+    score = SCORES[promotion][1] if promotion == "buildings" else "pooled IoU"
     rule = (
-        f"pooled IoU on {len(card.pixels.rows)} validation chips that neither model trained on, each at its best "
+        f"{score} on {len(card.pixels.rows)} validation chips that neither model trained on, each at its best "
         f"threshold, higher than the champion's by more than {margin:g}; and on the champion's own validation ground "
-        f"no place that loses more than {max_loss:g}"
+        f"no place that loses more than {max_loss:g}{' of IoU' if promotion == 'buildings' else ''}"
     )
     runs.set_tags({"ocmlflow.promotion.rule": rule})
     if not model.name:
@@ -65,7 +71,7 @@ def decide(
     except InputError as error:
         return Decision(False, f"Not promoted: the champion cannot be compared on these chips. {error}")
     table = _differences(champion, card, chips, rules)
-    better = _compare(champion, model, table, margin)
+    better = _compare(champion, model, table, promotion, margin)
     if not better.promoted:
         return better
     loss = _loss(champion, model, table, chips_run, rules)
@@ -74,25 +80,33 @@ def decide(
     return Decision(True, f"{better.verdict} It becomes champion; {loss.verdict}.")
 
 
-def _compare(champion: Model, model: Model, table: pd.DataFrame, margin: float) -> Decision:
+def _compare(champion: Model, model: Model, table: pd.DataFrame, promotion: str, margin: float) -> Decision:
     """The decision between a model and the champion by their differences on the same chips, which are logged."""
     run_artifacts.log_table(table, "against_champion.json")
-    iou = table[(table.place == "all") & (table.score == "iou")].iloc[0]
-    run_artifacts.log_scores(
-        {
-            "champion/iou": iou.base,
-            "champion/difference": iou.difference,
-            "champion/difference_low": iou.low,
-            "champion/difference_high": iou.high,
+    rows = {key: table[(table.place == "all") & (table.score == name)].iloc[0] for key, (name, _) in SCORES.items()}
+    for key, metric in (("iou", "champion/"), ("buildings", "champion/object_f1_")):
+        values = {
+            "difference": rows[key].difference,
+            "difference_low": rows[key].low,
+            "difference_high": rows[key].high,
         }
-    )
-    interval = "" if iou.low != iou.low else f", difference {iou.low:+.4f} to {iou.high:+.4f} in 95 % of paired draws"
-    comparison = f"IoU {iou.model:.4f} against {iou.base:.4f} of {champion} on the same chips{interval}"
+        run_artifacts.log_scores({f"{metric}{name}": value for name, value in values.items()})
+    run_artifacts.log_scores({"champion/iou": rows["iou"].base, "champion/object_f1": rows["buildings"].base})
+    (other,) = rows.keys() - {promotion}
+    comparison = _in_words(rows[promotion], SCORES[promotion][1], champion)
     if margin:
         comparison += f", margin {margin:g}"
-    if iou.difference > margin:
+    shown = rows[other]
+    comparison += f"; {SCORES[other][1]} {shown.model:.4f} against {shown.base:.4f}"
+    if rows[promotion].difference > margin:
         return Decision(True, f"{model} is better on these chips: {comparison}.")
     return Decision(False, f"Not promoted: {comparison}.")
+
+
+def _in_words(row: Any, score: str, champion: Model) -> str:
+    """A row of differences, as part of a sentence."""
+    interval = "" if row.low != row.low else f", difference {row.low:+.4f} to {row.high:+.4f} in 95 % of paired draws"
+    return f"{score} {row.model:.4f} against {row.base:.4f} of {champion} on the same chips{interval}"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Scores a model, or masks of another tool, on the chips of a split."""
+"""Scores a model, or masks or polygons of another tool, on the chips of a split."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from geopandas import GeoDataFrame
 from ocmlflow.chips import drawn_buildings, splits
 from ocmlflow.chips.chip_set import ChipSet
 from ocmlflow.errors import InputError
-from ocmlflow.evaluation import external_masks, predictions, scorecard
+from ocmlflow.evaluation import external_masks, external_polygons, predictions, scorecard
 from ocmlflow.evaluation.scorecard import Scorecard
 from ocmlflow.prediction import inference
 from ocmlflow.progress import progress_bar
@@ -46,14 +46,20 @@ def score_model(model: Model, chips: ChipSet, rules: ScoreRules, work: Path) -> 
     return _score(str(model), predict, chips, rows_of(chips, rules.split), rules, work, at=at)
 
 
-def score_masks(folder: str, chips: ChipSet, rules: ScoreRules, work: Path) -> Scorecard:
-    """The scorecard of a folder of masks on the chips of a split; they are neither calibrated nor thresholded.
+def score_others(path: str, chips: ChipSet, rules: ScoreRules, work: Path) -> Scorecard:
+    """The scorecard of another tool's masks or polygons on the chips of a split; there is no threshold to choose.
 
-    A building is what is connected in a mask.
+    `path` is a folder of masks, as `external_masks.reader` takes it, or of polygons, as `external_polygons.read` does.
+    In a mask, a building is what is connected.
     """
     rows = rows_of(chips, rules.split)
-    read = external_masks.reader(Path(folder), rows)
-    return _score(folder, read, chips, rows, rules, work, at=(50, 1.0), separate=False)
+    source = Path(path)
+    at = (50, 1.0)
+    if external_polygons.files(source) and not any(source.glob("*.tif")):
+        outlines = external_polygons.read(source, rows)
+        read = external_polygons.reader(outlines, rows)
+        return _score(path, read, chips, rows, rules, work, at=at, outlines=outlines)
+    return _score(path, external_masks.reader(source, rows), chips, rows, rules, work, at=at, separate=False)
 
 
 def fold_of(model: Model, chips_run: str) -> int | None:

@@ -15,15 +15,17 @@ from ocmlflow.scenes.geobox import GeoBox
 
 GSD = 0.1
 SIZE = 64
+ORIGIN = 505_000.7
+"""In metres: the edges of chips are no round numbers."""
 PERCENTS = np.linspace(0, 100, 65536).astype(np.uint8)
 HOUSES = [shapely.box(2, 3, 8, 9), shapely.box(8, 3, 14, 9), shapely.box(15, 12, 18, 18)]
 """Metres from the upper left of the scene, downwards; the first two share a wall."""
-GRID = GeoBox("EPSG:32630", Affine(GSD, 0, 600_000, 0, -GSD, 600_000), 4 * SIZE, 4 * SIZE)
+GRID = GeoBox("EPSG:32630", Affine(GSD, 0, ORIGIN, 0, -GSD, ORIGIN), 4 * SIZE, 4 * SIZE)
 RULES = {"block_m": 10.0, "min_area_m2": 2.0, "min_hole_m2": 1.0}
 
 
 def on_ground(houses: list) -> np.ndarray:
-    return shapely.transform(np.array(houses), lambda at: at * (1, -1) + 600_000)
+    return shapely.transform(np.array(houses), lambda at: at * (1, -1) + ORIGIN)
 
 
 def degrees(houses: list) -> gpd.GeoDataFrame:
@@ -98,7 +100,7 @@ def test_outlines_are_those_of_predict():
     expected = building_matching.match(
         written,
         on_ground(HOUSES),
-        shapely.box(6e5, 5e5, 7e5, 7e5),
+        shapely.box(5e5, 5e5, 6e5, 6e5),
         scene="s",
         place="acc",
         block_m=10.0,
@@ -121,3 +123,10 @@ def test_polygons_of_another_tool_take_the_place_of_traced_ones():
     predicted = cut(HOUSES, distance=True, outlines=degrees(HOUSES[:1]))
     counts = predicted_buildings.match(predicted, PERCENTS, 50, **RULES).counts
     assert (counts.tp, counts.fp, counts.fn) == (1, 0, 2)
+
+
+def test_the_edges_of_chips_cut_no_building():
+    wide = [shapely.box(0.5, y, 25, y + 1.5) for y in np.arange(0.55, 24, 2.7)]
+    predicted = cut(wide, distance=False, outlines=degrees(wide))
+    found = predicted_buildings.match(predicted, PERCENTS, 50, **RULES)
+    assert (found.counts.tp, len(found.drawn), len(found.predicted)) == (len(wide),) * 3

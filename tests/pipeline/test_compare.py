@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import geopandas as gpd
 import mlflow
 import numpy as np
+import pandas as pd
 import pystac
 import pytest
 import rasterio
@@ -18,7 +19,7 @@ from affine import Affine
 from conftest import CRS, cut, one_layer, own_store, parsed, rules_with, town, write_catalog, write_image
 from mlflow import MlflowClient
 
-from ocmlflow.chips import chip_set
+from ocmlflow.chips import chip_set, drawn_buildings
 from ocmlflow.errors import InputError
 from ocmlflow.evaluation import external_masks, predictions
 from ocmlflow.pipeline import compare, evaluate, scoring
@@ -61,8 +62,8 @@ def last(verb):
 
 def run(verb, module, **parameters):
     """The run of a verb, in this process."""
-    words = [word for name, value in parameters.items() for word in (f"--{name}", str(value))]
-    module.run(parsed(verb, [*words, "--min_area_m2", "1"]))  # the towns' roofs have 1.4 m2
+    given = {"min_area_m2": 1, **parameters}  # the towns' roofs have 1.4 m2
+    module.run(parsed(verb, [word for name, value in given.items() for word in (f"--{name}", str(value))]))
     return last(verb)
 
 
@@ -111,6 +112,14 @@ def test_promotion_follows_its_rule(line, caplog):
     logged = mlflow.get_logged_model(registry.load_model(f"models:/{NAME}/2").key)
     assert logged.tags["mlflow.note.content"] == card
 
+    worse = run("evaluate", evaluate, model=f"models:/{NAME}/3", promotion="buildings")
+    assert worse.data.tags["ocmlflow.promotion.rule"].startswith("F1 of buildings on ")
+    assert re.search(
+        r"Not promoted: F1 of buildings \d\.\d{4} against 1\.0000 of .*; IoU \d\.\d{4} against 1\.0000\.",
+        worse.data.tags["mlflow.note.content"],
+    )
+    assert champion() == "2"
+
 
 @pytest.fixture
 def dark_roofs(tmp_path):
@@ -128,6 +137,49 @@ def dark_roofs(tmp_path):
     with runs.run("prepare", {}) as prepared:
         mlflow.log_artifacts(str(tmp_path / "chips"), "chips")
     return prepared.info.run_id
+
+
+@pytest.fixture
+def drawn(made, line, tmp_path):
+    """The towns' chips with the footprints of their labels: `run`, the run id, and `footprints`."""
+    shutil.copytree(made.folder, tmp_path / "chips")
+    files = sorted(made.folder.parent.rglob("*.geojson"))
+    frames = [gpd.read_file(file)[["geometry"]].assign(scene=file.stem.removesuffix("-labels")) for file in files]
+    footprints = gpd.GeoDataFrame(pd.concat(frames, ignore_index=True), crs="EPSG:4326")
+    footprints.to_parquet(tmp_path / "chips" / drawn_buildings.NAME)
+    with runs.run("prepare", {}) as prepared:
+        mlflow.log_artifacts(str(tmp_path / "chips"), "chips")
+    return Namespace(run=prepared.info.run_id, footprints=footprints)
+
+
+def test_polygons_of_another_tool_are_matched_with_the_drawn_ones(drawn, tmp_path):
+    (tmp_path / "tool").mkdir()
+    of_kkk = drawn.footprints[drawn.footprints.scene == "kkk"]
+    of_kkk.iloc[:-1].to_file(tmp_path / "tool" / "kkk.geojson")
+    scored = run("evaluate", evaluate, predictions=tmp_path / "tool", chips=drawn.run, bootstrap_block_m=5)
+    figures = scored.data.metrics
+    count = figures["object/drawn"]
+    assert figures["object/predicted"] == figures["buildings_predicted/kkk"] == count - 1
+    assert figures["object/recall"] == pytest.approx((count - 1) / count)
+    assert (figures["object/precision"], figures["object/iou"]) == (1, pytest.approx(1))
+    assert figures["object/boundary_m"] == pytest.approx(0, abs=1e-3)
+    assert figures["object/recall_low"] < figures["object/recall"] <= figures["object/recall_high"]
+    assert figures["iou"] > 0.9
+    page, card = report(scored)
+    assert "Mean distance of matched outlines" in page
+    assert "Buildings by share of the block of ground that is drawn" in page
+    assert [row["scene"] for row in card["buildings"]["tables"]["scene"]] == ["kkk"]
+    assert card["sizes"][0]["fn"] == 1
+
+
+def test_models_are_compared_by_buildings_too_with_paired_intervals(drawn):
+    models = f"models:/{NAME}/2,models:/{NAME}/3"
+    compared = run("compare", compare, models=models, chips=drawn.run, bootstrap_block_m=5)
+    rows = json.loads(mlflow.artifacts.load_text(f"{compared.info.artifact_uri}/compare.json"))["differences"]
+    (f1,) = [row for row in rows["towns version 3"] if row["place"] == "all" and row["score"] == "object_f1"]
+    assert f1["difference"] == pytest.approx(f1["model"] - f1["base"])
+    assert f1["low"] <= f1["difference"] <= f1["high"]
+    assert f1["blocks"] > 1
 
 
 def test_a_model_that_forgot_the_champions_ground_does_not_replace_it(line, dark_roofs, caplog):
@@ -247,7 +299,7 @@ def test_a_model_that_finds_nothing_gets_its_report_too(line, made, tmp_path, ca
         with rasterio.open(tmp_path / "masks" / f"{row.id}.tif", "w", **BLANK) as file:
             file.write(np.zeros((32, 32), np.uint8), 1)
     scored = run("evaluate", evaluate, predictions=tmp_path / "masks", chips=line.chips)
-    assert "masks: Pooled IoU 0.000 at threshold 0.50 (kam 0.000). Masks of another tool" in caplog.text
+    assert "masks: Pooled IoU 0.000 at threshold 0.50 (kam 0.000). Predictions of another tool" in caplog.text
     _, found = report(scored)
     assert scored.data.metrics["iou"] == scored.data.metrics["recall"] == 0
     assert found["scores"]["precision"] is None
@@ -358,7 +410,7 @@ def test_masks_of_floats_may_hold_nan_where_they_are_incomplete_and_broken_ones_
     read = external_masks.reader(tmp_path / "masks", rows)
     assert re.search(r"\d+ of \d+ chips lie outside it and count as no building", caplog.text)
     row = rows[rows.col == 0].iloc[0]
-    np.testing.assert_array_equal(read(row, np.zeros((32, 32, 3))), floats[row.row : row.row + 32, :32] == 1)
+    np.testing.assert_array_equal(read(row, np.zeros((32, 32, 3)))[..., 0], floats[row.row : row.row + 32, :32] == 1)
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(InputError, match=rf"cannot read mask .*{file.name}"):
         read(row, np.zeros((32, 32, 3)))
