@@ -20,6 +20,9 @@ from ocmlflow.prediction import instances, polygonize, vector_files
 from ocmlflow.prediction.instances import Evidence, ReadEvidence
 from ocmlflow.scenes.geobox import GeoBox
 
+OUTLINE = "squared"
+"""Kind of outline that is scored: what `predict` writes by default."""
+
 
 def match(
     predicted: Predictions,
@@ -128,7 +131,7 @@ def _trace(
         separate=predicted.separate,
     )
     frames = vector_files.frames(
-        polygonize.trace(blocks), grid, scene="", tolerance=1.0, min_area_m2=min_area_m2, min_hole_m2=min_hole_m2
+        polygonize.trace(blocks), grid, scene="", outline=OUTLINE, min_area_m2=min_area_m2, min_hole_m2=min_hole_m2
     )
     return np.concatenate([frame.geometry.to_numpy() for frame in frames])
 

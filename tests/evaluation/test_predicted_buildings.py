@@ -94,7 +94,7 @@ def test_outlines_are_those_of_predict():
 
     blocks = instances.blocks(read, GRID.height, GRID.width, gsd=GSD, threshold=50, separate=True)
     frames = vector_files.frames(
-        polygonize.trace(blocks), GRID, scene="s", tolerance=1.0, min_area_m2=2.0, min_hole_m2=1.0
+        polygonize.trace(blocks), GRID, scene="s", outline="squared", min_area_m2=2.0, min_hole_m2=1.0
     )
     written = np.concatenate([frame.geometry.to_numpy() for frame in frames])
     expected = building_matching.match(
