@@ -88,3 +88,12 @@ def test_settling_hills_first_changes_no_cut(seed, learned, monkeypatch):
     flooded = separation.separate(building, distance, gsd=GSD)
     pairs = np.unique(np.stack([quick, flooded]).reshape(2, -1), axis=1)
     assert pairs.shape[1] == len(np.unique(quick)) == len(np.unique(flooded)) > 10
+
+
+def test_a_gap_of_a_few_pixels_between_two_houses_is_closed_and_an_alley_is_not():
+    for gap, closed in ((2, True), (3, True), (8, False)):
+        numbers = np.zeros((100, 180), np.int32)
+        numbers[20:80, 10:90] = 1
+        numbers[20:80, 90 + gap : 170] = 2
+        row = separation.smooth(numbers, gsd=GSD)[50]
+        assert set(row[89 : 91 + gap]) == ({1, 2} if closed else {0, 1, 2})
