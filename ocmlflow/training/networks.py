@@ -66,6 +66,7 @@ def for_any_size(model: keras.Model) -> keras.Model:
     x = model(ops.take(ops.take(pixels, rows.pad, axis=1), cols.pad, axis=2))
     x = ops.take(ops.take(x, rows.crop, axis=1), cols.crop, axis=2)
     x = ops.where(ops.logical_and(lowest >= 0, highest <= 255), x, float("nan"))
+    x = layers.Identity(name=model.output_names[0])(x)
     return keras.Model(image, x, name=model.name)
 
 

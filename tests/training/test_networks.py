@@ -30,6 +30,12 @@ def test_every_pixel_gets_a_logit_and_a_probability(network, height, width):
     np.testing.assert_allclose(probability, 1 / (1 + np.exp(-logits)), atol=1e-4)
 
 
+def test_the_output_is_called_by_its_channels(network):
+    model = networks.with_probability(network)
+    names = [each.output_names for each in (model, networks.for_any_size(model))]
+    assert names == [["building-distance-core-touch"]] * 2
+
+
 def test_the_network_is_found_in_the_model_made_of_it(network):
     again = networks.with_logits(networks.inner_network(networks.for_any_size(networks.with_probability(network))))
     assert again.name == network.name
