@@ -23,6 +23,8 @@ CORE_M = 0.5
 largest inner distance."""
 TOUCH_M = 0.5
 """Two footprints touch where both are nearer than this, in metres, and none has its core."""
+ROUNDING_M = 0.001
+"""Added to these, so that the last digits of coordinates, which differ from format to format, decide nothing."""
 CORE, TOUCH = 64, 128
 """Bits of a target."""
 
@@ -38,8 +40,8 @@ def draw(footprints: labels.Polygons, transform: Affine, *, height: int, width: 
     if not len(drawn):
         return target
     margin = math.ceil(CLIP_M / gsd) + 1  # what is cut off is farther from every pixel than CLIP_M
-    depths = np.minimum(CORE_M, 0.25 * shapely.length(shapely.maximum_inscribed_circle(drawn, gsd / 4)))
-    for number in np.argsort(-shapely.area(drawn), kind="stable"):
+    depths = np.minimum(CORE_M, 0.25 * shapely.length(shapely.maximum_inscribed_circle(drawn, gsd / 4))) - ROUNDING_M
+    for number in np.argsort(-np.round(shapely.area(drawn), 2), kind="stable"):
         box = _box(drawn[number], transform, height=height, width=width, margin=margin)
         if box is not None:
             _draw_one(target, drawn[number], transform, box, depth=float(depths[number]), gsd=gsd)
@@ -95,7 +97,7 @@ def _draw_one(
 
 def _touching(footprints: np.ndarray) -> np.ndarray:
     """Polygons of the ground within TOUCH_M of two footprints."""
-    around = shapely.buffer(footprints, TOUCH_M)
+    around = shapely.buffer(footprints, TOUCH_M + ROUNDING_M)
     one, other = shapely.STRtree(around).query(around)
     between = shapely.intersection(around[one[one < other]], around[other[one < other]])
     return labels.polygons(between)

@@ -72,34 +72,6 @@ def test_what_is_drawn_twice_is_burnt():
     assert label.tolist() == [[1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 1, 1]]
 
 
-def parts_of(*footprints: shapely.Polygon) -> np.ndarray:
-    """(100, 100) at 0.1 m, row and column 0 at the origin."""
-    return labels.boundary_classes(footprints, Affine.scale(0.1), height=100, width=100)
-
-
-def test_a_building_drawn_twice_is_one():
-    found = parts_of(shapely.box(2, 2, 8, 8), shapely.box(2.2, 2.2, 8.2, 8.2))
-    assert (found != labels.TOUCHING).all()
-    assert (found[25:77, 25:77] == labels.INTERIOR).all()
-    assert (found[[20, 22, 50, 81], [20, 50, 81, 50]] == labels.BOUNDARY).all()
-    assert not found[50, [18, 83]].any()
-
-
-@pytest.mark.parametrize("gap", [-0.2, 0, 0.4, 1])
-def test_neighbours_touch_outside_of_their_insides(gap):
-    one, other = shapely.box(1, 2, 5 - gap / 2, 8), shapely.box(5 + gap / 2, 2, 9, 8)
-    found = parts_of(one, other)
-    inside = parts_of(one) + parts_of(other) == labels.INTERIOR
-    near = np.abs(np.arange(100) + 0.5 - 50) < 6 - gap * 5
-    np.testing.assert_array_equal(found[50] == labels.TOUCHING, near & ~inside[50])
-    np.testing.assert_array_equal(found == labels.INTERIOR, inside)
-    assert near.any()
-
-
-def test_buildings_that_only_just_do_not_touch_have_no_pixel_between():
-    assert (parts_of(shapely.box(1, 2, 4.4, 8), shapely.box(5.6, 2, 9, 8)) != labels.TOUCHING).all()
-
-
 @given(masks, st.data())
 def test_a_coded_label_is_decoded(label, data):
     valid = data.draw(arrays(bool, label.shape))

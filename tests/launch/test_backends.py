@@ -442,7 +442,7 @@ def test_shares_of_an_indexed_job_make_the_maps_of_one_run(
     """Two pods share the windows of one scene; one is killed, and another goes on; one run then makes the maps."""
     town(tmp_path, "scenes/aaa", transform=TRANSFORM, height=600, width=900)
     hrefs.put(tmp_path / "scenes/aaa/aaa.tif", f"{s3}/scenes/aaa.tif")
-    words = {"model": brightness, "size": 64, "margin": 16, "min_area_m2": 1}
+    words = {"model": brightness, "size": 64, "margin": 16, "min_area_m2": 0.1}  # its roofs are small
     places = {"images": f"{s3}/scenes/aaa.tif", "output": f"{s3}/together", "work": "/work"}
     job, alone = shares("predict", project_image, 2, **places, **words)
     work = tmp_path / "work"

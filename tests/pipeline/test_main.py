@@ -261,7 +261,7 @@ def test_real_scene_becomes_cogs_and_footprints(real_line, store):
     assert len(footprints) == len(in_degrees) > 50
     assert in_degrees.crs.to_epsg() == 4326
     found_m2 = np.bincount(measure.label(building == 1, connectivity=1).ravel())[1:] * pixel_m2
-    assert footprints.area_m2.sum() == pytest.approx(found_m2[found_m2 >= 2].sum(), rel=0.03)  # specks: mask alone
+    assert footprints.area_m2.sum() == pytest.approx(found_m2[found_m2 >= 2].sum(), rel=0.05)  # specks: mask alone
 
 
 def test_a_real_scene_shows_no_seam(real_line):
