@@ -289,7 +289,9 @@ def test_a_model_against_itself_differs_by_nothing(line):
     compared = run("compare", compare, models=f"models:/{NAME}/1,models:/{NAME}/2", bootstrap_block_m=5)
     _, found = report(compared, "compare")
     assert {row["difference"] for rows in found["differences"].values() for row in rows} == {0}
-    assert {row["low"] for rows in found["differences"].values() for row in rows} == {0}
+    rows = [row for rows in found["differences"].values() for row in rows]
+    assert {row["low"] for row in rows if "object" not in row["score"]} == {0}
+    assert {row["low"] for row in rows} <= {0, None}  # too few blocks of so small a town have buildings
 
 
 def test_a_model_that_finds_nothing_gets_its_report_too(line, made, tmp_path, caplog):
