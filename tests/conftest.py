@@ -38,7 +38,7 @@ from hypothesis import settings
 from pyproj import Transformer
 from rasterio.errors import NotGeoreferencedWarning
 
-from ocmlflow.chips import chip_set, cutting, scene_survey, splits
+from ocmlflow.chips import chip_set, cutting, scene_survey, splits, targets
 from ocmlflow.chips.chip_set import ChipSet, Rules
 from ocmlflow.cli import arguments
 from ocmlflow.pipeline.options import STEPS, Options
@@ -290,6 +290,11 @@ def bright(images: np.ndarray) -> np.ndarray:
 def brightness():
     """The same, to be sent to another process."""
     return bright
+
+
+def distance_m(target: np.ndarray) -> np.ndarray:
+    """The distance in targets to the edge of the pixel's own footprint, in metres up to `targets.CLIP_M`."""
+    return (target & targets.STEPS) * (targets.CLIP_M / targets.STEPS)
 
 
 def one_layer(weight: float, bias: float):

@@ -57,6 +57,22 @@ def process(command: list, log: Path, **how) -> Iterator[subprocess.Popen]:
         started.wait(60)
 
 
+@contextmanager
+def answering_mlflow(command: list, port: int, folder: Path, environment: dict[str, str]) -> Iterator[str]:
+    """The address of an MLflow server that runs in a folder, as soon as it answers at this port."""
+    address = f"http://127.0.0.1:{port}"
+    with process(command, folder / "log", env=environment, cwd=folder) as running:
+
+        def answers() -> bool:
+            try:
+                return requests.get(f"{address}/health", timeout=5).ok
+            except requests.RequestException:
+                return False
+
+        wait_until(answers, alive=lambda: running.poll() is None, what=f"MLflow, see {folder}/log,")
+        yield address
+
+
 @pytest.fixture(scope="session")
 def docker_engine(tmp_path_factory) -> Iterator[Namespace]:
     """A Docker engine: the environment of its clients, and the folder for what the next session can use again."""
@@ -184,14 +200,5 @@ def mlflow_server(_s3_server, tmp_path_factory) -> Iterator[Namespace]:
     command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
     # Clients write to S3 themselves: that is what needs the credentials in a pod.
     command += ["--default-artifact-root", "s3://data/launched", "--no-serve-artifacts"]
-    address = f"http://127.0.0.1:{port}"
-    with process(command, folder / "log", env=environment, cwd=folder) as running:
-
-        def answers() -> bool:
-            try:
-                return requests.get(f"{address}/health", timeout=5).ok
-            except requests.RequestException:
-                return False
-
-        wait_until(answers, alive=lambda: running.poll() is None, what=f"MLflow, see {folder}/log,")
+    with answering_mlflow(command, port, folder, environment) as address:
         yield Namespace(address=address, variables=variables)

@@ -24,7 +24,8 @@ largest inner distance."""
 TOUCH_M = 0.5
 """Two footprints touch where both are nearer than this, in metres, and none has its core."""
 ROUNDING_M = 0.001
-"""Added to these, so that the last digits of coordinates, which differ from format to format, decide nothing."""
+"""Both are more generous by this, in metres: the last digits of coordinates, which differ from format to format, must
+decide nothing."""
 CORE, TOUCH = 64, 128
 """Bits of a target."""
 
@@ -48,11 +49,6 @@ def draw(footprints: labels.Polygons, transform: Affine, *, height: int, width: 
     touching = labels.rasterize(_touching(drawn), transform, height=height, width=width) > 0
     target[touching & (target & CORE == 0)] |= TOUCH
     return target
-
-
-def distance_m(target: np.ndarray) -> np.ndarray:
-    """The distance in a target to the edge of the pixel's own footprint, in metres up to CLIP_M: float32."""
-    return (target & STEPS) * np.float32(CLIP_M / STEPS)
 
 
 def _box(

@@ -16,12 +16,9 @@ from ocmlflow.chips import labels
 from ocmlflow.evaluation import building_matching
 from ocmlflow.evaluation.building_matching import MatchedBuildings
 from ocmlflow.evaluation.predictions import Predictions
-from ocmlflow.prediction import instances, polygonize, vector_files
+from ocmlflow.prediction import ground_outlines, instances, polygonize, vector_files
 from ocmlflow.prediction.instances import Evidence, ReadEvidence
 from ocmlflow.scenes.geobox import GeoBox
-
-OUTLINE = "squared"
-"""Kind of outline that is scored: what `predict` writes by default."""
 
 
 def match(
@@ -131,7 +128,12 @@ def _trace(
         separate=predicted.separate,
     )
     frames = vector_files.frames(
-        polygonize.trace(blocks), grid, scene="", outline=OUTLINE, min_area_m2=min_area_m2, min_hole_m2=min_hole_m2
+        polygonize.trace(blocks),
+        grid,
+        scene="",
+        outline=ground_outlines.OUTLINES[0],
+        min_area_m2=min_area_m2,
+        min_hole_m2=min_hole_m2,
     )
     return np.concatenate([frame.geometry.to_numpy() for frame in frames])
 

@@ -13,7 +13,7 @@ from ocmlflow.scenes import geobox
 from ocmlflow.scenes.geobox import GeoBox
 
 OUTLINES = ("squared", "simple", "exact")
-"""Right angles where the building has them; staircases simplified; along the edges of pixels."""
+"""Right angles where the building has them, which is the default; staircases simplified; along the edges of pixels."""
 TOLERANCE_M = 0.5
 """Outlines are simplified by this, in metres, or by a pixel if that is more."""
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import shapely
 from affine import Affine
+from conftest import distance_m
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +25,7 @@ def drawn(footprints, *, height: int = 120, width: int = 200, top: int = 0, left
 
 def test_a_wall_that_two_share_has_distance_nought_on_both_sides():
     target = drawn([box(2, 2, 8, 10), box(8, 2, 14, 10)])
-    metres = targets.distance_m(target)
+    metres = distance_m(target)
     np.testing.assert_allclose(metres[60, 70:90], np.minimum(np.abs(np.arange(70, 90) + 0.5 - 80) * GSD, 2), atol=0.03)
     assert metres[60, 50] == pytest.approx(2)
     assert not metres[10].any()
@@ -48,7 +49,7 @@ def test_a_narrow_building_has_a_core_too():
 def test_of_overlapping_footprints_the_smaller_one_is_on_top():
     compound, house = box(1, 1, 18, 11), box(4, 4, 8, 8)
     for order in ([compound, house], [house, compound]):
-        metres = targets.distance_m(drawn(order))
+        metres = distance_m(drawn(order))
         assert metres[60, 41] == pytest.approx(0.15, abs=0.05)
         assert metres[60, 38] == pytest.approx(2)
 

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import shapely
 from affine import Affine
+from conftest import distance_m
 from rasterio.windows import Window
 
 from ocmlflow.chips import labels, targets
@@ -37,7 +38,7 @@ def cut(drawn: list | None, *, distance: bool, invalid: np.ndarray | None = None
     """Sixteen chips of a scene whose mask is that of HOUSES."""
     shape = {"height": GRID.height, "width": GRID.width}
     mask = labels.rasterize(on_ground(HOUSES), GRID.transform, **shape)
-    metres = targets.distance_m(targets.draw(on_ground(HOUSES), GRID.transform, gsd=GSD, **shape))
+    metres = distance_m(targets.draw(on_ground(HOUSES), GRID.transform, gsd=GSD, **shape))
     coded = labels.encode(mask, ~invalid if invalid is not None else np.ones(mask.shape, bool))
 
     def chips(scene: np.ndarray) -> np.ndarray:

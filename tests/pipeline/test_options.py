@@ -25,6 +25,7 @@ from ocmlflow.pipeline.options import (
     ServerOptions,
     TrainOptions,
 )
+from ocmlflow.prediction import ground_outlines
 
 NEEDED = {
     PrepareOptions: {"catalog": "c"},
@@ -89,6 +90,16 @@ def test_none_reads_back_where_none_is_a_value():
     assert options.from_text(TrainOptions, {"patience": "None", "chips": "None"}) == TrainOptions()
     with pytest.raises(InputError, match="epochs: must be a whole number, got None"):
         options.from_text(TrainOptions, {"epochs": "None"})
+
+
+def test_what_predict_writes_by_default_is_what_is_scored():
+    predict = options.make(PredictOptions, images="i", output="o")
+    evaluate = options.make(EvaluateOptions)
+    assert predict.outline == ground_outlines.OUTLINES[0]
+    assert predict.separate
+    assert predict.min_area_m2 == evaluate.min_area_m2
+    for outline in ground_outlines.OUTLINES:
+        assert options.make(PredictOptions, images="i", output="o", outline=outline).outline == outline
 
 
 @given(

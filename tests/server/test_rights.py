@@ -5,9 +5,8 @@ import sys
 
 import mlflow
 import pytest
-import requests
 from conftest import one_layer
-from containers import free_port, process, wait_until
+from containers import answering_mlflow, free_port
 from mlflow import MlflowClient
 
 from ocmlflow.cli import send
@@ -35,16 +34,7 @@ def server(tmp_path_factory):
     command = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--port", str(port)]
     command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
-    address = f"http://127.0.0.1:{port}"
-    with process(command, folder / "log", env={**os.environ, **variables}, cwd=folder) as running:
-
-        def answers() -> bool:
-            try:
-                return requests.get(f"{address}/health", timeout=5).ok
-            except requests.RequestException:
-                return False
-
-        wait_until(answers, alive=lambda: running.poll() is None, what=f"MLflow, see {folder}/log,")
+    with answering_mlflow(command, port, folder, {**os.environ, **variables}) as address:
         yield address
 
 
