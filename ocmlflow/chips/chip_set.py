@@ -206,10 +206,11 @@ def rules_record(rules: Rules, **more: Any) -> dict[str, Any]:
 def listed_hashes(folder: Folder) -> dict[str, str] | None:
     """SHA-256 of each file in the list of files; None where the folder has no such list."""
     try:
-        listed = json.loads(zarr_store.read_bytes(folder, FILE_LIST))
-        return {str(name): str(file["sha256"]) for name, file in listed.items()}
+        content = zarr_store.read_bytes(folder, FILE_LIST)
     except FileNotFoundError:
         return None
+    try:
+        return {str(name): str(file["sha256"]) for name, file in json.loads(content).items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise zarr_store.damaged(folder, FILE_LIST, "it is not a list of files with their SHA-256") from error
 

@@ -209,8 +209,9 @@ def _read_chunk(folder: Folder, array: str, position: int) -> np.ndarray:
     chip = np.empty(chip_shape, np.uint8)
     if length > 2 * chip.nbytes + INDEX_BYTES:
         raise damaged(folder, shard, f"chip {number} has {length} bytes, more than twice its pixels")
+    content = read_bytes(folder, shard, offset, length)
     try:
-        zstd.decompress(read_bytes(folder, shard, offset, length), chip)
+        zstd.decompress(content, chip)
     except (RuntimeError, ValueError) as error:  # what numcodecs raises for a damaged frame
         raise damaged(folder, shard, f"chip {number} cannot be decompressed ({error})") from error
     chip.flags.writeable = False

@@ -25,7 +25,7 @@ from conftest import (
 )
 from rasterio.windows import Window
 
-from ocmlflow.chips import chip_set, labels, scene_survey
+from ocmlflow.chips import chip_set, labels, scene_survey, zarr_store
 from ocmlflow.chips.scene_survey import SceneSurvey
 from ocmlflow.errors import InputError
 from ocmlflow.scenes import catalog, geobox, raster, resample
@@ -289,6 +289,17 @@ def test_targets_that_are_not_those_written_are_noticed(listed):
     shutil.copyfile(listed / "aaa.zarr/label/c.0.0.0", listed / "kkk.zarr/targets/c.0.0.0")
     with pytest.raises(InputError, match="is damaged: by its hash"):
         read_everything(listed)
+
+
+@pytest.mark.parametrize("file", ["files.json", "chips.json", "index.parquet"])
+def test_a_server_that_is_away_is_not_called_damage(listed, tmp_path, file):
+    def fetch(name: str, first: int, count: int | None) -> bytes:
+        if name == file:
+            raise InputError(f"cannot read {name}: the server is away")
+        return (listed / name).read_bytes()
+
+    with pytest.raises(InputError, match=f"^cannot read {file}: the server is away$"):
+        chip_set.load(zarr_store.RemoteFolder("s3://away/chips", fetch, tmp_path))
 
 
 @pytest.mark.parametrize(
