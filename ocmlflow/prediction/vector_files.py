@@ -30,6 +30,9 @@ COLUMNS = ["id", "scene", "building", "probability", "area_m2", "geometry"]
 BATCH = 2_000
 """Traced footprints that are worked on at a time."""
 
+SPECK = 0.5
+"""A footprint of less than this share of the smallest area stays below it, whatever becomes of its outline."""
+
 
 @dataclass(frozen=True)
 class FootprintTotals:
@@ -62,7 +65,10 @@ def frames(
     equal_area = geobox.equal_area_crs(grid)
     written = outlines.WrittenOutlines()
     split = 0
-    for batch, around in ground_outlines.batches(footprints, size=BATCH):
+    # Most footprints of an unsure network are specks: without their corners, the walls beside them are one line too.
+    least_pixels = SPECK * min_area_m2 / pixel**2
+    large = (footprint for footprint in footprints if footprint.outline.area >= least_pixels)
+    for batch, around in ground_outlines.batches(large, size=BATCH):
         fill = partial(outlines.fill_holes, crs=grid.crs, equal_area=equal_area, min_hole_m2=min_hole_m2)
         filled = fill(ground_outlines.to_ground(batch, around, written, grid, outline=outline))
         frame = _frame(batch, outlines.shorten(filled, tolerance=pixel), scene, grid.crs)

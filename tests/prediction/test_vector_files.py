@@ -7,9 +7,11 @@ from affine import Affine
 from conftest import CRS, TRANSFORM, building, room_for
 from geopandas.testing import assert_geodataframe_equal
 from pyogrio.errors import DataSourceError
+from rasterio.windows import Window
 from scipy import ndimage
 
 from ocmlflow.prediction import ground_outlines, polygonize, vector_files
+from ocmlflow.prediction.polygonize import LabelBlock
 from ocmlflow.scenes import windows
 from ocmlflow.scenes.geobox import GeoBox
 
@@ -169,3 +171,19 @@ def test_an_outline_that_rounding_splits_is_one_polygon_in_every_file(tmp_path, 
     assert found.geom_type == "Polygon"
     assert found.is_valid
     assert found.area == pytest.approx(100, rel=0.01)
+
+
+def test_specks_leave_no_corner_in_the_wall_beside_them():
+    labels = np.zeros((120, 160), np.int32)
+    labels[20:100, 30:130] = 1
+    for number, col in enumerate(range(40, 120, 8), 2):
+        labels[18:20, col : col + 3] = number  # 0.06 m2 each
+    percents = np.full(labels.shape, 80, np.uint8)
+    block = LabelBlock(Window(0, 0, 160, 120), percents, labels)
+    grid = GeoBox(CRS, Affine(0.1, 0, 500_000, 0, -0.1, 620_000), 120, 160)
+    options = {"scene": "one", "outline": "simple", "min_hole_m2": 1}
+    (frame,) = vector_files.frames(polygonize.trace([block]), grid, min_area_m2=2, **options)
+    assert len(frame) == 1
+    assert shapely.get_num_coordinates(frame.geometry.iloc[0]) - 1 == 4
+    (with_specks,) = vector_files.frames(polygonize.trace([block]), grid, min_area_m2=0, **options)
+    assert len(with_specks) == 11
